@@ -11,11 +11,15 @@ Parameter names are nanoGPT's, so GPT-2-shaped checkpoints move in both directio
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+
+# logits that LinearCrossEntropy holds at a time; measured on a 2-core CPU: 512 rows of 4,435 take a third of
+# the plain path's time (a constant of the module: torch.compile can't read one from an autograd.Function)
+CHUNK = 2**21
 
 CHOICES = {
     "pos": ("learned", "rope"),
@@ -67,8 +71,9 @@ class GPTConfig:
         """Raises ValueError for a shape that cannot be built, with both numbers."""
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown, use one of {', '.join(choices)}")
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "mlp_hidden"):
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown, use {' or '.join(choices)}")
+        sizes = "block_size vocab_size n_layer n_head n_embd n_kv_head head_dim mlp_hidden"
+        for name in sizes.split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -88,12 +93,12 @@ class GPTConfig:
     def to_args(self) -> dict:
         """model_args for a checkpoint: nanoGPT's seven keys, and of the others those that differ from their
         defaults, so that nanoGPT can read the checkpoint of a model that it could have built."""
-        args = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {
-            name: value
-            for i, (name, (value, default)) in enumerate(args.items())
-            if i < 7 or value != default
-        }
+        args = {}
+        for i, field in enumerate(fields(self)):
+            value = getattr(self, field.name)
+            if i < 7 or value != field.default:
+                args[field.name] = value
+        return args
 
 
 def norm_layer(config: GPTConfig, width: int) -> nn.Module:
@@ -124,28 +129,26 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
-    The logits of a batch are its largest tensor by far ((B T) x V float32). Here each chunk of them is used while
-    it is still in the processor's cache, for the loss and at once for both gradients, and then dropped; backward
-    only scales. x (N, C), weight (V, C), targets (N,) with -1 ignored; matrices multiply in `dtype`,
-    the loss and weight's gradient add up in float32.
+    The logits of a batch are its largest tensor by far ((B T) x V float32). Here each chunk of them is used
+    while it is still in the processor's cache, for the loss and (if need_grad) at once for both gradients,
+    and then dropped; backward only scales. x (N, C), weight (V, C), targets (N,) with -1 ignored; matrices
+    multiply in `dtype`, the loss and weight's gradient add up in float32.
     """
 
-    CHUNK = 2**21  # logits a chunk; measured on a 2-core CPU: 512 rows of 4,435 take a third of the plain path's time
-
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype):
+    def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
         w = weight.to(dtype)
-        rows = max(128, LinearCrossEntropy.CHUNK // w.size(0))
+        rows = max(128, CHUNK // w.size(0))
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        need_grad = any(ctx.needs_input_grad)
-        if need_grad:
+        if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
             grad_x = torch.empty_like(x)
             grad_w = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, x.size(0), rows):
             chunk = slice(start, start + rows)
             xc = x[chunk].to(dtype)
-            valid = (targets[chunk] >= 0)[:, None]  # (rows, 1)
-            target = targets[chunk].clamp(min=0)[:, None]
+            target = targets[chunk, None]  # (rows, 1)
+            valid = target != -1
+            target = target.masked_fill(~valid, 0)  # only -1: another id out of range is an error in gather
             logits = (xc @ w.t()).float()  # (rows, V)
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
@@ -154,12 +157,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             if need_grad:
                 slope = 1 - (logits / softcap).square() if softcap else None
                 grad = logits.sub_(lse).exp_()  # softmax - one-hot, in the logits' own memory
-                grad.scatter_add_(1, target, torch.full_like(grad[:, :1], -1.0).expand_as(target))
+                grad.scatter_add_(1, target, -torch.ones_like(lse))
                 if slope is not None:
                     grad *= slope
-                grad = (grad * valid if not valid.all() else grad).to(dtype)
-                grad_x[chunk] = grad @ w
-                grad_w += grad.t() @ xc
+                grad = grad.to(dtype)
+                grad_x[chunk] = (grad @ w) * valid
+                grad_w += grad.t() @ (xc * valid)
         if need_grad:
             ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
         return total
@@ -167,7 +170,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad_loss, grad_w * grad_loss, None, None, None
+        return grad_x * grad_loss, grad_w * grad_loss, None, None, None, None
 
 
 class KVCache:
@@ -215,7 +218,8 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
         v = v.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
         if self.qk_norm:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            wide = self.q_norm.weight.dtype  # under autocast: mixed types are a slow path with a warning
+            q, k = self.q_norm(q.to(wide)).to(v.dtype), self.k_norm(k.to(wide)).to(v.dtype)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         mask = None
@@ -277,22 +281,20 @@ class GPT(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        modules = {
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "drop": nn.Dropout(config.dropout),
-            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            "ln_f": norm_layer(config, config.n_embd),
-        }
+        # in nanoGPT's order: the optimizer state of its checkpoints knows parameters by number only
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
-            modules["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        self.transformer = nn.ModuleDict(modules)
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        self.transformer["drop"] = nn.Dropout(config.dropout)
+        self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.transformer["ln_f"] = norm_layer(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
-        self._make_rope()
+        self.make_rope()
         self.init_weights(generator)
 
-    def _make_rope(self) -> None:
+    def make_rope(self) -> None:
         if self.config.pos == "rope":  # derived from the config, so not part of a checkpoint
             cos, sin = rope_table(self.config)
             device = self.lm_head.weight.device
@@ -322,8 +324,11 @@ class GPT(nn.Module):
                 module.reset_parameters()
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Parameters, each tensor once. `non_embedding` leaves out the position table and, where the head is a
-        matrix of its own, the token table: a tied table does the head's work, so it counts (as in nanoGPT)."""
+        """Parameters, each tensor once.
+
+        `non_embedding` leaves out the position table and, where the head is a matrix of its own, the token
+        table: a tied table does the head's work, so it counts (as in nanoGPT).
+        """
         total = sum(p.numel() for p in self.parameters())
         if non_embedding:
             if self.config.pos == "learned":
@@ -345,14 +350,14 @@ class GPT(nn.Module):
 
     def crop_block_size(self, block_size: int) -> None:
         """Shortens the context in place, to fine-tune or sample with less memory."""
-        if block_size > self.config.block_size:
-            raise ValueError(f"cannot grow block_size from {self.config.block_size} to {block_size}, only crop it")
-        self.config.block_size = block_size
+        if not 1 <= block_size <= self.config.block_size:
+            raise ValueError(f"block_size={self.config.block_size} can be cropped, not set to {block_size}")
+        self.config = replace(self.config, block_size=block_size)
         if self.config.pos == "learned":
             wpe = self.transformer.wpe
             wpe.weight = nn.Parameter(wpe.weight[:block_size].detach().clone())
             wpe.num_embeddings = block_size
-        self._make_rope()
+        self.make_rope()
 
     def forward(
         self,
@@ -364,9 +369,9 @@ class GPT(nn.Module):
         """idx (B, T) int64 -> (logits, loss).
 
         With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1
-        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None. With a cache the T
-        positions follow the cache.length that are in it, and are added to it. return_logits=False lets the loss
-        be computed without ever holding all logits; the first result is then None.
+        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None. With a cache the
+        T positions follow the cache.length that are in it, and are added to it. return_logits=False lets the
+        loss be computed without ever holding all logits; the first result is then None.
         Raises ValueError if the positions exceed block_size.
         """
         T, start = idx.size(1), cache.length if cache is not None else 0
@@ -391,10 +396,12 @@ class GPT(nn.Module):
         if device == "cpu" and not return_logits:
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
             rows = x.reshape(-1, x.size(-1))
-            loss = LinearCrossEntropy.apply(rows, self.lm_head.weight, flat, self.config.softcap, dtype)
+            weight, grad = self.lm_head.weight, torch.is_grad_enabled()
+            loss = LinearCrossEntropy.apply(rows, weight, flat, self.config.softcap, dtype, grad)
             return None, loss / count
         logits = self._logits(x)
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), flat, ignore_index=-1, reduction="sum")
+        rows = logits.view(-1, logits.size(-1)).float()
+        loss = F.cross_entropy(rows, flat, ignore_index=-1, reduction="sum")
         return (logits if return_logits else None), loss / count
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -418,9 +425,11 @@ class GPT(nn.Module):
 
         temperature 0 is greedy. vocab_size: draw only ids below it (the model's own may be padded). The model
         sees at most the last block_size ids; when the cache is full its last half is encoded again, so a long
-        text costs one such pass for every block_size / 2 tokens.
+        text costs one such pass for every block_size / 2 tokens. Raises ValueError if T is 0.
         """
         assert not self.training, "call model.eval() first: dropout would change the text"
+        if idx.size(1) == 0:
+            raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
         block_size = self.config.block_size
         cache = KVCache(self.config, idx.size(0), device=idx.device, dtype=self.lm_head.weight.dtype)
         history = new = idx[:, -block_size:]
@@ -434,11 +443,13 @@ class GPT(nn.Module):
             yield new[:, 0]
 
     def generate(self, idx: torch.Tensor, max_new_tokens: int, *args, **kwargs) -> torch.Tensor:
-        """idx (B, T) and max_new_tokens ids drawn behind it, (B, T + max_new_tokens). Arguments as `stream`."""
+        """idx (B, T) and max_new_tokens ids behind it, (B, T + max_new_tokens). Arguments as `stream`."""
         was_training = self.training
         self.eval()
-        new = [ids[:, None] for ids in self.stream(idx, max_new_tokens, *args, **kwargs)]
-        self.train(was_training)
+        try:
+            new = [ids[:, None] for ids in self.stream(idx, max_new_tokens, *args, **kwargs)]
+        finally:
+            self.train(was_training)
         return torch.cat((idx, *new), dim=1)
 
 
@@ -451,18 +462,22 @@ def sample_next(
 ) -> torch.Tensor:
     """Draws one id a row from logits (B, V) float32; returns (B, 1) int64.
 
-    top_k keeps the k largest logits; top_p then keeps the smallest set of ids whose probability reaches p
-    (Holtzman et al. 2019, arXiv:1904.09751), at least one.
+    temperature 0 takes the largest logit. top_k keeps the k largest logits and any that equal the k-th (None
+    or 0: all); top_p then keeps the smallest set of ids whose probability reaches p (Holtzman et al. 2019,
+    arXiv:1904.09751), at least one. Raises ValueError if temperature or top_k is negative.
     """
+    if temperature < 0 or (top_k or 0) < 0:
+        raise ValueError(f"temperature={temperature} and top_k={top_k} must not be negative")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
-    if top_k is not None and top_k < logits.size(-1):
+    if top_k and top_k < logits.size(-1):
         kth = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     probs = F.softmax(logits, dim=-1)
     if top_p is not None and top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the ids before this one already reach p
+        beyond[:, 0] = False
         probs = probs.scatter(1, order, ordered.masked_fill(beyond, 0.0))
     return torch.multinomial(probs, 1, generator=generator)

@@ -1,0 +1,543 @@
+"""Trains a GPT on a dataset folder made by data/<name>/prepare.py.
+
+    python train.py config/train_shakespeare_char.py                      # one GPU, a Mac or a CPU
+    python train.py config/train_shakespeare_char.py --max_minutes=5      # any key can be overridden
+    python train.py config/train_shakespeare_char.py --init_from=resume   # go on where it stopped
+    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+    torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=10.0.0.1 --master_port=1234 train.py ...
+
+`python train.py --help` lists every key.
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+import checkpoint
+from configurator import configure, exit_on_error
+from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
+from distributed import Ranks
+from metrics import Metrics
+from model import GPT, GPTConfig
+from optim import learning_rate_at, load_optimizer, make_optimizer
+
+
+@dataclass
+class TrainConfig:
+    # Output and evaluation
+    out_dir: str = "out"  # folder for ckpt.pt, last.pt and metrics.jsonl
+    eval_interval: int = 2000  # steps between evaluations (each saves a checkpoint)
+    log_interval: int = 1  # steps between lines of log
+    eval_iters: int = 200  # batches of each split an evaluation reads; the whole split where it is smaller
+    eval_only: bool = False  # evaluate once and exit
+    always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
+    save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
+    init_from: str = "scratch"  # 'scratch', 'resume' (from out_dir), or a checkpoint or its folder to fine-tune
+    # Logging elsewhere
+    wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
+    wandb_project: str = "owt"  # its project
+    wandb_run_name: str = "gpt2"  # its name for this run
+    tensorboard_log: bool = False  # log to out_dir/tensorboard (pip install tensorboard)
+    # Data
+    dataset: str = "openwebtext"  # name of a folder under data/, or a path
+    gradient_accumulation_steps: int = 5 * 8  # micro-batches a step, over all processes together
+    batch_size: int = 12  # sequences a micro-batch
+    block_size: int = 1024  # tokens of context
+    # Model
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads
+    n_embd: int = 768  # width of the residual stream
+    dropout: float = 0.0  # probability; 0 for pretraining, try 0.1 or more for fine-tuning and small data
+    bias: bool = False  # biases in linear layers and LayerNorms
+    vocab_size: int | None = None  # ids; None = the dataset's, above 10,000 rounded up to a multiple of 64
+    n_kv_head: int | None = None  # key/value heads; None = n_head, fewer = GQA
+    head_dim: int | None = None  # width of a head; None = n_embd / n_head
+    pos: Literal["learned", "rope"] = "learned"  # positions
+    rope_theta: float = 10000.0  # RoPE's base
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation
+    norm_eps: float = 1e-5  # added to the variance
+    mlp: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"  # activation of the MLP
+    mlp_hidden: int | None = None  # its width; None = 4 n_embd, for swiglu 8/3 n_embd rounded up to 128
+    tie_weights: bool = True  # head and token embedding share one matrix
+    qk_norm: bool = False  # RMSNorm on queries and keys
+    softcap: float = 0.0  # bound on the logits; 0 = off
+    init: Literal["normal", "kaiming"] = "normal"  # fresh weights
+    # Optimizer (AdamW)
+    learning_rate: float = 6e-4  # the highest
+    weight_decay: float = 1e-1  # of matrices; biases and gains are not decayed
+    beta1: float = 0.9  # decay of the gradient's mean
+    beta2: float = 0.95  # decay of its square
+    grad_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
+    # Learning rate schedule
+    decay_lr: bool = True  # False = constant at learning_rate, without warmup
+    schedule: Literal["cosine", "constant"] = "cosine"  # what follows the warmup
+    warmup_iters: int = 2000  # steps of linear warmup
+    lr_decay_iters: int | None = None  # step at which min_lr is reached; None = when the run ends
+    min_lr: float = 6e-5  # the lowest, about learning_rate / 10
+    # Limits: the run ends with whichever comes first
+    max_iters: int = 600000  # steps
+    max_tokens: float | None = None  # training tokens
+    max_epochs: float | None = None  # passes over the training split
+    max_minutes: float | None = None  # wall-clock minutes, evaluations included, over all resumes
+    compute: float | None = None  # 10^12 parameter-tokens: parameters times training tokens
+    # System
+    backend: str = "auto"  # of torch.distributed: 'nccl', 'gloo'; auto = nccl on CUDA
+    device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where native
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
+    seed: int = 1337  # of weights, batches and dropout
+    peak_tflops: float | None = None  # the device's dense peak, for the MFU; None = look the device up
+
+
+MODEL_KEYS = [field.name for field in fields(GPTConfig)]
+MACHINE_KEYS = ("device", "dtype", "compile", "backend", "init_from", "out_dir", "eval_only", "peak_tflops")
+
+# Dense bf16 (V100, T4: fp16) tensor TFLOP/s that accumulate in float32, without sparsity, from the vendors' data
+# sheets; looked up by a part of the device's name, in this order.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148,
+    "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
+    "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    config, explicit = configure(TrainConfig, argv)
+    ranks = Ranks()
+    out_dir = Path(config.out_dir)
+
+    # What to start from: nothing, a run of this folder, or the weights of another
+    state = None
+    if config.init_from == "resume":
+        state = checkpoint.load(checkpoint.find(out_dir, resume=True))
+        take_saved_config(config, explicit, state)
+    elif config.init_from != "scratch":
+        state = checkpoint.load(checkpoint.find(config.init_from))
+    resumed = config.init_from == "resume"
+    validate(config, ranks)
+
+    # The machine, the data, the model
+    device = pick_device(config.device, ranks)
+    dtype = pick_dtype(config.dtype, device)
+    compiled = pick_compile(config.compile, device, ranks)
+    dataset = open_dataset(config.dataset, config.vocab_size)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = make_model(config, explicit, state, dataset, generator)
+    for split in ("train", "val"):
+        windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
+    ranks.start(config.backend, device)
+    say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+    model.to(device)
+    optimizer = make_optimizer(
+        model, config.learning_rate, config.weight_decay, (config.beta1, config.beta2)
+    )
+    # float16's small gradients need scaling; on CUDA and the CPU alike
+    scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
+    iter_num, best_val_loss, run = 0, 1e9, {"seconds": 0.0, "last_eval_iter": -1}
+    if resumed:
+        iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
+        run = {**run, **state.get("run", {})}
+        if "optimizer" in state:
+            load_optimizer(optimizer, state["optimizer"])
+        if state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+    state = None  # frees the loaded file
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+    # Geometry of a step, and when the run ends
+    micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
+    samples = config.gradient_accumulation_steps * config.batch_size  # sequences a step, all processes
+    tokens_per_iter = samples * config.block_size
+    n_params = model.get_num_params(non_embedding=False)
+    limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params)
+    horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
+    schedule = config.schedule if config.decay_lr else "constant"
+    warmup_iters = config.warmup_iters if config.decay_lr else 0
+    peak_flops = peak_flops_of(device, config.peak_tflops)
+    flops_per_iter = model.flops_per_token(config.block_size) * tokens_per_iter
+
+    metrics = None
+    if ranks.is_main and not config.eval_only:
+        metrics = Metrics(out_dir, asdict(config), iter_num, run["last_eval_iter"])
+    raw_model, parameters = model, list(model.parameters())
+    if compiled:
+        say("compiling the model (takes a minute)")
+        model = torch.compile(model)
+    local_model = model  # evaluation needs no wrapper: it has no gradients to average
+    model = ranks.wrap(model, device)
+    say(f"{n_params / 1e6:.2f}M parameters on {device} in {str(dtype).removeprefix('torch.')}, "
+        f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}; "
+        f"{dataset.tokens('train'):,} training tokens, {tokens_per_iter:,} a step; steps {iter_num:,} to {limit:,}")
+
+    def save(name: str, copy_of: str | None = None) -> None:
+        """out_dir/name with everything that the run needs to go on."""
+        check_finite()
+        run["seconds"] = clock()
+        if ranks.is_main:
+            state = {
+                "model": raw_model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "model_args": raw_model.config.to_args(),
+                "iter_num": iter_num,
+                "best_val_loss": best_val_loss,
+                "config": asdict(config),
+                "scaler": scaler.state_dict(),
+                "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
+                "tokenizer": dataset.tokenizer.to_json() if dataset.tokenizer else None,
+                "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
+                "run": dict(run, torch=torch.__version__, world_size=ranks.world_size),
+                "format": checkpoint.FORMAT,
+            }
+            checkpoint.save(out_dir / name, state, out_dir / copy_of if copy_of else None)
+
+    @torch.no_grad()
+    def estimate_loss() -> dict[str, float]:
+        """Mean loss over fixed windows of each split, the same for every call and any number of processes."""
+        model.eval()
+        losses = {}
+        for split in ("train", "val"):
+            windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
+            total, count = torch.zeros((), device=device), 0
+            for first in range(ranks.rank * config.batch_size, len(windows), ranks.world_size * config.batch_size):
+                x, y = eval_batch(dataset, split, windows[first : first + config.batch_size], config.block_size)
+                valid = int((y >= 0).sum())
+                with autocast:
+                    _, loss = local_model(to_device(x), to_device(y), return_logits=False)
+                total += loss * valid
+                count += valid
+            total, count = ranks.sum([total.item(), count])
+            losses[split] = total / count
+        model.train()
+        return losses
+
+    def to_device(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    def load_micro_batch(iter_num: int, micro_step: int):
+        """x, y (batch_size, block_size) of this process: its slice of the step's global batch."""
+        first = iter_num * samples + (micro_step * ranks.world_size + ranks.rank) * config.batch_size
+        index = np.arange(first, first + config.batch_size)
+        x, y = batch(dataset, "train", config.seed, index, config.block_size)
+        return to_device(x), to_device(y), int((y >= 0).sum())
+
+    def clock() -> float:
+        """Seconds of training so far, over all resumes."""
+        return time_before + time.perf_counter() - start_time
+
+    def check_finite() -> None:
+        """Stops all processes, before anything is saved, if a loss was not a finite number."""
+        if ranks.max(bad_iter.item()):
+            raise FloatingPointError(
+                f"the loss of iter {int(ranks.max(bad_iter.item())) - 1} is not a finite number; "
+                f"the last good checkpoint in {out_dir} is kept: go on from it with a lower learning_rate"
+            )
+
+    # The loop
+    stop = StopSignals()
+    prefetch = ThreadPoolExecutor(1)
+    next_batch = prefetch.submit(load_micro_batch, iter_num, 0)
+    bad_iter = torch.zeros((), dtype=torch.int64, device=device)  # 1 + the first step whose loss was not finite
+    time_before, start_time = run["seconds"], time.perf_counter()
+    elapsed, stop_signal = time_before, 0
+    interval_start, interval_iters = start_time, 0
+    saved_iter = iter_num if resumed else -1
+    model.train()
+    try:
+        while True:
+            # Evaluate and save, as often as asked, and when all is done
+            finished = iter_num >= limit or (config.max_minutes is not None and elapsed >= 60 * config.max_minutes)
+            due = iter_num % config.eval_interval == 0 and run["last_eval_iter"] != iter_num
+            if stop_signal or (finished and not due and saved_iter != iter_num and not config.eval_only):
+                # the state of an undisturbed run: what is evaluated below only because of the end is not in it
+                save("last.pt")
+                saved_iter = iter_num
+            if stop_signal:
+                say(f"stopped by {signal.Signals(stop_signal).name} after {iter_num} steps; "
+                    f"go on with --init_from=resume")
+                return 128 + stop_signal
+            if due or config.eval_only or (finished and run["last_eval_iter"] != iter_num):
+                eval_start = time.perf_counter()
+                losses = estimate_loss()
+                bits_per_byte = to_bits_per_byte(losses["val"], dataset)
+                say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
+                    + (f", {bits_per_byte:.4f} bits per byte" if bits_per_byte else ""))
+                if config.eval_only:
+                    return 0
+                run["last_eval_iter"] = iter_num
+                if metrics:
+                    metrics.write({
+                        "kind": "eval", "iter": iter_num, "train_loss": losses["train"], "val_loss": losses["val"],
+                        "bits_per_byte": bits_per_byte, "tokens": iter_num * tokens_per_iter,
+                        "seconds": clock(),
+                    })  # fmt: skip
+                better = losses["val"] < best_val_loss
+                best_val_loss = min(best_val_loss, losses["val"])
+                if iter_num > 0:
+                    wanted = better or config.always_save_checkpoint
+                    if wanted:
+                        say(f"saving checkpoint to {out_dir}")
+                        save("ckpt.pt")
+                    if due:
+                        save("last.pt", copy_of="ckpt.pt" if wanted else None)
+                        saved_iter = iter_num
+                interval_start += time.perf_counter() - eval_start
+            if finished:
+                break
+
+            # One step: forward and backward over this process's share of the global batch
+            lr = learning_rate_at(
+                iter_num, horizon, config.learning_rate, config.min_lr, warmup_iters, schedule,
+                elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0,
+            )  # fmt: skip
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            if config.dropout:  # dropout of a step depends on seed, step and rank alone, so a resume repeats it
+                torch.manual_seed((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank)
+            loss_sum, valid = torch.zeros((), device=device), 0
+            for micro_step in range(micro_steps):
+                last = micro_step == micro_steps - 1
+                x, y, n = next_batch.result()
+                following = (iter_num + 1, 0) if last else (iter_num, micro_step + 1)
+                next_batch = prefetch.submit(load_micro_batch, *following)
+                if ranks.world_size > 1:
+                    model.require_backward_grad_sync = last  # gradients travel once a step; DDP reads it in forward
+                with autocast:
+                    _, loss = model(x, y, return_logits=False)
+                # a sum over tokens, divided by the tokens a full batch has for each process; DDP averages processes
+                scaler.scale(loss * (n / (micro_steps * config.batch_size * config.block_size))).backward()
+                loss_sum += loss.detach() * n
+                valid += n
+            # one small message a step: everybody's valid targets, signals, and the main process's clock
+            valid, interrupts, terminations, elapsed = ranks.sum([
+                valid, stop.signal == signal.SIGINT, stop.signal == signal.SIGTERM,
+                clock() if ranks.is_main else 0.0,
+            ])  # fmt: skip
+            stop_signal = signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
+            bad_iter = torch.where((bad_iter == 0) & ~torch.isfinite(loss_sum), iter_num + 1, bad_iter)
+
+            # Update
+            scaler.unscale_(optimizer)
+            if valid != tokens_per_iter:  # some targets are ignored: the mean is over the others
+                for parameter in parameters:
+                    parameter.grad *= tokens_per_iter / max(1, valid)
+            grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            if config.grad_clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            interval_iters += 1
+
+            # Log: only here does the host wait for the device
+            if iter_num % config.log_interval == 0:
+                check_finite()
+                loss_mean = ranks.sum([loss_sum.item()])[0] / max(1, valid)
+                now = time.perf_counter()
+                dt = (now - interval_start) / interval_iters
+                interval_start, interval_iters = now, 0
+                mfu = flops_per_iter / dt / (peak_flops * ranks.world_size) if peak_flops else None
+                say(f"iter {iter_num}: loss {loss_mean:.4f}, time {dt * 1000:.2f}ms, "
+                    + (f"mfu {mfu * 100:.2f}%, " if mfu else "")
+                    + f"tok/s {tokens_per_iter / dt:,.0f}, lr {lr:.2e}, grad_norm {grad_norm:.3f}, "
+                    f"eta {eta(config, limit - iter_num - 1, dt, elapsed)}")
+                if metrics:
+                    metrics.write({
+                        "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
+                        "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,
+                        "tokens": (iter_num + 1) * tokens_per_iter, "seconds": elapsed, "time_ms": dt * 1000,
+                        "tokens_per_second": tokens_per_iter / dt, "mfu": mfu,
+                    })  # fmt: skip
+            iter_num += 1
+            if config.save_interval and iter_num % config.save_interval == 0 and iter_num % config.eval_interval:
+                save("last.pt")
+                saved_iter = iter_num
+    except FloatingPointError as error:
+        say(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        prefetch.shutdown(cancel_futures=True)
+        if metrics:
+            metrics.close()
+        ranks.stop()
+    say(f"done: {iter_num} steps, {iter_num * tokens_per_iter:,} tokens, best val loss {best_val_loss:.4f}, "
+        f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}")
+    return 0
+
+
+def validate(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises ValueError with every setting that cannot work, in one line."""
+    problems = []
+    for key in ("eval_interval", "log_interval", "eval_iters", "gradient_accumulation_steps", "batch_size"):
+        if getattr(config, key) < 1:
+            problems.append(f"{key}={getattr(config, key)} must be at least 1")
+    for key in ("max_iters", "warmup_iters", "save_interval", "learning_rate", "weight_decay", "grad_clip", "min_lr"):
+        if getattr(config, key) < 0:
+            problems.append(f"{key}={getattr(config, key)} must not be negative")
+    for key in ("max_tokens", "max_epochs", "max_minutes", "compute", "peak_tflops", "lr_decay_iters"):
+        if getattr(config, key) is not None and getattr(config, key) <= 0:
+            problems.append(f"{key}={getattr(config, key)} must be positive, or None")
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(config, key) < 1:
+            problems.append(f"{key}={getattr(config, key)} must be at least 0 and below 1")
+    steps, processes = config.gradient_accumulation_steps, ranks.world_size
+    if steps % processes:
+        problems.append(f"gradient_accumulation_steps={steps} counts the micro-batches of all processes and cannot be "
+                        f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def take_saved_config(config: TrainConfig, explicit: set[str], state: dict) -> None:
+    """A resumed run keeps the settings it had, except those given anew and those that belong to the machine."""
+    ours = "format" in state
+    for key, value in state.get("config", {}).items():
+        if key in asdict(config) and key not in explicit and (ours or key != "lr_decay_iters"):
+            if key not in MACHINE_KEYS or (ours and key == "dtype"):
+                setattr(config, key, value)
+
+
+def pick_device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this process. Raises ValueError if it is not there."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is unknown: use auto, cuda, cuda:1, mps or cpu") from None
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = ranks.local_rank if ranks.under_torchrun else device.index or 0
+        if index >= found:
+            raise ValueError(f"device={name}: GPU {index} was asked for, PyTorch finds {found}: "
+                             "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps was asked for, but this is no Mac with a GPU: use --device=auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere."""
+    if name == "float16" and device.type == "mps":
+        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.bfloat16 if native else torch.float32
+
+
+def pick_compile(wanted: bool | str, device: torch.device, ranks: Ranks) -> bool:
+    """auto: on CUDA only, since on a CPU it was measured to gain nothing. Off, with a note, where it cannot work."""
+    if not wanted or (wanted == "auto" and device.type != "cuda"):
+        return False
+    missing = None
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "the package triton"
+    elif device.type != "cuda" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        missing = "a C++ compiler"
+    if missing and ranks.is_main:
+        print(f"note: torch.compile needs {missing}, going on without it", file=sys.stderr)
+    return missing is None
+
+
+def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
+               generator: torch.Generator) -> GPT:
+    """A fresh model, or the one in `state`. Raises ValueError if dataset or settings do not fit that one."""
+    vocab_size = config.vocab_size or dataset.vocab_size
+    if state is None:
+        if config.vocab_size is None and vocab_size > 10_000:  # a multiple of 64 multiplies faster
+            vocab_size = 64 * math.ceil(vocab_size / 64)
+        shape = {key: getattr(config, key) for key in MODEL_KEYS}
+        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
+    resumed = config.init_from == "resume"
+    model = checkpoint.build_model(state, dropout=config.dropout)
+    for key in MODEL_KEYS:
+        saved, wanted = getattr(model.config, key), getattr(config, key)
+        if key in explicit and wanted != saved and key not in ("dropout", "init"):
+            if key == "block_size" and not resumed:
+                model.crop_block_size(config.block_size)
+            else:
+                raise ValueError(f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: "
+                                 f"leave {key} out, or train from scratch in another out_dir")
+        setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
+    ours, theirs = dataset.tokenizer and dataset.tokenizer.to_json(), state.get("tokenizer")
+    padded = 64 * math.ceil(dataset.vocab_size / 64)
+    if (ours and theirs and ours != theirs) or model.config.vocab_size not in (dataset.vocab_size, padded):
+        raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
+                         f"(vocabulary {model.config.vocab_size}): its ids stand for other text; use the dataset "
+                         "that the model was trained on, or prepare one with the same tokenizer")
+    return model
+
+
+def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_params: int) -> int:
+    """Steps until the first limit other than time is reached."""
+    tokens = [
+        config.max_tokens,
+        config.max_epochs and config.max_epochs * train_tokens,
+        config.compute and config.compute * 1e12 / n_params,
+    ]
+    return min([config.max_iters, *(math.ceil(t / tokens_per_iter) for t in tokens if t is not None)])
+
+
+def peak_flops_of(device: torch.device, override: float | None) -> float | None:
+    """Dense FLOP/s of the device; None where it is unknown, and then no MFU is reported."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    known = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return (override or known) and (override or known) * 1e12
+
+
+def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:
+    """Nats a token of the validation split -> bits a byte of its text; None if the dataset does not say."""
+    n_bytes = dataset.bytes("val")
+    return loss * dataset.tokens("val") / (math.log(2) * n_bytes) if n_bytes else None
+
+
+def eta(config: TrainConfig, steps: int, seconds_per_step: float, elapsed: float) -> str:
+    """Time until the run ends, as h:mm:ss."""
+    seconds = steps * seconds_per_step
+    if config.max_minutes is not None:
+        seconds = min(seconds, 60 * config.max_minutes - elapsed)
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+class StopSignals:
+    """Remembers a SIGINT or SIGTERM, so that the loop can finish its step and save. A second Ctrl-C, at least a
+    second later (torchrun passes one on twice), stops at once."""
+
+    def __init__(self) -> None:
+        self.signal, self.time = 0, 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.catch)
+
+    def catch(self, number: int, _frame) -> None:
+        if self.signal and number == signal.SIGINT and time.monotonic() - self.time > 1:
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self.time = number, time.monotonic()
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
