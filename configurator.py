@@ -1,0 +1,229 @@
+"""A dataclass of settings, config files and --key=value arguments -> one typed config.
+
+    config, explicit = configure(TrainConfig, sys.argv[1:])
+
+    python train.py config/x.py --max_iters=100 --compile      later wins; a bare --flag means True
+    python train.py --help                                     every key with default, type and meaning
+
+A config file is plain Python that assigns to keys (`batch_size = 64`). The current value of every key is in
+its scope, so `lr_decay_iters = max_iters` works. Imports, functions, classes and names that start with an
+underscore are the file's own business; any other name must be a key.
+
+The dataclass documents itself: the comment at the end of a field's line is the field's description (a comment
+line that is indented deeper continues it), and a comment line at the fields' own indent heads a group.
+Field types may be int, float, bool, str, None, Literal[...] and unions of these.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import io
+import os
+import reprlib
+import shutil
+import sys
+import textwrap
+import tokenize
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from numbers import Integral, Real
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+BOOL_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
+    """Return (an instance of the dataclass `cls`, the names of the fields that `argv` or a file in it set).
+
+    The items of argv are applied in order: `path/to/file.py`, `--key=value` or, for a bool, `--key`.
+    What a file assigns is explicit even where it equals the default. `--help` or `-h` prints the keys and
+    raises SystemExit(0). Every field of `cls` needs a default that is a plain value.
+    Raises ValueError for everything a user can get wrong; all unknown keys and wrong values in one message.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(help_text(cls))
+        raise SystemExit(0)
+    kinds = get_type_hints(cls)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    values, explicit, problems = dict(defaults), set(), []
+    for item, following in zip(argv, [*argv, ""][1:], strict=True):
+        is_text = item.startswith("-")
+        for where, key, value in [read_option(item, following, kinds)] if is_text else run_file(item, values):
+            if key not in defaults:
+                nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
+                hint = "" if is_text else " (the name of a helper variable starts with _)"
+                problems.append(f"{where}: unknown key {key!r}, the nearest is {nearest!r}{hint}")
+                continue
+            try:
+                values[key] = convert(value, kinds[key], is_text)
+                explicit.add(key)
+            except (ValueError, OverflowError):
+                expected = f"{kind_name(kinds[key])} (default {defaults[key]!r})"
+                problems.append(f"{where}: {key} must be {expected}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return cls(**values), explicit
+
+
+def read_option(item: str, following: str, kinds: dict[str, Any]) -> tuple[str, str, str]:
+    """One `--key=value` or `--flag` -> (where, key, text); `following` is the next item."""
+    key, equals, value = item.lstrip("-").partition("=")
+    where = f"command line: {item}"
+    if not item.startswith("--"):
+        raise ValueError(f"{where}: options start with two dashes, type -{item}")
+    if equals:
+        return where, key, value
+    kind = kinds.get(key)
+    is_flag = any(part is bool or part is True for part in (kind, *get_args(kind)))
+    is_value = following.lower() in BOOL_WORDS if is_flag else following and not following.startswith("--")
+    if is_value and not following.endswith(".py"):
+        raise ValueError(f"{where} {following}: key and value are one word, type {item}={following}")
+    if key in kinds and not is_flag:
+        raise ValueError(f"{where}: no value, type {item}=VALUE; it must be {kind_name(kind)}")
+    return where, key, "True"
+
+
+class Namespace(dict):
+    """The globals of a config file; `lines` has the line of the last assignment to each name."""
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.lines: dict[str, int] = {}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.lines[name] = sys._getframe(1).f_lineno
+
+
+def run_file(path: str, values: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """Execute a config file with `values` in scope -> (where, key, value) of everything it assigned."""
+    if not Path(path).is_file():
+        raise ValueError(missing_file(path))
+    scope = Namespace(values | {"__name__": "__config__", "__file__": path})
+    try:
+        tree = ast.parse(Path(path).read_bytes(), path)
+        exec(compile(tree, path, "exec"), scope)
+    except Exception as err:
+        lines = [frame.lineno for frame in traceback.extract_tb(err.__traceback__) if frame.filename == path]
+        line = lines[-1] if lines else getattr(err, "lineno", None) or 1
+        raise ValueError(f"{path}:{line}: {type(err).__name__}: {err}") from err
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+    assigned = []
+    for name, value in scope.items():
+        # `global name` in a function and globals().update() bypass __setitem__: there the value has to tell
+        is_set = name in scope.lines or value is not values.get(name)
+        is_helper = name in imported or callable(value) or isinstance(value, ModuleType)
+        if is_set and not name.startswith("_") and (name in values or not is_helper):
+            assigned.append((scope.lines.get(name, 1), name, value))
+    assigned.sort(key=lambda row: row[0])
+    return [(f"{path}:{line}: {name} = {reprlib.repr(value)}", name, value) for line, name, value in assigned]
+
+
+def convert(value: Any, kind: Any, is_text: bool) -> Any:
+    """`value` as a plain Python value of type `kind`, or ValueError. is_text: it was typed as --key=value."""
+    if get_origin(kind) in (Union, UnionType):
+        # None goes only by its own name and so is tried first; str takes any text and so is tried last
+        for member in sorted(get_args(kind), key=lambda member: (member is str, member is not NoneType)):
+            with suppress(ValueError, OverflowError):
+                return convert(value, member, is_text)
+    elif get_origin(kind) is Literal:
+        for choice in get_args(kind):
+            with suppress(ValueError, OverflowError):
+                if convert(value, type(choice), is_text) == choice:
+                    return choice
+    elif kind is NoneType:
+        if value is None or is_text and value in ("None", "none"):
+            return None
+    elif kind is bool:
+        if (is_text or isinstance(value, int)) and str(value).lower() in BOOL_WORDS:
+            return BOOL_WORDS[str(value).lower()]
+    elif kind is str:
+        if isinstance(value, str):
+            return str(value)
+    elif is_text:
+        try:
+            return convert(int(value), kind, False)
+        except ValueError:
+            return convert(float(value), kind, False)
+    # the numbers' abstract types let numpy scalars in; a checkpoint must hold plain ones
+    elif kind is int and not isinstance(value, bool):
+        if isinstance(value, Integral) or isinstance(value, Real) and float(value).is_integer():
+            return int(value)
+    elif kind is float and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError
+
+
+def kind_name(kind: Any) -> str:
+    """int -> 'int', Literal['a', 'b'] -> 'one of a, b', int | None -> 'int or None'."""
+    if get_origin(kind) is Literal:
+        return "one of " * (len(get_args(kind)) > 1) + ", ".join(map(str, get_args(kind)))
+    return " or ".join(map(kind_name, get_args(kind))) or ("None" if kind is NoneType else kind.__name__)
+
+
+def missing_file(path: str) -> str:
+    if "=" in path:
+        return f"command line: {path}: options start with two dashes, type --{path}"
+    known = {file.stem: file.as_posix() for file in sorted(Path("config").glob("*.py"))}
+    close = [known[stem] for stem in difflib.get_close_matches(Path(path).stem, known, cutoff=0.5)]
+    hint = "nearest: " + ", ".join(close) if close else "options are written --key=value"
+    return f"command line: {path or repr(path)}: no such config file; {hint}"
+
+
+def help_text(cls: type) -> str:
+    """The first two paragraphs of the docstring of cls's module, then every key by group."""
+    kinds, described = get_type_hints(cls), describe(cls)
+    lines = ["\n\n".join((sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[:2])]
+    width = max(80, shutil.get_terminal_size((110, 24)).columns - 1)
+    group = None
+    for field in dataclasses.fields(cls):
+        heading, comment = described.get(field.name, ("", ""))
+        if heading != group:
+            lines += ["", heading]
+            group = heading
+        is_plain = isinstance(field.default, str) and field.default.isprintable()
+        left = f"  --{field.name}={field.default if is_plain else repr(field.default)}"
+        text = f"{kind_name(kinds[field.name])}; {comment}".rstrip("; ")
+        lines.append(textwrap.fill(f"{left:<36}  {text}", width, subsequent_indent=" " * 38))
+    return "\n".join(lines)
+
+
+def describe(cls: type) -> dict[str, tuple[str, str]]:
+    """{field: (heading of its group, description)}, read from the comments in the source of `cls`."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [(*t.start, t.string.lstrip("# ")) for t in tokens if t.type == tokenize.COMMENT]
+    body = ast.parse(source).body[0].body
+    indent, lines = body[0].col_offset, [0, *(node.lineno for node in body), sys.maxsize]
+    described, heading = {}, ""
+    for node, start, stop in zip([None, *body], lines[:-1], lines[1:], strict=True):
+        found = [(column, text) for line, column, text in comments if start <= line < stop]
+        if isinstance(node, ast.AnnAssign):
+            described[node.target.id] = heading, " ".join(text for column, text in found if column > indent)
+        heading = " ".join(text for column, text in found if column == indent) or heading
+    return described
+
+
+def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run main(sys.argv[1:]) and exit with what it returns (None is 0).
+
+    A ValueError becomes its message on one line of stderr and exit status 2, Ctrl-C becomes a silent 130.
+    TRACEBACK=1 in the environment shows the traceback too. Of several ranks only rank 0 prints.
+    """
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    except ValueError as err:
+        status = 2
+        if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("TRACEBACK") == "1":
+                traceback.print_exc()
+            message = " ".join(line.strip() for line in str(err).splitlines())
+            print(f"error: {message or type(err).__name__}", file=sys.stderr)
+    sys.exit(status)
