@@ -1,4 +1,4 @@
-"""plot.py: the records of a run are read as they count, and drawn where they belong."""
+"""plot.py: the losses of a run are drawn where they belong."""
 
 import json
 
@@ -33,37 +33,26 @@ def write(tmp_path):
 RUN = [evaluation(0, 4.0), *(train(n, 4 - n / 10) for n in range(0, 20, 2)), evaluation(20, 2.5)]
 
 
-def test_log_of_a_resumed_run_reads_like_that_of_an_uninterrupted_one(write):
-    lost = [train(n, 9.0) for n in range(12, 30, 2)] + [evaluation(20, 9.0)]
-    before, after = [r for r in RUN if r["iter"] < 12], [r for r in RUN if r["iter"] >= 12]
-    whole, resumed = write("a", RUN), write("b", before + lost + after)
-    assert plot.read_metrics(resumed) == plot.read_metrics(whole)
-
-
-CUT = '{"kind": "train", "it'
-
-
-@pytest.mark.parametrize("tail", [CUT, CUT + '{"kind": "train", "iter": 20}\n', "17\n", "{}\n"])
-def test_line_that_is_no_record_is_left_out_with_a_warning(write, tail, capsys):
-    assert plot.read_metrics(write("a", RUN, tail)) == plot.read_metrics(write("b", RUN))
-    assert f"metrics.jsonl:{len(RUN) + 1}:" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("x, scale", [("iter", 1), ("tokens", 100), ("seconds", 0.5)])
-def test_lines_hold_the_recorded_losses_and_runs_differ_in_colour(write, x, scale):
-    folders = [write("a", RUN), write("b", RUN[:-1])]
-    axes = plot.draw({folder: plot.read_metrics(folder) for folder in folders}, x).axes[0]
+def test_lines_hold_the_recorded_losses_and_runs_differ_in_colour(x, scale):
+    axes = plot.draw({"a": RUN, "b": RUN[:-1]}, x).axes[0]
     drawn = [line.get_xydata().tolist() for line in axes.lines]
     losses = [[r["iter"] * scale, r["loss"]] for r in RUN if r["kind"] == "train"]
     assert drawn == [losses, [[0, 4.0], [20 * scale, 2.5]], losses, [[0, 4.0]]]
     colours = [line.get_color() for line in axes.lines]
     assert colours[0] == colours[1] != colours[2] == colours[3]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        f"{folder} {part}" for folder in folders for part in ("train", "val")]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["a train", "a val", "b train", "b val"]
+
+
+def test_record_without_the_wanted_number_is_passed_over():
+    records = [{"kind": "train", "iter": 0, "loss": 3.0}, train(1, 2.5), {"kind": "eval", "iter": 1, "tokens": 1}]
+    axes = plot.draw({"a": records}, "tokens").axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[100, 2.5]]]
 
 
 def test_picture_is_written_where_the_printed_path_says(write, capsys, tmp_path):
-    folder = write("a", RUN)
+    folder = write("a", RUN, tail='{"kind": "train", "it')  # the last line was cut short by a kill
     plot.main([folder])
     plot.main([f"--output={tmp_path / 'p.svg'}", folder, "--x=tokens"])
     png, svg = capsys.readouterr().out.splitlines()
@@ -76,11 +65,13 @@ def test_picture_is_written_where_the_printed_path_says(write, capsys, tmp_path)
 
 def test_wrong_input_is_one_message_and_writes_no_picture(write, tmp_path):
     good, empty, bare = write("good", RUN), write("empty", []), write("bare", [{"kind": "train", "iter": 0}])
+    short = write("short", [{"kind": "train", "iter": 0, "loss": 3.0}])
     for argv, message in [
         ([], "OUT_DIR"),
-        ([str(tmp_path / "none")], "none"),
-        ([empty], "no records"),
-        ([bare], "no 'iter' or no 'loss'"),
+        ([str(tmp_path / "none")], "none: no metrics.jsonl"),
+        ([empty], "empty: no metrics.jsonl, or no loss"),
+        ([good, bare], "bare: no metrics.jsonl, or no loss"),
+        ([good, short, "--x=tokens"], "short: .*'tokens'"),
         ([good, "--x=lr"], "iter, tokens, seconds"),
         ([good, f"--output={tmp_path / 'no' / 'p.png'}"], "no folder"),
         ([good, f"--output={tmp_path / 'p.xyz'}"], "xyz"),
