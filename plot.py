@@ -35,7 +35,7 @@ def draw(runs: dict[str, list[dict]], x: str) -> Figure:
     ]
     for number, (folder, records) in enumerate(runs.items()):
         if not any(x in record and record.keys() & {"loss", "val_loss"} for record in records):
-            raise ValueError(f"{folder}: no metrics.jsonl, or no loss with {x!r} in it; expected a run's out_dir")
+            raise ValueError(f"{folder}: no metrics.jsonl, or no loss with {x!r} in it; expected an out_dir")
         for split, y, style in styles:
             points = [(record[x], record[y]) for record in records if x in record and y in record]
             axes.plot(*zip(*points, strict=True), color=f"C{number}", label=f"{folder} {split}", **style)

@@ -46,7 +46,8 @@ def test_lines_hold_the_recorded_losses_and_runs_differ_in_colour(x, scale):
 
 
 def test_record_without_the_wanted_number_is_passed_over():
-    records = [{"kind": "train", "iter": 0, "loss": 3.0}, train(1, 2.5), {"kind": "eval", "iter": 1, "tokens": 1}]
+    without_tokens, without_loss = {"kind": "train", "iter": 0, "loss": 3.0}, record("eval", 1)
+    records = [without_tokens, train(1, 2.5), without_loss]
     axes = plot.draw({"a": records}, "tokens").axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[100, 2.5]]]
 
