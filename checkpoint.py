@@ -51,15 +51,16 @@ def load(path: str | Path) -> dict:
     of a newer format, or lacks what a checkpoint needs.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path} does not exist: train first, or point --out_dir / --init_from at one")
     try:
         # nanoGPT on torch < 2.6 could write the legacy format, which cannot be mapped
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} ({path.stat().st_size:,} bytes) cannot be read, it is damaged or "
-                         f"not a checkpoint of plain tensors: {reason[:200]}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
+        raise ValueError(
+            f"checkpoint {path} ({path.stat().st_size:,} bytes) cannot be read: it is damaged, or holds more than "
+            f"tensors and plain values ({reason.split('. Please use')[0][:150]})"
+        ) from error
     if not isinstance(state, dict) or not {"model", "model_args"} <= state.keys():
         keys = f"keys {sorted(map(str, state))[:8]}" if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is no GPT checkpoint: found {keys}, expected model, model_args, …")
@@ -80,11 +81,12 @@ def find(path: str | Path, resume: bool = False) -> Path:
     (last.pt if equal).
     """
     path = Path(path)
-    if not path.is_dir():
+    if path.is_file():
         return path
     files = [f for f in (path / "ckpt.pt", path / "last.pt") if f.exists()]
     if not files:
-        raise ValueError(f"no ckpt.pt or last.pt in {path}{os.sep}: train with --out_dir={path} first")
+        raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; "
+                         f"train with --out_dir={path} first, or name another")
     return max(reversed(files), key=lambda f: load(f).get("iter_num", 0)) if resume else files[0]
 
 

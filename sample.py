@@ -19,8 +19,7 @@ import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
 from data.tokenizer import IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
-from train import pick_compile, pick_device
-from distributed import Ranks
+from device import pick_compile, pick_device
 
 
 @dataclass
@@ -45,7 +44,7 @@ class SampleConfig:
 def main(argv: list[str]) -> None:
     config, _ = configure(SampleConfig, argv)
     validate(config)
-    device = pick_device(config.device, Ranks())
+    device = pick_device(config.device)
     path = checkpoint.find(config.out_dir if config.init_from == "resume" else config.init_from)
     state = checkpoint.load(path)
     tokenizer = find_tokenizer(state)
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
     ids = encode_prompt(tokenizer, prompt)
     model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config.dtype, device)).eval()
     del state
-    if config.compile is True and pick_compile(True, device, Ranks()):
+    if config.compile is True and pick_compile(True, device):
         model.forward = torch.compile(model.forward, dynamic=True)
     if hasattr(sys.stdout, "reconfigure"):  # Windows consoles may be set to an encoding without Chinese
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")

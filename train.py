@@ -9,10 +9,7 @@
 `python train.py --help` lists every key.
 """
 
-import importlib.util
 import math
-import os
-import shutil
 import signal
 import sys
 import time
@@ -29,6 +26,7 @@ import torch
 import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
+from device import peak_flops_of, pick_compile, pick_device, pick_dtype
 from distributed import Ranks
 from metrics import Metrics
 from model import GPT, GPTConfig
@@ -105,13 +103,6 @@ class TrainConfig:
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
 MACHINE_KEYS = ("device", "dtype", "compile", "backend", "init_from", "out_dir", "eval_only", "peak_tflops")
 
-# Dense bf16 (V100, T4: fp16) tensor TFLOP/s that accumulate in float32, without sparsity, from the vendors' data
-# sheets; looked up by a part of the device's name, in this order.
-PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148,
-    "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
-    "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
-}  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -130,9 +121,9 @@ def main(argv: list[str]) -> int:
     validate(config, ranks)
 
     # The machine, the data, the model
-    device = pick_device(config.device, ranks)
+    device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
     dtype = pick_dtype(config.dtype, device)
-    compiled = pick_compile(config.compile, device, ranks)
+    compiled = pick_compile(config.compile, device)
     dataset = open_dataset(config.dataset, config.vocab_size)
     generator = torch.Generator().manual_seed(config.seed)
     model = make_model(config, explicit, state, dataset, generator)
@@ -201,7 +192,7 @@ def main(argv: list[str]) -> int:
                 "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
                 "tokenizer": dataset.tokenizer.to_json() if dataset.tokenizer else None,
                 "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
-                "run": dict(run, torch=torch.__version__, world_size=ranks.world_size),
+                "run": dict(run, torch=str(torch.__version__), world_size=ranks.world_size),
                 "format": checkpoint.FORMAT,
             }
             checkpoint.save(out_dir / name, state, out_dir / copy_of if copy_of else None)
@@ -289,7 +280,7 @@ def main(argv: list[str]) -> int:
                     })  # fmt: skip
                 better = losses["val"] < best_val_loss
                 best_val_loss = min(best_val_loss, losses["val"])
-                if iter_num > 0:
+                if iter_num > 0 or finished:
                     wanted = better or config.always_save_checkpoint
                     if wanted:
                         say(f"saving checkpoint to {out_dir}")
@@ -413,55 +404,6 @@ def take_saved_config(config: TrainConfig, explicit: set[str], state: dict) -> N
                 setattr(config, key, value)
 
 
-def pick_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this process. Raises ValueError if it is not there."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name} is unknown: use auto, cuda, cuda:1, mps or cpu") from None
-    if device.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = ranks.local_rank if ranks.under_torchrun else device.index or 0
-        if index >= found:
-            raise ValueError(f"device={name}: GPU {index} was asked for, PyTorch finds {found}: "
-                             "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch")
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps was asked for, but this is no Mac with a GPU: use --device=auto")
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere."""
-    if name == "float16" and device.type == "mps":
-        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return torch.bfloat16 if native else torch.float32
-
-
-def pick_compile(wanted: bool | str, device: torch.device, ranks: Ranks) -> bool:
-    """auto: on CUDA only, since on a CPU it was measured to gain nothing. Off, with a note, where it cannot work."""
-    if not wanted or (wanted == "auto" and device.type != "cuda"):
-        return False
-    missing = None
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        missing = "the package triton"
-    elif device.type != "cuda" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
-        missing = "a C++ compiler"
-    if missing and ranks.is_main:
-        print(f"note: torch.compile needs {missing}, going on without it", file=sys.stderr)
-    return missing is None
-
-
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
                generator: torch.Generator) -> GPT:
     """A fresh model, or the one in `state`. Raises ValueError if dataset or settings do not fit that one."""
@@ -499,13 +441,6 @@ def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_
         config.compute and config.compute * 1e12 / n_params,
     ]
     return min([config.max_iters, *(math.ceil(t / tokens_per_iter) for t in tokens if t is not None)])
-
-
-def peak_flops_of(device: torch.device, override: float | None) -> float | None:
-    """Dense FLOP/s of the device; None where it is unknown, and then no MFU is reported."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
-    return (override or known) and (override or known) * 1e12
 
 
 def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:

@@ -1,0 +1,75 @@
+"""What a run computes on: device, number format, torch.compile, and the device's peak speed.
+
+All are settled once, after every override is known; 'auto' takes the best that the machine has.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+
+import torch
+
+# Dense bf16 (V100, T4: fp16) tensor TFLOP/s that accumulate in float32, without sparsity, from the vendors' data
+# sheets; looked up by a part of the device's name, in this order.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148,
+    "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
+    "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
+}  # fmt: skip
+
+
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device of this process: under torchrun, GPU number local_rank. Raises ValueError if it is not there."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name} is unknown: use auto, cuda, cuda:1, mps or cpu") from None
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = local_rank if local_rank is not None else device.index or 0
+        if index >= found:
+            raise ValueError(f"device={name}: GPU {index} was asked for, PyTorch finds {found}: "
+                             "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device=mps was asked for, but this is no Mac with a GPU: use --device=auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere."""
+    if name == "float16" and device.type == "mps":
+        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return torch.bfloat16 if native else torch.float32
+
+
+def pick_compile(wanted: bool | str, device: torch.device) -> bool:
+    """auto: on CUDA only, since on a CPU it was measured to gain nothing. Off, with a note, where it cannot work."""
+    if not wanted or (wanted == "auto" and device.type != "cuda"):
+        return False
+    missing = None
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "the package triton"
+    elif device.type != "cuda" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        missing = "a C++ compiler"
+    if missing:
+        print(f"note: torch.compile needs {missing}, going on without it", file=sys.stderr)
+    return missing is None
+
+
+def peak_flops_of(device: torch.device, override: float | None) -> float | None:
+    """Dense FLOP/s of the device; None where it is unknown, and then no MFU is reported."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    known = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return (override or known) and (override or known) * 1e12

@@ -1,0 +1,110 @@
+"""From nothing but Python to a GPT that writes code, in a few minutes.
+
+    python3 quickstart.py         makes .venv, prepares data, trains two minutes, shows what the model writes
+    python3 quickstart.py test    installs the test requirements and runs all tests
+
+Needs Python 3.10 or newer. What is there already (environment, dataset, trained model) is used again; delete
+.venv, data/quickstart or out-quickstart to redo a part. pip's usual settings choose the package index.
+"""
+
+import hashlib
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+DATASET, OUT_DIR = "data/quickstart", "out-quickstart"
+PREPARE = ("--vocab_size=2048",)  # chosen by measured bits per byte after two minutes, see README
+SAMPLING = ("--temperature=0.5", "--top_p=0.9")
+PROMPTS = ("import numpy as", "def __init__(self, ", "    for i in range(")
+
+
+def main(argv: list[str]) -> int:
+    if sys.version_info < (3, 10):
+        return fail(f"this is Python {sys.version.split()[0]}, 3.10 or newer is needed: call it with a newer python3")
+    if argv not in ([], ["test"], ["report"]):
+        return fail(f"unknown arguments {' '.join(argv)}: use `quickstart.py` alone or `quickstart.py test`")
+    os.chdir(ROOT)
+    if argv == ["report"]:  # the last step of the first command, called inside the environment
+        return report()
+    try:
+        install("requirements-test.txt" if argv == ["test"] else "requirements.txt")
+        if argv == ["test"]:
+            run("-m", "pytest")
+            return 0
+        if not Path(DATASET, "meta.json").exists():
+            run("data/pycode/prepare.py", "--out_dir", DATASET, *PREPARE)
+        if not Path(OUT_DIR, "loss.png").exists():
+            unfinished = Path(OUT_DIR, "last.pt").exists()
+            run("train.py", "config/quickstart.py", *(["--init_from=resume"] if unfinished else []))
+            run("plot.py", OUT_DIR)
+        run("quickstart.py", "report")
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def run(*command: str) -> None:
+    """Shows a command, so that it can be repeated by hand, and runs it with the environment's Python."""
+    print(f"\n$ python {' '.join(command)}", flush=True)
+    subprocess.run([VENV_PYTHON, *command], check=True)
+
+
+def install(requirements: str) -> None:
+    """Makes .venv and installs `requirements` into it, unless that was done before with the same file."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.txt")))
+    stamp = ROOT / ".venv" / f"{requirements}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if stamp.exists():
+        return
+    if not VENV_PYTHON.exists():
+        print("making .venv", flush=True)
+        made = subprocess.run([sys.executable, "-m", "venv", ".venv"])
+        if made.returncode:  # Debian and Ubuntu keep venv in a package of its own
+            shutil.rmtree(".venv", ignore_errors=True)
+            print("error: python3 -m venv failed: on Debian or Ubuntu install python3-venv first", file=sys.stderr)
+            made.check_returncode()
+    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements)
+    stamp.touch()
+
+
+def report() -> int:
+    """What the trained model is worth: losses, bits per byte beside xz, speed, and three completions."""
+    import json
+
+    from data.dataset import open_dataset
+    from metrics import read_metrics
+    from sample import main as sample
+
+    records = read_metrics(Path(OUT_DIR, "metrics.jsonl"))
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    speeds = sorted(record["tokens_per_second"] for record in records if record["kind"] == "train")
+    dataset = open_dataset(DATASET)
+    ids = dataset.array("val")
+    text = b"".join(dataset.tokenizer.token_bytes(int(i)) for i in ids)
+    xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    print(f"""
+train loss       {last["train_loss"]:.4f}
+validation loss  {last["val_loss"]:.4f}, the whole split
+bits per byte    {last["bits_per_byte"]:.3f}, and xz -9 on the same {len(text):,} bytes: {xz:.3f}
+speed            {speeds[len(speeds) // 2]:,.0f} tokens/s (median)
+loss curve       {Path(OUT_DIR, "loss.png")}""", flush=True)
+    for prompt in PROMPTS:
+        command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=100", *SAMPLING]
+        print("\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command))
+        sample(command)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

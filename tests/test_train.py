@@ -1,0 +1,288 @@
+"""The loop: exact resume, limits, signals, several processes, ignored targets, refused settings."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data.dataset import DatasetWriter
+from data.tokenizer import CharTokenizer
+from metrics import read_metrics
+from optim import learning_rate_at
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = {"seconds", "time_ms", "tokens_per_second", "mfu"}
+SMALL = [
+    "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu",
+    "--gradient_accumulation_steps=2", "--warmup_iters=2", "--learning_rate=1e-2", "--lr_decay_iters=8",
+    "--eval_interval=2", "--eval_iters=2", "--log_interval=1", "--dtype=float32",
+]  # fmt: skip
+
+
+def write_dataset(folder: Path, text: str, seed: int = 0) -> Path:
+    tokenizer = CharTokenizer("".join(sorted(set(text))))
+    ids = tokenizer.encode(text)
+    with DatasetWriter(folder, tokenizer, {"name": "test"}) as writer:
+        cut = int(0.8 * len(ids))
+        writer.write("train", ids[:cut], cut)
+        writer.write("val", ids[cut:], len(ids) - cut)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    words = np.random.default_rng(0).choice(["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dog "], 800)
+    return write_dataset(tmp_path_factory.mktemp("dataset"), "".join(words))
+
+
+def run(dataset: Path, out_dir: Path, *options: str) -> dict:
+    """Trains in this process; returns the state that is saved last."""
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={out_dir}", *options]) == 0
+    return torch.load(out_dir / "last.pt", weights_only=True)
+
+
+def run_script(dataset: Path, out_dir: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, *launcher, str(ROOT / "train.py"), *SMALL]
+    return subprocess.Popen(
+        [*command, f"--dataset={dataset}", f"--out_dir={out_dir}", *options], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def timeless(out_dir: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(out_dir / "metrics.jsonl")]
+
+
+def assert_equal_states(a: dict, b: dict) -> None:
+    """Bitwise: weights, optimizer, scaler, counters."""
+    assert a["model"].keys() == b["model"].keys()
+    for name in a["model"]:
+        assert torch.equal(a["model"][name], b["model"][name]), name
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    for number, moments in a["optimizer"]["state"].items():
+        for key, value in moments.items():
+            assert torch.equal(value, b["optimizer"]["state"][number][key]), (number, key)
+    for key in ("iter_num", "best_val_loss", "scaler", "rng", "tokenizer", "meta", "model_args"):
+        assert a[key] == b[key], key
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # between two evaluations, and on one
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_k_steps_and_a_resume_equal_n_steps_bitwise(dataset, tmp_path, dtype, stop):
+    options = (f"--dtype={dtype}", "--dropout=0.2")
+    whole = run(dataset, tmp_path / "whole", "--max_iters=8", *options)
+    run(dataset, tmp_path / "parts", f"--max_iters={stop}", *options)
+    parts = run(dataset, tmp_path / "parts", "--max_iters=8", "--init_from=resume", *options)
+    assert_equal_states(whole, parts)
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+    best = [torch.load(tmp_path / name / "ckpt.pt", weights_only=True) for name in ("whole", "parts")]
+    assert_equal_states(*best)
+
+
+def test_resume_needs_no_options_but_the_folder(dataset, tmp_path):
+    whole = run(dataset, tmp_path / "whole", "--max_iters=6")
+    run(dataset, tmp_path / "parts", "--max_iters=3")
+    assert train.main([f"--out_dir={tmp_path / 'parts'}", "--init_from=resume", "--max_iters=6", "--device=cpu"]) == 0
+    assert_equal_states(whole, torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, number, status):
+    process = run_script(dataset, tmp_path / "parts", "--max_iters=100000", "--eval_interval=100000")
+    for line in process.stdout:
+        if line.startswith("iter 5:"):
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    done = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["iter_num"]
+    assert done > 5
+    options = (f"--max_iters={done + 3}", "--eval_interval=100000")
+    whole = run(dataset, tmp_path / "whole", *options)
+    assert_equal_states(whole, run(dataset, tmp_path / "parts", "--init_from=resume", *options))
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+
+
+def test_two_processes_give_the_losses_of_one(dataset, tmp_path):
+    options = ("--max_iters=20", "--eval_interval=5", "--eval_iters=3", "--grad_clip=0.5", "--n_kv_head=1")
+    run(dataset, tmp_path / "one", *options)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = run_script(dataset, tmp_path / "two", *options, launcher=launcher)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = timeless(tmp_path / "one"), timeless(tmp_path / "two")
+    assert len(one) == len(two) == 20 + 5
+    for a, b in zip(one, two, strict=True):
+        assert a.pop("kind") == b.pop("kind") and a == pytest.approx(b, rel=1e-5), (a, b)
+
+
+def test_losses_fall_and_the_log_has_nanogpts_lines(dataset, tmp_path, capsys):
+    run(dataset, tmp_path, "--max_iters=60", "--eval_interval=30", "--lr_decay_iters=60")
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    losses = [float(line.split("val loss ")[1].split(",")[0]) for line in steps]
+    assert [line.split(":")[0] for line in steps] == ["step 0", "step 30", "step 60"]
+    assert losses[-1] < 0.6 * losses[0]
+    assert sum(line.startswith("iter 7: loss ") and "ms, " in line for line in lines) == 1
+
+
+def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, monkeypatch):
+    """One SGD-like step with random targets set to -1, against the mean over the valid ones in one plain batch."""
+    batches = []
+
+    def batch_with_holes(dataset, split, seed, index, block_size):
+        x, y = plain_batch(dataset, split, seed, index, block_size)
+        holes = np.random.default_rng(int(index[0])).random(y.shape) < (0.9 if index[0] % 8 else 0.2)
+        batches.append((x, np.where(holes, -1, y)))
+        return batches[-1]
+
+    plain_batch = train.batch
+    monkeypatch.setattr(train, "batch", batch_with_holes)
+    seen = {}
+
+    def remember(model, *_):
+        seen["model"] = model
+        seen["start"] = {k: v.clone() for k, v in model.state_dict().items()}
+        return make(model, *_)
+
+    make = train.make_optimizer
+    monkeypatch.setattr(train, "make_optimizer", remember)
+    grads = {}
+    norm = torch.nn.utils.get_total_norm
+
+    def keep(tensors, *_):
+        grads.setdefault("first", [t.clone() for t in tensors])
+        return norm(tensors)
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", keep)
+    run(dataset, tmp_path, "--max_iters=1", "--eval_interval=5")
+    model = seen["model"]
+    model.load_state_dict(seen["start"])
+    model.zero_grad()
+    x, y = (torch.from_numpy(np.concatenate(part)) for part in zip(*batches[:2], strict=True))
+    model(x, y)[1].backward()
+    for expected, found in zip((p.grad for p in model.parameters()), grads["first"], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    logged = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert logged == pytest.approx([model(x, y)[1].item()], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(dataset, tmp_path, dtype, monkeypatch, capsys):
+    run(dataset, tmp_path, "--max_iters=4", f"--dtype={dtype}")
+    before = (tmp_path / "last.pt").read_bytes()
+    plain = train.GPT.forward
+
+    def broken(model, *args, **kwargs):
+        logits, loss = plain(model, *args, **kwargs)
+        return logits, loss * math.nan if model.training else loss
+
+    monkeypatch.setattr(train.GPT, "forward", broken)
+    options = ["--max_iters=30", "--init_from=resume", "--log_interval=7", f"--dtype={dtype}"]
+    status = train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}", *options])
+    assert status == 1
+    assert "loss of iter 4 is not a finite number" in capsys.readouterr().err
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "option, steps",
+    [("--max_tokens=1000", 8), ("--max_epochs=0.1", None), ("--compute=1e-6", None), ("--max_iters=3", 3)],
+)
+def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
+    state = run(dataset, tmp_path, option, *(["--max_iters=40"] if "iters" not in option else []))
+    tokens = 2 * 4 * 16
+    if "epochs" in option:
+        steps = math.ceil(0.1 * json.loads((dataset / "meta.json").read_text("utf-8"))["splits"]["train"]["tokens"] / tokens)
+    elif "compute" in option:
+        names = {id(t): t for t in state["model"].values()}
+        n_params = sum(t.numel() for n, t in state["model"].items() if n != "lm_head.weight")
+        assert len(names) > 0
+        steps = math.ceil(1e-6 * 1e12 / n_params / tokens)
+    assert state["iter_num"] == steps
+
+
+def test_max_minutes_ends_the_run_with_the_learning_rate_run_out(dataset, tmp_path):
+    run(dataset, tmp_path, "--max_minutes=0.02", "--max_iters=1000000", "--lr_decay_iters=1000000")
+    rates = [r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert rates[-1] < 0.2 * max(rates)
+
+
+def test_learning_rate_follows_its_definition_and_its_edges():
+    rate = lambda i, horizon=100, warmup=10, **more: learning_rate_at(i, horizon, 1.0, 0.1, warmup, **more)  # noqa: E731
+    assert 0 < rate(0) < rate(9) < 1.0 and rate(10) == 1.0
+    assert rate(55) == pytest.approx(0.1 + 0.9 * 0.5) and rate(100) == rate(1000) == 0.1
+    assert rate(20, time_used=1.0) == 0.1 and rate(20, schedule="constant", time_used=1.0) == 1.0
+    assert rate(0, horizon=0, warmup=0) == 1.0 and rate(5, horizon=3, warmup=5) == 1.0 and rate(6, 3, 5) == 0.1
+
+
+def test_fine_tuning_takes_the_weights_only(dataset, tmp_path):
+    trained = run(dataset, tmp_path / "a", "--max_iters=4")
+    options = ("--max_iters=0", f"--init_from={tmp_path / 'a' / 'last.pt'}", "--block_size=8", "--dropout=0.1")
+    tuned = run(dataset, tmp_path / "b", *options)
+    assert tuned["iter_num"] == 0 and tuned["model_args"]["block_size"] == 8 and not tuned["optimizer"]["state"]
+    for name, weight in tuned["model"].items():
+        assert torch.equal(weight, trained["model"][name][:8] if "wpe" in name else trained["model"][name])
+
+
+def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch):
+    run(dataset, tmp_path / "out", "--max_iters=2")
+    other = write_dataset(tmp_path / "other", "0123456789" * 200)
+    short = write_dataset(tmp_path / "short", "ab" * 20)
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    (truncated / "ckpt.pt").write_bytes((tmp_path / "out" / "ckpt.pt").read_bytes()[:5000])
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for split in ("train", "val"):
+        (odd / f"{split}.bin").write_bytes(bytes(1001))
+    high = tmp_path / "high"
+    high.mkdir()
+    for split in ("train", "val"):
+        np.full(1000, 700, "<u2").tofile(high / f"{split}.bin")
+    resume = "--init_from=resume"
+    cases = [
+        ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume], r"vocabulary 10.*checkpoint"),
+        ([f"--dataset={other}", f"--init_from={tmp_path / 'out'}"], r"vocabulary 10.*checkpoint"),
+        ([f"--dataset={short}"], r"8 tokens.*block_size=16"),
+        ([f"--out_dir={truncated}", resume], r"cannot be read"),
+        ([f"--out_dir={tmp_path / 'none'}", resume], r"no checkpoint"),
+        ([f"--dataset={odd}", "--vocab_size=600"], r"1,001 bytes"),
+        ([f"--dataset={high}", "--vocab_size=600"], r"700.*600"),
+        ([f"--dataset={tmp_path / 'none'}"], r"no dataset"),
+        ([f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"], r"n_layer=3.*has 2"),
+        (["--n_head=3"], r"n_embd=16.*n_head=3"),
+        (["--learning_rat=1"], r"learning_rat.*learning_rate"),
+        (["--batch_size=many"], r"batch_size.*int"),
+        (["--log_interval=0", "--beta1=1"], r"log_interval=0.*beta1=1"),
+        (["--wandb_log=True", "--max_iters=1"], r"pip install wandb"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((["--device=cuda"], r"GPU 0 was asked for"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'new'}", *options])
+        assert "\n" not in str(caught.value)
+
+
+def test_accumulation_that_does_not_divide_by_the_processes_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2 .*use 3"):
+        train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}"])
+
+
+def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
+    process = run_script(dataset, tmp_path, "--bach_size=3")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and out == ""
+    assert len(errors.splitlines()) == 1 and "batch_size" in errors and "Traceback" not in errors
