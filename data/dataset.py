@@ -1,0 +1,463 @@
+"""Token files: write them atomically, open anyone's, and cut deterministic batches from them.
+
+    with DatasetWriter(folder, tokenizer, source) as writer:      # what prepare.py does
+        writer.write("train", tokenizer.encode(text), n_bytes=len(text.encode()))
+        writer.write("val", ...)
+
+    dataset = open_dataset("shakespeare_char")                    # data/shakespeare_char, or a path
+    x, y = batch(dataset, "train", seed=1337, index=np.arange(64), block_size=256)
+
+A dataset is a folder with train.bin and val.bin (raw little-endian ids, uint16 up to a vocabulary of 65,536,
+else uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or with the bins
+alone, are read too. Only the windows of a batch are ever read from a .bin, never the whole file.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import pickle
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.tokenizer import CharTokenizer, tokenizer_from_json
+
+DATA = Path(__file__).resolve().parent
+SPLITS = ("train", "val")
+GPT2_VOCAB_SIZE = 50257
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The dtype of a .bin whose ids are below vocab_size; little-endian on every machine."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+class DatasetWriter:
+    """Streams ids to disk; folder/{train,val}.bin and meta.json appear when the `with` block ends well.
+
+    An exception or a kill leaves the old dataset or none, never parts of two. `source` is a JSON-able dict
+    that says where the text came from. ValueError: an id outside the tokenizer's vocabulary, a split without
+    tokens, or a folder that can't be written.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer: Any, source: dict):
+        self.folder, self.tokenizer, self.source = Path(folder), tokenizer, source
+        self.dtype = id_dtype(tokenizer.vocab_size)
+        self.counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
+
+    def __enter__(self) -> "DatasetWriter":
+        with os_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".prepare-*"):  # what a killed run left
+                shutil.rmtree(stale, ignore_errors=True)
+            self.temp = Path(tempfile.mkdtemp(prefix=".prepare-", dir=self.folder))
+            self.bins = {split: open(self.temp / f"{split}.bin", "wb") for split in SPLITS}
+        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        return self
+
+    def write(self, split: str, ids: np.ndarray, n_bytes: int, n_documents: int = 1) -> None:
+        """Append ids (1-D integers), which stand for n_bytes bytes of UTF-8 text in n_documents documents."""
+        ids = np.asarray(ids)
+        assert ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocab_size:
+            raise ValueError(f"{self.folder}: {split} ids range from {ids.min()} to {ids.max()}, "
+                             f"but vocab_size is {self.tokenizer.vocab_size}")
+        ids = np.ascontiguousarray(ids, dtype=self.dtype)
+        with os_errors(self.folder):
+            self.bins[split].write(ids.data)
+        self.hashes[split].update(ids.data)
+        for key, n in (("tokens", ids.size), ("bytes", n_bytes), ("documents", n_documents)):
+            self.counts[split][key] += n
+
+    def __exit__(self, failure: type | None, *_: object) -> None:
+        try:
+            with os_errors(self.folder):
+                for file in self.bins.values():
+                    file.close()
+                if failure is None:
+                    self.write_meta()
+                    move_in(self.temp, self.folder)
+        finally:
+            shutil.rmtree(self.temp, ignore_errors=True)
+
+    def write_meta(self) -> None:
+        for split in SPLITS:
+            if not self.counts[split]["tokens"]:
+                raise ValueError(f"{self.folder}: the {split} split would be empty; use more text or another "
+                                 "--val_fraction")
+        meta = {
+            "format": 1,
+            "dtype": self.dtype.name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.to_json(),
+            "eot": self.tokenizer.eot,
+            "splits": {s: self.counts[s] | {"sha256": self.hashes[s].hexdigest()} for s in SPLITS},
+            "source": self.source,
+        }
+        text = json.dumps(meta, ensure_ascii=False, indent=1)
+        (self.temp / "meta.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def move_in(temp: Path, folder: Path) -> None:
+    """Replace folder's dataset with the three files in temp.
+
+    No .bin tells by itself whose ids it holds, so old and new files must never be seen together. The old
+    train.bin goes first and the new one comes last, and a folder without train.bin is no dataset to
+    open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none.
+    """
+    names = ("val.bin", "meta.json", "train.bin")
+    for name in names:
+        with open(temp / name, "rb+") as file:
+            os.fsync(file.fileno())
+    had_old = (folder / "train.bin").exists()
+    if had_old:
+        os.replace(folder / "train.bin", temp / "old.bin")
+    for name in names:
+        sync_folder(folder)  # keeps the steps in this order when the power fails
+        try:
+            os.replace(temp / name, folder / name)
+        except OSError:
+            if had_old and name == names[0]:  # nothing lost yet; Windows can't replace a mapped file
+                os.replace(temp / "old.bin", folder / "train.bin")
+            raise
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # Windows can't open a folder, and its renames need no help
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def os_errors(folder: Path) -> Iterator[None]:
+    """Disk full, no permission, a file in use, a second prepare in the same folder: the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write the dataset in {folder}: {error}") from error
+
+
+def prepare_dataset(args: argparse.Namespace, tokenizer: Any, parts: Iterable[tuple[str, str]], source: dict,
+                    config: str) -> None:
+    """Encode (split, text) parts into the dataset args.out_dir; an eot, if the tokenizer has one, ends each.
+
+    Prints what one wants to check, and the next command, with `config`. A dry run uses a temporary folder.
+    """
+    from tqdm import tqdm
+
+    end = [] if tokenizer.eot is None else [tokenizer.eot]
+    characters = dict.fromkeys(SPLITS, 0)
+    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
+        with DatasetWriter(folder, tokenizer, source) as writer:
+            for split, text in tqdm(parts, desc="encoding", unit=" documents", disable=None):
+                writer.write(split, tokenizer.encode(text), n_bytes=len(text.encode()))
+                writer.write(split, end, n_bytes=0, n_documents=0)
+                characters[split] += len(text)
+        print(f"source {source['from']}\n       {source['bytes']:,} bytes, documents: {source['files']:,}, "
+              f"normalized: {source['normalize']}")
+        print(table(writer.counts, characters))
+    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {writer.dtype.name}")
+    if args.dry_run:
+        print(f"dry run, nothing written to {args.out_dir}")
+        return
+    print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
+    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
+    print(f"next   python train.py {config} --dataset={name}")
+
+
+def table(counts: dict[str, dict[str, int]], characters: dict[str, int]) -> str:
+    rows = {split: [characters[split], n["bytes"], n["tokens"]] for split, n in counts.items()}
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    lines = ["         characters          bytes         tokens  bytes/token"]
+    for name, (n_characters, n_bytes, n_tokens) in rows.items():
+        lines.append(f"{name:5}{n_characters:14,} {n_bytes:14,} {n_tokens:14,} {n_bytes / n_tokens:12.2f}")
+    return "\n".join(lines)
+
+
+# ---- opening ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Dataset:
+    """An opened dataset folder; `tokenizer` and `meta` (meta.json as a dict) are None where it has none."""
+
+    folder: Path
+    vocab_size: int
+    dtype: np.dtype
+    tokenizer: Any = None
+    meta: dict | None = None
+    sizes: dict[str, int] = field(default_factory=dict)  # tokens per split, as found when opened
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def tokens(self, split: str) -> int:
+        """Number of tokens. ValueError if the dataset has no such split."""
+        if split not in self.sizes:
+            raise ValueError(f"{self.folder}: no {split}.bin; this dataset has {', '.join(self.sizes)}")
+        return self.sizes[split]
+
+    def bytes(self, split: str) -> int | None:
+        """Number of UTF-8 bytes that the split's tokens stand for; None if the folder doesn't say."""
+        self.tokens(split)
+        return self.meta["splits"][split]["bytes"] if self.meta else None
+
+    def array(self, split: str) -> np.memmap:
+        """All ids of a split, mapped afresh, so that pages read earlier don't pile up in resident memory."""
+        path, expected = self.folder / f"{split}.bin", self.tokens(split)
+        if not path.exists() or path.stat().st_size != expected * self.dtype.itemsize:
+            raise ValueError(f"{path}: no longer the {expected:,} tokens found at the start; start again")
+        return np.memmap(path, dtype=self.dtype, mode="r")
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the ids: from meta.json's hashes, else from samples of each .bin."""
+        parts = [self.dtype.name, self.vocab_size]
+        for split, n in self.sizes.items():
+            if self.meta:
+                parts += [split, n, self.meta["splits"][split]["sha256"]]
+            else:
+                ids, width = self.array(split), 2**15
+                starts = range(0, n, max(width, -(-n // 16)))
+                samples = [ids[start:start + width] for start in [*starts, max(0, n - width)]]
+                parts += [split, n, hashlib.sha256(np.concatenate(samples)).hexdigest()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def open_dataset(name: str | Path, vocab_size: int | None = None) -> Dataset:
+    """Open a folder by path, or data/<name>. `vocab_size` is for bins without a meta.json or meta.pkl.
+
+    ValueError: not found, not prepared, damaged, an id out of range, or a vocab_size too small for the data.
+    """
+    folder = find_folder(name)
+    meta, tokenizer = None, None
+    if (folder / "meta.json").exists():
+        meta = read_meta(folder / "meta.json")
+        tokenizer = tokenizer_from_json(meta["tokenizer"])
+        size, dtype = meta["vocab_size"], np.dtype(meta["dtype"]).newbyteorder("<")
+    else:
+        size = None
+        if (folder / "meta.pkl").exists():
+            size, tokenizer = read_meta_pkl(folder / "meta.pkl")
+        elif vocab_size is None:
+            warnings.warn(f"{folder}: neither meta.json nor --vocab_size says what the ids are; taken as "
+                          f"GPT-2's, {GPT2_VOCAB_SIZE} tokens", stacklevel=2)
+        size = size or vocab_size or GPT2_VOCAB_SIZE
+        dtype = id_dtype(size)
+    if vocab_size is not None and vocab_size < size:
+        raise ValueError(f"{folder}: vocab_size={vocab_size} is too small for this data, which has {size}")
+    dataset = Dataset(folder, size, dtype, tokenizer, meta)
+    for split in meta["splits"] if meta else SPLITS:
+        if meta or split == "train" or (folder / f"{split}.bin").exists():
+            dataset.sizes[split] = count_tokens(dataset, split)
+    return dataset
+
+
+def find_folder(name: str | Path) -> Path:
+    """The first of name (as a path) and data/<name> that has a train.bin; ValueError says how to make one."""
+    choices = [Path(name), DATA / name]
+    for folder in choices:
+        if (folder / "train.bin").exists():
+            return folder
+    for folder in choices:
+        if (folder / "prepare.py").exists():
+            raise ValueError(f"dataset {name} is not prepared (no train.bin in {folder}); make it with: "
+                             f"python {shown(folder / 'prepare.py')}")
+    if Path(name).is_dir():
+        raise ValueError(f"{name} has no train.bin: not a dataset, or its prepare was stopped; prepare again")
+    ready = sorted(path.parent.name for path in DATA.glob("*/train.bin"))
+    known = sorted(path.parent.name for path in DATA.glob("*/prepare.py"))
+    raise ValueError(f"no dataset {name}: neither a folder nor in {shown(DATA)}; prepared there: "
+                     f"{', '.join(ready) or 'none'}; with a prepare.py: {', '.join(known) or 'none'}")
+
+
+def shown(path: Path) -> Path:
+    """path as a user would type it: relative to the working folder where it lies below that."""
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def read_meta(path: Path) -> dict:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        is_valid = (meta["format"] == 1 and meta["dtype"] in ("uint16", "uint32") and meta["vocab_size"] > 0
+                    and all(split in meta["splits"] for split in SPLITS)
+                    and all({"tokens", "bytes", "sha256"} <= s.keys() for s in meta["splits"].values())
+                    and isinstance(meta["tokenizer"], dict))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a dataset's meta.json ({type(error).__name__}: {error})") from error
+    if not is_valid:
+        raise ValueError(f"{path}: not a meta.json of format 1; it was damaged or made by a newer version")
+    return meta
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Refuses whatever needs an import, so no code can run; dicts, lists, str, int and the like need none."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_meta_pkl(path: Path) -> tuple[int, Any]:
+    """nanoGPT's {'vocab_size', 'itos', 'stoi'} -> (vocab_size, CharTokenizer; None if itos has no chars)."""
+    try:
+        with open(path, "rb") as file:
+            meta = PlainUnpickler(file).load()
+        vocab_size = meta["vocab_size"]
+        if not isinstance(vocab_size, int) or vocab_size < 1:
+            raise TypeError(f"vocab_size is {vocab_size!r}")
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path}: only nanoGPT's plain dict with a vocab_size is read ({error})") from error
+    itos = meta.get("itos", {})
+    chars = [itos.get(i) for i in range(vocab_size)] if isinstance(itos, dict) else []
+    if not all(isinstance(c, str) and len(c) == 1 for c in chars) or not 0 < len(chars) == len(set(chars)):
+        warnings.warn(f"{path}: itos does not map ids to characters; used without a tokenizer", stacklevel=3)
+        return vocab_size, None
+    return vocab_size, CharTokenizer("".join(chars))
+
+
+def count_tokens(dataset: Dataset, split: str) -> int:
+    """Tokens in a .bin, after checking its length and, where no meta.json vouches for them, all its ids."""
+    path = dataset.folder / f"{split}.bin"
+    if not path.exists():
+        raise ValueError(f"{path}: missing, though meta.json lists it; prepare the dataset again")
+    stat, width = path.stat(), dataset.dtype.itemsize
+    n, rest = divmod(stat.st_size, width)
+    if rest or not n:
+        raise ValueError(f"{path}: {stat.st_size:,} bytes, expected a positive multiple of {width} "
+                         f"({dataset.dtype.name} ids); the file is cut off or of another format")
+    expected = dataset.meta["splits"][split]["tokens"] if dataset.meta else n
+    if n != expected:
+        raise ValueError(f"{path}: {n:,} tokens, but meta.json says {expected:,}; it was altered or cut off, "
+                         "prepare the dataset again")
+    if not dataset.meta:
+        scan_ids(path, dataset.dtype, dataset.vocab_size, stat.st_size, stat.st_mtime_ns)
+    return n
+
+
+@lru_cache
+def scan_ids(path: Path, dtype: np.dtype, vocab_size: int, size: int, mtime_ns: int) -> None:
+    """ValueError at the first id not below vocab_size. Once a process while the file stays the same."""
+    from tqdm import tqdm
+
+    if vocab_size > np.iinfo(dtype).max:
+        return
+    position = 0
+    quiet = None if size > 2**30 else True  # None: quiet unless stderr is a terminal
+    with open(path, "rb") as file, tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True,
+                                        disable=quiet) as bar:
+        while (ids := np.fromfile(file, dtype, 2**22)).size:
+            if ids.max() >= vocab_size:
+                at = int(np.argmax(ids >= vocab_size))
+                raise ValueError(f"{path}: token {position + at:,} is id {ids[at]}, but vocab_size is "
+                                 f"{vocab_size}; give the tokenizer's own size with --vocab_size")
+            position += ids.size
+            bar.update(ids.nbytes)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------
+
+
+def windows_per_epoch(dataset: Dataset, split: str, block_size: int) -> int:
+    """Samples of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one."""
+    n = dataset.tokens(split)
+    if n <= block_size:
+        raise ValueError(f"{dataset.folder}: {split} has {n:,} tokens, but block_size={block_size} needs at "
+                         f"least {block_size + 1:,}; use a smaller block_size or more text")
+    return max(1, n // block_size - 1)  # one window less than fit, which leaves room for the phase
+
+
+def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray,
+          block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples number `index` (B,) -> x, y, both int64 (B, T) with T = block_size; y is x one token later.
+
+    A pure function of (seed, split, index) for a given dataset and T. Samples e * n to (e + 1) * n - 1, where
+    n = windows_per_epoch, are epoch e: windows that share no target, in an order and with an offset of the
+    whole grid (the phase) that are drawn anew for every epoch, so that every token has its turn.
+    """
+    index = np.asarray(index, dtype=np.int64)
+    assert index.ndim == 1 and (index >= 0).all()
+    n = windows_per_epoch(dataset, split, block_size)
+    epoch, k = np.divmod(index.astype(np.uint64), np.uint64(n))
+    key = mix(mix(epoch + np.uint64(zlib.crc32(split.encode()))) ^ mix(np.full(1, seed % 2**64, np.uint64)))
+    phase = mix(key) % np.uint64(dataset.tokens(split) - n * block_size)
+    start = phase + permute(k, n, key) * np.uint64(block_size)
+    windows = np.lib.stride_tricks.sliding_window_view(dataset.array(split), block_size + 1)[start]
+    return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """Hash of uint64s to uint64s: the output step of SplitMix64 (Steele, Lea, Flood 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(k: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
+    """Position k (B,) of the pseudo-random permutation of 0..n-1 that key (B,) selects; all uint64.
+
+    A Feistel network on pairs (left, right) in a grid of rows x columns that is hardly larger than n. What
+    falls outside of 0..n-1 goes through again until it is inside (cycle walking), so it stays a permutation.
+    """
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
+    k, todo = k.copy(), np.arange(k.size)
+    while todo.size:
+        k[todo] = feistel(k[todo], key[todo], np.uint64(rows), np.uint64(columns))
+        todo = todo[k[todo] >= n]
+    return k
+
+
+def feistel(k: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64) -> np.ndarray:
+    left, right = np.divmod(k, columns)  # (B,) each
+    for _ in range(8):
+        key = mix(key)
+        left = (left + mix(right ^ key) % rows) % rows
+        key = mix(key)
+        right = (right + mix(left ^ key) % columns) % columns
+    return left * columns + right
+
+
+def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | None = None) -> np.ndarray:
+    """Numbers of the windows to evaluate a split on, for eval_batch: all of them, or `limit` spread evenly.
+
+    Window k predicts tokens k*T + 1 ... k*T + T. Together all windows predict every token but the first once;
+    the last one may be short. With fewer than all, only full windows are taken, so that they weigh the same.
+    """
+    n = dataset.tokens(split)
+    if n < 2:
+        raise ValueError(f"{dataset.folder}: {split} has 1 token, evaluation needs at least 2")
+    n_all, n_full = -(-(n - 1) // block_size), (n - 1) // block_size
+    if limit is None or limit >= n_all:
+        return np.arange(n_all)
+    assert limit > 0
+    return np.arange(limit) * n_full // limit
+
+
+def eval_batch(dataset: Dataset, split: str, windows: np.ndarray,
+               block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0, y is -1."""
+    ids = dataset.array(split)
+    at = np.asarray(windows, dtype=np.int64)[:, None] * block_size + np.arange(block_size + 1)  # (B, T+1)
+    inside = at < ids.size
+    taken = np.where(inside, ids[np.minimum(at, ids.size - 1)], 0).astype(np.int64)
+    return taken[:, :-1], np.where(inside[:, 1:], taken[:, 1:], -1)
