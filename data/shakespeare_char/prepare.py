@@ -1,0 +1,35 @@
+"""Tiny Shakespeare, or any text, as single characters: data/shakespeare_char/{train.bin,val.bin,meta.json}.
+
+    python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
+    python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from configurator import exit_on_error
+from data.dataset import prepare_dataset
+from data.source import arguments, github_urls, origin, read_input, split_by_characters
+from data.tokenizer import CharTokenizer
+
+URLS = github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e",
+                   "data/tinyshakespeare/input.txt")
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def main(argv: list[str]) -> None:
+    args = arguments(__doc__, HERE).parse_args(argv)
+    documents = read_input(args, URLS, SHA256)
+    if not documents:
+        return
+    texts = [document.text for document in documents]
+    parts = split_by_characters(texts, args.val_fraction)
+    tokenizer = CharTokenizer.train(texts)
+    prepare_dataset(args, tokenizer, parts, origin(args, documents), "config/train_shakespeare_char.py")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
