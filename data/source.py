@@ -10,7 +10,8 @@ place of https://huggingface.co, and GITHUB_RAW_ENDPOINT that of https://raw.git
 import argparse
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ MIRRORS = {  # address: the environment variable that replaces it
     "https://huggingface.co": "HF_ENDPOINT",
     "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT",
 }
+NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules"}  # other people's, or no source
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of a download
 
 
@@ -102,6 +104,31 @@ def read_input(args: argparse.Namespace, urls: Sequence[str], sha256: str) -> li
         if document.sha256 == sha256:
             document.name, document.normalized, document.text = urls[0], True, without_crlf(document.text)
     return documents
+
+
+def read_python(args: argparse.Namespace, paths: Iterable[Path], skip: set[str]) -> Iterator[Document]:
+    """The files among `paths`, and the .py files of the folders among them, without subfolders in `skip`.
+
+    A file of a folder that can't be read as text is reported on stderr and left out.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield read_document(path, args.encoding, args.normalize)
+            continue
+        for file in python_files(path, skip | NOT_SOURCE):
+            try:
+                yield read_document(file, args.encoding, args.normalize)
+            except ValueError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+
+
+def python_files(folder: Path, skip: set[str]) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if name.endswith(".py")):
+            # _sysconfigdata: settings of the machine that built this Python
+            if not path.name.startswith("_sysconfigdata") and path.is_file() and path.stat().st_size:
+                yield path
 
 
 def origin(args: argparse.Namespace, documents: Sequence[Document], where: str = "") -> dict:

@@ -4,15 +4,14 @@
     python data/pycode/prepare.py --max_bytes=2000000             # less of it, for a quick start
     python data/pycode/prepare.py --input FOLDER_OR_FILE...       # your own code, tests included
 
-The hash of a file's contents decides whether it goes, whole, to train or to val, its place there, and whether
---max_bytes takes it: names, folders and the machine make no difference. Copies go in once.
+The hash of a file's contents decides whether it goes, whole, to train or to val, and in what order files are
+taken until --max_bytes is reached: names, folders and the machine make no difference. Copies go in once.
 """
 
-import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,32 +19,10 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.dataset import prepare_dataset
-from data.source import Document, arguments, origin, read_document
+from data.source import Document, arguments, origin, read_python
 from data.tokenizer import BPETokenizer, ByteTokenizer
 
-NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules"}
 TESTS = {"test", "tests", "idle_test"}  # 60 % of the library, much of it repetitive or broken on purpose
-
-
-def python_files(folder: Path, skip: set[str]) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        for path in (Path(parent, name) for name in names if name.endswith(".py")):
-            # _sysconfigdata: settings of the machine that built this Python
-            if not path.name.startswith("_sysconfigdata") and path.is_file() and path.stat().st_size:
-                yield path
-
-
-def read_files(paths: Iterable[Path], skip: set[str], encoding: str, normalize: bool) -> Iterator[Document]:
-    for path in paths:
-        if not path.is_dir():
-            yield read_document(path, encoding, normalize)
-            continue
-        for file in python_files(path, skip):
-            try:
-                yield read_document(file, encoding, normalize)
-            except ValueError as error:
-                print(f"skipped: {error}", file=sys.stderr)
 
 
 def choose(documents: Iterable[Document], max_bytes: int) -> list[Document]:
@@ -72,11 +49,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--vocab_size", type=int, default=4096, help="of the bpe tokenizer (default: 4096)")
     parser.add_argument("--max_bytes", type=int, default=0, help="at most so much of it (default: 0, all)")
     args = parser.parse_args(argv)
-    inputs, skip, where = args.input, NOT_SOURCE, ""
+    inputs, skip, where = args.input, set(), ""
     if not inputs:
-        inputs, skip = [Path(sysconfig.get_paths()["stdlib"])], NOT_SOURCE | TESTS
+        inputs, skip = [Path(sysconfig.get_paths()["stdlib"])], TESTS
         where = f"the standard library of Python {platform.python_version()}"
-    documents = choose(read_files(inputs, skip, args.encoding, args.normalize), args.max_bytes)
+    documents = choose(read_python(args, inputs, skip), args.max_bytes)
     if len(documents) < 2:
         raise ValueError(f"{len(documents)} .py files in {', '.join(map(str, inputs))}, need at least 2, as "
                          "each goes to train or val whole; pass more with --input, or raise --max_bytes")
