@@ -7,6 +7,7 @@ from the file (weights_only=True) and maps it into memory, so that a look at one
 
 import os
 import shutil
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -52,8 +53,10 @@ def load(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        # nanoGPT on torch < 2.6 could write the legacy format, which cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
+            # the format before torch 1.6 cannot be mapped into memory
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
     except Exception as error:  # torch raises many kinds for a damaged file
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])

@@ -219,6 +219,9 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # the reader went away, as in `sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        status = 141
     except ValueError as err:
         status = 2
         if os.environ.get("RANK", "0") == "0":

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 MIRRORS = {  # address: the environment variable that replaces it
     "https://huggingface.co": "HF_ENDPOINT",
@@ -26,10 +27,15 @@ TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of a download
 # ---- the command line of every prepare.py ------------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows the options")
+
+
 def arguments(description: str, folder: Path) -> argparse.ArgumentParser:
     """The flags that all prepare scripts share; `folder` is the script's own."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--input", nargs="+", type=Path, default=[], metavar="FILE", help="local text; needs no network")
     add("--out_dir", type=Path, default=folder, help="where the dataset goes (default: beside the script)")
