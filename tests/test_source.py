@@ -121,11 +121,9 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["0", "1", "-0.1", "nan", "x"])
-def test_val_fraction_is_checked(tmp_path, value, capsys):
-    with pytest.raises(SystemExit) as error:
+def test_val_fraction_is_checked(tmp_path, value):
+    with pytest.raises(ValueError, match="val_fraction"):
         parse(tmp_path, f"--val_fraction={value}")
-    assert error.value.code == 2
-    assert "val_fraction" in capsys.readouterr().err
 
 
 # ---- downloads ---------------------------------------------------------------------------------------------
