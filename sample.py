@@ -20,12 +20,13 @@ from configurator import configure, exit_on_error
 from data.dataset import open_dataset
 from data.tokenizer import IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
 from device import pick_compile, pick_device
+from pretrained import load_pretrained
 
 
 @dataclass
 class SampleConfig:
     # Model
-    init_from: str = "resume"  # 'resume' = the checkpoint in out_dir, or a checkpoint file or folder
+    init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
     out_dir: str = "out"  # folder of the run
     # Text
     start: str = "\n"  # the beginning to go on from, or FILE:path to read it from a file
@@ -45,8 +46,10 @@ def main(argv: list[str]) -> None:
     config, _ = configure(SampleConfig, argv)
     validate(config)
     device = pick_device(config.device)
-    path = checkpoint.find(config.out_dir if config.init_from == "resume" else config.init_from)
-    state = checkpoint.load(path)
+    if config.init_from == "resume":
+        state = checkpoint.load(checkpoint.find(config.out_dir))
+    else:
+        state = load_pretrained(config.init_from)
     tokenizer = find_tokenizer(state)
     prompt = read_start(config.start)
     ids = encode_prompt(tokenizer, prompt)

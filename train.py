@@ -31,6 +31,7 @@ from distributed import Ranks
 from metrics import Metrics
 from model import GPT, GPTConfig
 from optim import learning_rate_at, load_optimizer, make_optimizer
+from pretrained import load_pretrained
 
 
 @dataclass
@@ -43,7 +44,7 @@ class TrainConfig:
     eval_only: bool = False  # evaluate once and exit
     always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
-    init_from: str = "scratch"  # 'scratch', 'resume' (from out_dir), or a checkpoint or its folder to fine-tune
+    init_from: str = "scratch"  # 'scratch', 'resume', or to fine-tune: a checkpoint, a folder, 'gpt2*'
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
     wandb_project: str = "owt"  # its project
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> int:
         state = checkpoint.load(checkpoint.find(out_dir, resume=True))
         take_saved_config(config, explicit, state)
     elif config.init_from != "scratch":
-        state = checkpoint.load(checkpoint.find(config.init_from))
+        state = load_pretrained(config.init_from)
     resumed = config.init_from == "resume"
     validate(config, ranks)
 

@@ -1,0 +1,248 @@
+"""pretrained.py against transformers' GPT-2 with random weights, in one file and in shards; its refusals."""
+
+import json
+import re
+import socket
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import checkpoint
+import sample
+import train
+from data.tokenizer import TiktokenTokenizer
+from pretrained import NAMES, load_pretrained
+
+TINY = dict(n_positions=16, n_embd=32, n_layer=2, n_head=4, vocab_size=101, bos_token_id=0, eos_token_id=0)
+
+
+@torch.no_grad()
+def hugging_face(**shape) -> GPT2LMHeadModel:
+    """Every parameter random, so that biases and gains matter."""
+    model = GPT2LMHeadModel(GPT2Config(**TINY | shape)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + (1.0 if p.dim() == 1 else 0.0))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hugging_face().save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def edit_config(folder, **changes) -> None:
+    path = folder / "config.json"
+    there = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(there | changes), encoding="utf-8")
+
+
+def edit_weights(folder, edit) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def assert_same_logits(theirs: GPT2LMHeadModel, folder) -> None:
+    ours = checkpoint.build_model(load_pretrained(str(folder))).eval()
+    idx = torch.randint(0, 101, (3, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [
+    {}, {"activation_function": "gelu", "n_inner": 48, "layer_norm_epsilon": 0.1},
+    {"tie_word_embeddings": False},
+], ids=["gpt2", "other-activation-width-epsilon", "untied"])  # fmt: skip
+@pytest.mark.parametrize("max_shard_size", ["1GB", "20KB"])
+def test_logits_equal_those_of_transformers(tmp_path, shape, max_shard_size):
+    theirs = hugging_face(**shape)
+    theirs.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "20KB")
+    assert_same_logits(theirs, tmp_path)
+
+
+def test_logits_are_the_same_from_names_without_prefix_and_with_mask_buffers_as_in_the_hubs_file(folder):
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    weights = load_file(folder / "model.safetensors")
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    for layer in range(2):
+        weights[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16).tril()
+        weights[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(weights, folder / "model.safetensors")
+    assert_same_logits(theirs, folder)
+
+
+def test_half_precision_weights_become_float32_exactly(folder):
+    GPT2LMHeadModel.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    assert_same_logits(GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval(), folder)
+
+
+def test_a_short_config_has_the_defaults_of_gpt2config(folder):
+    short = {k: v for k, v in TINY.items() if k not in ("bos_token_id", "eos_token_id")}
+    (folder / "config.json").write_text(json.dumps(short | {"model_type": "gpt2"}), encoding="utf-8")
+    assert_same_logits(GPT2LMHeadModel.from_pretrained(folder).eval(), folder)
+
+
+def test_a_folder_with_a_checkpoint_and_a_config_json_is_the_checkpoint(folder):
+    torch.save({"model": {}, "model_args": {}, "iter_num": 5}, folder / "last.pt")
+    assert load_pretrained(str(folder))["iter_num"] == 5
+
+
+# ---- the scripts -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """GPT-2's vocabulary in a narrow model: (the model, its folder)."""
+    model = hugging_face(vocab_size=50257, n_embd=16, n_layer=1, n_head=2)
+    path = tmp_path_factory.mktemp("gpt2")
+    model.save_pretrained(path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory):
+    """A dataset folder as nanoGPT writes it, without meta.json: GPT-2's ids, 4 windows of 16 to validate."""
+    path, rng = tmp_path_factory.mktemp("bins"), np.random.default_rng(0)
+    for split, n in (("train", 400), ("val", 65)):
+        rng.integers(0, 50257, n).astype("<u2").tofile(path / f"{split}.bin")
+    return path
+
+
+def options(folder, bins, tmp_path, *more: str) -> list[str]:
+    return [f"--init_from={folder}", f"--dataset={bins}", f"--out_dir={tmp_path / 'out'}", "--device=cpu",
+            "--dtype=float32", "--batch_size=2", "--gradient_accumulation_steps=1", *more]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*taken as GPT-2's")
+def test_eval_only_prints_the_loss_that_transformers_computes(gpt2, bins, tmp_path, capsys):
+    theirs, folder = gpt2
+    assert train.main(options(folder, bins, tmp_path, "--eval_only=True")) == 0
+    printed = float(re.search(r"val loss ([\d.]+)", capsys.readouterr().out)[1])
+    ids = torch.from_numpy(np.fromfile(bins / "val.bin", "<u2").astype(np.int64))
+    with torch.no_grad():
+        logits = theirs(ids[:-1].view(4, 16)).logits
+    expected = torch.nn.functional.cross_entropy(logits.view(64, -1), ids[1:]).item()
+    assert printed == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*taken as GPT-2's")
+def test_fine_tuning_starts_from_the_weights_cropped_and_changes_them(gpt2, bins, tmp_path):
+    more = ("--learning_rate=1e-3", "--decay_lr=False", "--block_size=8", "--dropout=0.1")
+    for max_iters, is_same in ((0, True), (3, False)):
+        assert train.main(options(gpt2[1], bins, tmp_path, f"--max_iters={max_iters}", *more)) == 0
+        state = checkpoint.load(tmp_path / "out" / "ckpt.pt")
+        assert state["iter_num"] == max_iters and state["model_args"]["block_size"] == 8
+        started = load_pretrained(str(gpt2[1]))["model"]
+        for name, tensor in state["model"].items():
+            assert torch.equal(tensor, started[name][:8] if "wpe" in name else started[name]) == is_same, name
+    assert checkpoint.build_model(state).config.dropout == 0.1
+
+
+def test_greedy_sample_equals_generate_of_transformers(gpt2, shared_data, capsys, monkeypatch):
+    tokenizer = TiktokenTokenizer("gpt2", shared_data("gpt2/encoder.json").parent)
+    monkeypatch.setattr(sample, "TiktokenTokenizer", partial(TiktokenTokenizer, tokens=tokenizer._bytes[:-1]))
+    start = "What is the answer to life?"
+    sample.main([f"--init_from={gpt2[1]}", f"--start={start}", "--num_samples=1", "--max_new_tokens=8",
+                 "--temperature=0", "--device=cpu", "--dtype=float32"])  # fmt: skip
+    ids = torch.from_numpy(tokenizer.encode(start).astype(np.int64))[None]
+    settings = dict(do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=0, eos_token_id=50256)
+    theirs = gpt2[0].generate(ids, max_new_tokens=8, **settings)
+    assert capsys.readouterr().out == tokenizer.decode(theirs[0].numpy()) + "\n---------------\n"
+
+
+# ---- refusals --------------------------------------------------------------------------------------------
+
+
+def remove(*names):
+    return lambda weights: [weights.pop(name) for name in names]
+
+
+WTE, C_FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(model_type="llama"), "model_type is 'llama'"),
+    (dict(model_type=None), "model_type is ''"),
+    (dict(activation_function="silu"), "activation_function is 'silu'"),
+    (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
+    (dict(n_embd="32"), "n_embd is '32'"),
+    (dict(n_head=5), "n_embd=32 is not a multiple of n_head=5"),
+    (dict(n_embd=64), rf"{WTE}: found \(101, 32\), config.json asks for \(101, 64\)"),
+    (dict(n_inner=100), r"c_fc.weight: found \(32, 128\), config.json asks for \(32, 100\)"),
+    (dict(n_positions=17), r"wpe.weight: found \(16, 32\), config.json asks for \(17, 32\)"),
+    (dict(n_layer=3), r"transformer.h.2.ln_1.weight: found nothing"),
+    (dict(n_layer=1), "weights that config.json knows nothing of: transformer.h.1"),
+    (dict(tie_word_embeddings=False), "lm_head.weight: found nothing"),
+    (remove(C_FC), f"{C_FC}: found nothing"),
+    (remove(WTE), f"{WTE}: found nothing"),
+    (lambda w: w.update({C_FC: w[C_FC].t().contiguous()}), r"c_fc.weight: found \(128, 32\), .* \(32, 128\)"),
+    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "knows nothing of: transformer.score.weight"),
+])  # fmt: skip
+def test_what_contradicts_config_json_or_is_another_model_is_refused_in_one_line(folder, change, message):
+    edit_weights(folder, change) if callable(change) else edit_config(folder, **change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_pretrained(str(folder))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("model.safetensors", lambda old: old[:-1], r"model.safetensors \(\d+,\d+ bytes\) is cut off"),
+    ("model.safetensors", lambda old: old[:100], "is cut off"),
+    ("model.safetensors", lambda old: b"", "is cut off"),
+    ("model.safetensors", lambda old: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ("model.safetensors", None, "model.safetensors is missing"),
+    ("config.json", lambda old: old[:50], "config.json is no readable JSON object"),
+    ("config.json", lambda old: b"[1]", "config.json is no readable JSON object"),
+])  # fmt: skip
+def test_damaged_files_are_refused_in_one_line(folder, file, content, message):
+    path = folder / file
+    old = path.read_bytes()
+    path.unlink()
+    if content:
+        path.write_bytes(content(old))
+    with pytest.raises(ValueError, match=message) as error:
+        load_pretrained(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    hugging_face().save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name} is missing"):
+        load_pretrained(str(tmp_path))
+
+
+def test_a_damaged_index_is_refused(tmp_path):
+    hugging_face().save_pretrained(tmp_path, max_shard_size="20KB")
+    for content in ("{", "[1]", '{"weight_map": 3}', "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match="model.safetensors.index.json"):
+            load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_network_the_message_names_the_files_and_the_way_round(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("offline means offline"))
+    with pytest.raises(ValueError) as error:
+        sample.main([f"--init_from={name}"])
+    message = str(error.value)
+    urls = [f"/openai-community/{name}/resolve/main/{file}" for file in ("config.json", "model.safetensors")]
+    for part in (*urls, "HF_ENDPOINT", "--init_from=FOLDER"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="gpt2-small is no file, no folder, and none of gpt2, gpt2-medium"):
+        load_pretrained("gpt2-small")
+    with pytest.raises(ValueError, match="ckpt.pt or last.pt"):
+        load_pretrained(str(tmp_path))
