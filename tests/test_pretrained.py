@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -239,6 +240,40 @@ def test_without_network_the_message_names_the_files_and_the_way_round(name, tmp
     for part in (*urls, "HF_ENDPOINT", "--init_from=FOLDER"):
         assert part in message
     assert "\n" not in message
+
+
+def fake_hub(monkeypatch, cached=None):
+    """The hub's library with the folder `cached` as its cache, and a network that times out, to be tried once."""
+    tries = []
+
+    def hf_hub_download(repo, file, local_files_only=False):
+        assert repo == "openai-community/gpt2"
+        if not local_files_only:
+            pytest.fail("this would try again and again")
+        if cached is None:
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(cached / file)
+
+    def get_hf_file_metadata(url, timeout):
+        tries.append(url)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", get_hf_file_metadata)
+    return tries
+
+
+def test_what_the_cache_has_is_taken_without_the_network(folder, monkeypatch):
+    tries = fake_hub(monkeypatch, cached=folder)
+    assert load_pretrained("gpt2")["model_args"]["n_embd"] == 32
+    assert not tries
+
+
+def test_a_blocked_hub_is_tried_once(monkeypatch):
+    tries = fake_hub(monkeypatch)
+    with pytest.raises(ValueError, match=r"cannot get gpt2 \(timed out\)"):
+        load_pretrained("gpt2")
+    assert len(tries) == 1
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
