@@ -243,7 +243,7 @@ def test_without_network_the_message_names_the_files_and_the_way_round(name, tmp
 
 
 def fake_hub(monkeypatch, cached=None):
-    """The hub's library with the folder `cached` as its cache, and a network that times out, to be tried once."""
+    """The hub's library with the folder `cached` as its cache and a network that times out -> tried URLs."""
     tries = []
 
     def hf_hub_download(repo, file, local_files_only=False):
