@@ -1,0 +1,506 @@
+"""model.py against transformers, torch's own cross-entropy and FLOP counter, naive loops and hand counts."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import model as model_file
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, sample_next
+
+TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
+LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=2, tie_weights=False)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def randomise(module):
+    """Every parameter away from its initial value: biases from 0, gains from 1, so that each one matters."""
+    g = seeded(1)
+    for p in module.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 else 0.0))
+    return module.eval()
+
+
+def build(**shape):
+    return randomise(GPT(GPTConfig(**TINY | shape)))
+
+
+def ids(B=2, T=16, vocab=61, seed=2):
+    return torch.randint(0, vocab, (B, T), generator=seeded(seed))
+
+
+def gradients(model, idx, targets, **kwargs):
+    """The loss, and every parameter's gradient by name."""
+    model.zero_grad()
+    loss = model(idx, targets, **kwargs)[1]
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+# ---- parity with transformers ----
+
+
+def gpt2_table():
+    """our name -> (Hugging Face's names to concatenate, transposed?); its Conv1D keeps (in, out)."""
+    parts = ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    modules = [f"h.{i}.{part}" for i in (0, 1) for part in parts] + ["ln_f"]
+    names = [f"transformer.{m}.{kind}" for m in modules for kind in ("weight", "bias")]
+    names += ["transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"]
+    return {name: ([name], "c_" in name and "weight" in name) for name in names}
+
+
+def llama_table(qk_norm=False):
+    table = {
+        "transformer.wte.weight": ["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": ["model.norm.weight"],
+        "lm_head.weight": ["lm_head.weight"],
+    }
+    for i in (0, 1):
+        block = {
+            "ln_1": ["input_layernorm"],
+            "ln_2": ["post_attention_layernorm"],
+            "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "attn.c_proj": ["self_attn.o_proj"],
+            "mlp.c_gate": ["mlp.gate_proj"],
+            "mlp.c_fc": ["mlp.up_proj"],
+            "mlp.c_proj": ["mlp.down_proj"],
+        }
+        if qk_norm:
+            block |= {"attn.q_norm": ["self_attn.q_norm"], "attn.k_norm": ["self_attn.k_norm"]}
+        for ours, theirs in block.items():
+            table[f"transformer.h.{i}.{ours}.weight"] = [f"model.layers.{i}.{name}.weight" for name in theirs]
+    return {name: (sources, False) for name, sources in table.items()}
+
+
+def hugging_face(kind, **kwargs):
+    transformers = pytest.importorskip("transformers")
+    shape = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    shape |= dict(max_position_embeddings=16, bos_token_id=None, eos_token_id=None)
+    config = getattr(transformers, f"{kind}Config")(attn_implementation="eager", **shape, **kwargs)
+    head = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    return getattr(transformers, head)(config)
+
+
+GQA = dict(num_key_value_heads=2, rms_norm_eps=1e-3)
+SMALL = GQA | dict(intermediate_size=40, tie_word_embeddings=True)
+OUR_GQA = LLAMA | dict(norm_eps=1e-3)
+OUR_SMALL = OUR_GQA | dict(tie_weights=True, mlp_hidden=40)
+SIZES, LONG = dict(rope_theta=50.0, head_dim=6), dict(rope_theta=1e6, head_dim=16)
+PARITY = {  # name: kind, Hugging Face's config, ours, weights
+    "gpt2": ("GPT2", dict(activation_function="gelu_new"), dict(mlp="gelu_tanh"), gpt2_table()),
+    "gpt2, exact gelu": ("GPT2", dict(activation_function="gelu"), dict(mlp="gelu"), gpt2_table()),
+    "llama": ("Llama", GQA | dict(intermediate_size=128, tie_word_embeddings=False), OUR_GQA, llama_table()),
+    "llama, tied, rope_theta, head_dim": ("Llama", SMALL | SIZES, OUR_SMALL | SIZES, llama_table()),
+    "qwen3": ("Qwen3", SMALL | LONG, OUR_SMALL | LONG | dict(qk_norm=True), llama_table(qk_norm=True)),
+}
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_logits_loss_and_all_gradients_equal_transformers(name):
+    kind, config, shape, table = PARITY[name]
+    theirs, ours = randomise(hugging_face(kind, **config)), GPT(GPTConfig(**TINY | shape)).eval()
+    source = dict(theirs.named_parameters(remove_duplicate=False))
+    dest = dict(ours.named_parameters(remove_duplicate=False))
+    assert set(table) == set(dest)
+    assert sorted(itertools.chain(*(names for names, _ in table.values()))) == sorted(source)
+
+    def gather(our_name, of):
+        names, transposed = table[our_name]
+        joined = torch.cat([of(source[n]) for n in names])
+        return joined.t() if transposed else joined
+
+    with torch.no_grad():
+        for our_name, p in dest.items():
+            weight = gather(our_name, lambda q: q)
+            assert weight.shape == p.shape, our_name
+            p.copy_(weight)
+    idx = ids()
+    logits = ours(idx, idx)[0]
+    out = theirs(idx, labels=idx)  # shifts the labels itself
+    assert out.logits.std() > 0.1
+    assert (logits - out.logits).abs().max() < 1e-4
+    loss, _ = gradients(ours, idx[:, :-1], idx[:, 1:])
+    torch.testing.assert_close(loss, out.loss.detach(), atol=1e-5, rtol=1e-5)
+    out.loss.backward()
+    for our_name, p in dest.items():
+        expected = gather(our_name, lambda q: q.grad)
+        torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-3, msg=our_name)
+
+
+# ---- every combination ----
+
+
+def covering_set():
+    """32 shapes that hold every pair of values of any two switches (an orthogonal array)."""
+    for mlp, a, b, c in itertools.product(("gelu", "gelu_tanh", "swiglu", "relu2"), (0, 1), (0, 1), (0, 1)):
+        yield dict(
+            mlp=mlp,
+            pos=("learned", "rope")[a],
+            norm=("layernorm", "rmsnorm")[b],
+            bias=bool(c),
+            tie_weights=bool(a ^ b),
+            qk_norm=bool(b ^ c),
+            n_kv_head=(None, 2)[a ^ c],
+            softcap=(0.0, 15.0)[a ^ b ^ c],
+            init=("normal", "kaiming")[a & b],
+        )
+
+
+@pytest.mark.parametrize("shape", list(covering_set()), ids=lambda s: "-".join(map(str, s.values())))
+def test_every_shape_trains_all_its_parameters_and_generates(shape):
+    model = GPT(GPTConfig(**TINY | shape), seeded())
+    idx = ids(4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss, grads = gradients(model, idx[:, :-1], idx[:, 1:])
+        assert all(g.abs().sum() > 0 for g in grads.values())
+        optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - math.log(61)) < (1.0 if shape["init"] == "normal" else 2.0)
+    assert losses[-1] < losses[0] - 0.2
+    out = model.generate(idx[:, :3], 5, temperature=0.8, top_k=10, generator=seeded())
+    assert out.shape == (4, 8) and out.dtype == torch.int64
+    assert torch.equal(out[:, :3], idx[:, :3]) and 0 <= out.min() and out.max() < 61
+    assert model.training  # generate gives the mode back
+
+
+@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(qk_norm=True)], ids=["gpt2", "llama"])
+def test_logits_do_not_depend_on_later_tokens(shape):
+    model, idx = build(**shape), ids()
+    before = model(idx, idx)[0]
+    for t in (1, 7, 15):
+        changed = idx.clone()
+        changed[:, t] = (idx[:, t] + 1) % 61
+        after = model(changed, idx)[0]
+        torch.testing.assert_close(after[:, :t], before[:, :t], atol=1e-6, rtol=0)
+        assert (after[:, t:] - before[:, t:]).abs().amax(dim=2).min() > 1e-4  # on every earlier one they do
+
+
+def test_dropout_acts_in_training_only_and_in_all_four_places():
+    model, idx = build(dropout=0.2), ids()
+    assert torch.equal(model(idx, idx)[1], build()(idx, idx)[1])
+    model.train()
+    x, block = torch.randn(8, 16, 32, generator=seeded()), model.transformer.h[0]
+    for module in (block.attn, block.mlp):
+        assert 0.15 < (module(x) == 0).float().mean() < 0.25
+    block.attn.resid_dropout.p = 0.0
+    assert not torch.equal(block.attn(x), block.attn(x))  # of the attention weights
+    for b in model.transformer.h:
+        b.attn.dropout = b.attn.resid_dropout.p = b.mlp.dropout.p = 0.0
+    assert not torch.equal(model(idx)[0], model(idx)[0])  # of the embeddings
+
+
+def test_relu2_is_the_square_of_relu():
+    mlp, x = build(mlp="relu2").transformer.h[0].mlp, torch.randn(5, 32, generator=seeded())
+    torch.testing.assert_close(mlp(x), mlp.c_proj(mlp.c_fc(x).clamp(min=0) ** 2))
+
+
+# ---- the cache and generation (sample_next: at the end) ----
+
+
+@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 4, 7), (9, 1, 1, 5)], ids=str)
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+@torch.no_grad()
+def test_cached_logits_equal_uncached(pos, n_kv_head, qk_norm, chunks):
+    model, idx = build(pos=pos, n_kv_head=n_kv_head, qk_norm=qk_norm), ids()
+    full = model(idx, idx)[0]
+    cache = KVCache(model.config, 2)
+    for chunk, expected in zip(idx.split(chunks, dim=1), full.split(chunks, dim=1), strict=True):
+        torch.testing.assert_close(model(chunk, chunk, cache)[0], expected, atol=1e-4, rtol=0)
+    assert cache.length == 16
+    last, loss = model(idx)
+    assert loss is None
+    torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def naive_generate(model, idx, n, draw):
+    """No cache: each step runs the whole context, which restarts from its last half when it is full."""
+    block, out = model.config.block_size, idx
+    context = idx[:, -block:]
+    for _ in range(n):
+        if context.size(1) > block:
+            context = context[:, -max(1, block // 2) :]
+        new = draw(model(context)[0][:, -1])
+        context, out = torch.cat((context, new), 1), torch.cat((out, new), 1)
+    return out
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+@pytest.mark.parametrize("prompt", [1, 16, 21])
+@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(qk_norm=True)], ids=["gpt2", "llama"])
+def test_generation_past_block_size_equals_naive_loop(shape, prompt, block_size):
+    model, idx = build(**shape | dict(block_size=block_size)), ids(T=prompt)
+    greedy = naive_generate(model, idx, 30, lambda logits: logits.argmax(-1, keepdim=True))
+    assert torch.equal(model.generate(idx, 30, temperature=0.0), greedy)
+    g = seeded()
+    drawn = naive_generate(model, idx, 30, lambda x: torch.multinomial((x / 0.7).softmax(-1), 1, generator=g))
+    assert torch.equal(model.generate(idx, 30, temperature=0.7, generator=seeded()), drawn)
+
+
+def test_generation_edge_cases():
+    model, idx = build(), ids(T=3)
+    assert torch.equal(model.generate(idx, 0), idx)
+    assert torch.equal(torch.stack(list(model.stream(idx, 5, 0.0)), 1), model.generate(idx, 5, 0.0)[:, 3:])
+    assert model.generate(idx, 40, temperature=5.0, vocab_size=7)[:, 3:].max() < 7
+    with pytest.raises(ValueError, match="prompt is empty"):
+        model.generate(idx[:, :0], 1)
+    with pytest.raises(IndexError):
+        model.train().generate(idx + 61, 1)
+    assert model.training  # also after an error
+
+
+# ---- losses ----
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("rows", [300, 128, 1])
+def test_linear_cross_entropy_equals_float64_cross_entropy(monkeypatch, rows, softcap, ignored):
+    monkeypatch.setattr(model_file, "CHUNK", 1)  # 128 rows at a time
+    g = seeded()
+    x = torch.randn(rows, 24, generator=g, requires_grad=True)
+    weight = torch.randn(61, 24, generator=g, requires_grad=True)
+    targets = torch.randint(0, 61, (rows,), generator=g)
+    targets[torch.rand(rows, generator=g) < ignored] = -1
+    loss = LinearCrossEntropy.apply(x, weight, targets, softcap, torch.float32, True)
+    (loss / 7).backward()
+    x64, w64 = (t.detach().double().requires_grad_() for t in (x, weight))
+    logits = x64 @ w64.t()
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    expected = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    grad_x, grad_w = torch.autograd.grad(expected, (x64, w64))
+    torch.testing.assert_close(loss.double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(x.grad.double(), grad_x / 7, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(weight.grad.double(), grad_w / 7, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, softcap):
+    monkeypatch.setattr(model_file, "CHUNK", 1)
+    model = build(tie_weights=tie_weights, softcap=softcap)
+    idx, targets = ids(20), ids(20, seed=3)
+    for hidden in (slice(0, 0), slice(3, 9), slice(None)):
+        targets[:, hidden] = -1
+        loss, grads = gradients(model, idx, targets)
+        chunked, chunked_grads = gradients(model, idx, targets, return_logits=False)
+        logits = model(idx, targets)[0].flatten(0, 1)  # capped already
+        mean = F.cross_entropy(logits, targets.flatten(), ignore_index=-1).nan_to_num()  # nan if all are -1
+        torch.testing.assert_close((loss, chunked), (mean.detach(),) * 2, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(chunked_grads, grads, atol=1e-6, rtol=1e-4)
+    assert loss == 0 and not any(g.any() for g in grads.values())  # nothing to predict: no loss, not nan
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, grads = gradients(model, idx, ids(20, seed=3))
+        chunked, chunked_grads = gradients(model, idx, ids(20, seed=3), return_logits=False)
+    assert abs(chunked - loss) < 1e-2
+    for name, grad in grads.items():
+        assert (chunked_grads[name] - grad).norm() < 0.03 * grad.norm(), name
+    for bad in (-100, 61):
+        for return_logits in (True, False):
+            with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+                model(idx, torch.full_like(idx, bad), return_logits=return_logits)
+
+
+@pytest.mark.filterwarnings("error")  # mixed types in RMSNorm warn and are slow
+@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(qk_norm=True)], ids=["gpt2", "llama"])
+def test_bfloat16_stays_near_float32(shape):
+    model, idx = build(**shape), ids()
+    full = model(idx, idx)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        near = model(idx, idx)[0]
+        assert model.generate(idx, 4, temperature=0.0).shape == (2, 20)
+    assert 0 < (near - full).norm() < 0.03 * full.norm()
+    model.bfloat16()
+    assert (model(idx, idx)[0] - full).norm() < 0.03 * full.norm()
+    assert model.generate(idx, 4, temperature=0.0).shape == (2, 20)
+
+
+def test_compiles_to_one_graph_with_and_without_logits():
+    model, idx = build(**LLAMA | dict(qk_norm=True, softcap=5.0)), ids()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for return_logits in (True, False):
+        loss = compiled(idx, idx, return_logits=return_logits)[1]
+        torch.testing.assert_close(loss, model(idx, idx)[1])
+
+
+# ---- counts ----
+
+
+def test_gpt2_124m_has_its_published_size_and_hand_counted_flops():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50257))
+    assert model.get_num_params(non_embedding=False) == 124_439_808
+    assert model.get_num_params() == 123_653_376
+    block = 768 * 3 * 768 + 768 * 768 + 2 * 4 * 768 * 768
+    assert model.flops_per_token() == 6 * (12 * block + 768 * 50257) + 12 * 12 * 768 * 1024
+    assert model.flops_per_token(512) == model.flops_per_token() - 12 * 12 * 768 * 512
+
+
+def test_llama_shape_has_hand_counted_parameters():
+    shape = LLAMA | dict(vocab_size=32000, n_layer=4, n_head=16, n_embd=256, n_kv_head=8)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**shape))  # swiglu's own width: 8/3 256 = 682.7, rounded up to 768
+    block = 256 * (256 + 2 * 128) + 256 * 256 + 3 * 256 * 768 + 2 * 256
+    assert model.get_num_params(non_embedding=False) == 4 * block + 256 + 2 * 32000 * 256 == 19_532_032
+    assert model.get_num_params() == 19_532_032 - 32000 * 256
+
+
+@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(head_dim=6, qk_norm=True)], ids=["gpt2", "llama"])
+def test_flops_per_token_equal_those_torch_counts(shape):
+    model, idx = build(**shape), ids()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        gradients(model, idx, idx)
+    assert counter.get_total_flops() == model.flops_per_token() * idx.numel()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as plain:
+            model(idx, idx)
+        with FlopCounterMode(display=False) as chunked:
+            model(idx, idx, return_logits=False)
+    assert chunked.get_total_flops() == plain.get_total_flops()  # an evaluation computes no gradients
+
+
+@pytest.mark.parametrize("n_kv_head", [4, 2])
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+def test_flash_attention_is_usable_on_cpu(pos, n_kv_head):
+    model, idx = build(pos=pos, n_kv_head=n_kv_head), ids()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where only another backend would do
+        gradients(model, idx, idx)
+        model.generate(idx, 3)
+
+
+# ---- weights and configurations ----
+
+
+def test_initial_weights_have_their_documented_std_and_repeat_by_seed():
+    for init in ("normal", "kaiming"):
+        shape = dict(vocab_size=997, n_embd=128, init=init, tie_weights=False)
+        model, again = (GPT(GPTConfig(**TINY | shape), seeded()) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                assert torch.equal(p, torch.full_like(p, float("ln_" in name and "weight" in name))), name
+                continue
+            expected = 0.02 if init == "normal" or "wte" in name or "wpe" in name else p.size(1) ** -0.5
+            expected /= 2.0 if name.endswith("c_proj.weight") else 1.0  # sqrt(2 n_layer)
+            assert abs(p.std() / expected - 1) < 0.05 and abs(p.mean()) < 0.06 * expected, name
+    assert not torch.equal(model.lm_head.weight, GPT(model.config, seeded(1)).lm_head.weight)
+
+
+def test_parameter_names_and_their_order_are_nanogpts():
+    model = build()
+    block = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    expected = ["transformer.wte.weight", "transformer.wpe.weight"]
+    for module in [f"h.{i}.{part}" for i in (0, 1) for part in block] + ["ln_f"]:
+        expected += [f"transformer.{module}.weight", f"transformer.{module}.bias"]
+    assert [name for name, _ in model.named_parameters()] == expected  # optimizers number them so
+    assert list(model.state_dict()) == expected + ["lm_head.weight"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    names = list(build(**LLAMA | dict(norm="layernorm")).state_dict())
+    assert not any("rope" in name or "bias" in name for name in names)
+
+
+@pytest.mark.parametrize("shape", [dict(), LLAMA], ids=["gpt2", "llama"])
+def test_cropped_model_gives_the_same_logits_of_short_inputs(shape):
+    config = GPTConfig(**TINY | shape)
+    model = randomise(GPT(config))
+    before = model(ids(T=8), ids(T=8))[0]
+    model.crop_block_size(8)
+    assert torch.equal(model(ids(T=8), ids(T=8))[0], before)
+    assert model.config.block_size == 8 and config.block_size == 16
+    GPT(model.config).load_state_dict(model.state_dict(), strict=True)
+    assert model.generate(ids(T=8), 9).shape == (2, 17)
+    for wrong in (9, 0):
+        with pytest.raises(ValueError, match=f"8.*{wrong}"):
+            model.crop_block_size(wrong)
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        (dict(n_embd=30), "n_embd=30.*n_head=4"),
+        (dict(n_kv_head=3), "n_head=4.*n_kv_head=3"),
+        (dict(n_kv_head=8), "n_head=4.*n_kv_head=8"),
+        (dict(n_kv_head=0), "n_kv_head=0.*at least 1"),
+        (dict(n_embd=20, pos="rope"), "head_dim=5"),
+        (dict(head_dim=7, pos="rope"), "head_dim=7"),
+        (dict(vocab_size=0), "vocab_size=0.*at least 1"),
+        (dict(dropout=1.0), "dropout=1.0"),
+        (dict(softcap=-1.0), "softcap=-1.0"),
+        (dict(rope_theta=0.0), "rope_theta=0.0 must be above 0"),
+        (dict(norm_eps=-1e-5), "norm_eps=-1e-05 must be above 0"),
+        (dict(pos="alibi"), "pos='alibi'.*learned or rope"),
+        (dict(mlp="relu"), "mlp='relu'.*gelu_tanh"),
+    ],
+)
+def test_shapes_that_cannot_be_built_are_refused_with_their_numbers(shape, words):
+    with pytest.raises(ValueError, match=words):
+        GPT(GPTConfig(**TINY | shape))
+
+
+def test_too_long_input_is_refused_with_both_lengths():
+    model, cache = build(), KVCache(GPTConfig(**TINY), 2)
+    with pytest.raises(ValueError, match="17.*16"):
+        model(ids(T=17))
+    model(ids(T=10), cache=cache)
+    with pytest.raises(ValueError, match="17.*16"):
+        model(ids(T=7), cache=cache)
+    assert cache.length == 10
+
+
+def test_model_args_are_nanogpts_seven_keys_for_gpt2_and_round_trip():
+    seven = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
+    assert set(GPTConfig().to_args()) == set(GPTConfig(**TINY, bias=False, dropout=0.1).to_args()) == seven
+    assert set(GPTConfig(**LLAMA).to_args()) == seven | set(LLAMA)
+    for shape in covering_set():
+        config = GPTConfig(**TINY | shape)
+        assert GPTConfig(**config.to_args()) == config
+
+
+def kept_ids(logits, temperature=1.0, top_k=None, top_p=None):
+    """id -> probability after the filters, in plain Python. Logits must differ from one another."""
+    weights = {i: math.exp(x / temperature) for i, x in enumerate(logits)}
+    ranked = sorted(weights, key=weights.get, reverse=True)[: top_k or len(weights)]
+    total, reached, kept = sum(weights[i] for i in ranked), 0.0, []
+    for i in ranked:
+        kept.append(i)
+        reached += weights[i] / total
+        if top_p is not None and reached >= top_p:
+            break
+    total = sum(weights[i] for i in kept)
+    return {i: weights[i] / total for i in kept}
+
+
+@pytest.mark.parametrize("top_p", [None, 0.0, 0.55, 0.9, 1.0])
+@pytest.mark.parametrize("top_k", [None, 0, 1, 3, 8, 99])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_samples_follow_the_distribution_computed_in_plain_python(temperature, top_k, top_p):
+    logits = [0.3, 2.0, -1.0, 1.4, 0.9, -0.2, 1.1, 0.0]
+    expected, n = kept_ids(logits, temperature, top_k, top_p), 4000
+    state = torch.random.get_rng_state()
+    drawn = sample_next(torch.tensor([logits]).repeat(n, 1), temperature, top_k, top_p, seeded())
+    assert drawn.shape == (n, 1) and torch.equal(torch.random.get_rng_state(), state)
+    counts = torch.bincount(drawn[:, 0], minlength=len(logits)).tolist()
+    assert {i for i, count in enumerate(counts) if count} == set(expected)
+    chi2 = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in expected.items())
+    assert chi2 < 30  # 7 degrees of freedom at most: 1 in 10,000 exceeds 29.9, and the seed is fixed
+
+
+def test_rows_are_sampled_independently_and_bad_arguments_refused():
+    logits = torch.tensor([[0.0, 9.0, 1.0], [3.0, 2.0, 2.5]])
+    assert sample_next(logits, temperature=0).tolist() == [[1], [0]]
+    assert sample_next(logits, top_k=1).tolist() == sample_next(logits, top_p=1e-6).tolist() == [[1], [0]]
+    for bad in (dict(temperature=-1.0), dict(top_k=-1)):
+        with pytest.raises(ValueError, match="-1"):
+            sample_next(logits, **bad)
