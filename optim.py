@@ -11,17 +11,90 @@ import torch
 
 
 def make_optimizer(
-    model: torch.nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
+    model: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    muon_learning_rate: float | None = None,
+) -> torch.optim.Optimizer:
     """AdamW in nanoGPT's two groups, in its order, so that optimizer states are interchangeable: matrices
-    (decayed), then biases and norm gains (not). Fused where PyTorch has a fused kernel (CUDA, CPU)."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    (decayed), then biases and norm gains (not). Fused where PyTorch has a fused kernel (CUDA, CPU).
+
+    With muon_learning_rate the matrices inside the blocks form a group before these two, updated by Muon.
+    Every group carries its `max_lr`, the height of its schedule.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    in_muon = {name for name, p in named if muon_learning_rate is not None and p.dim() == 2 and ".h." in name}
+    for module in model.modules():
+        if hasattr(module, "c_attn"):
+            module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
+    adam = {"lr": learning_rate, "max_lr": learning_rate, "muon": False}
     groups = [
-        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for n, p in named if p.dim() >= 2 and n not in in_muon], "weight_decay": weight_decay, **adam},
+        {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0, **adam},
     ]
-    fused = params[0].device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+    fused = named[0][1].device.type in ("cuda", "cpu")
+    if not in_muon:
+        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+    muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay}
+    groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon})
+    return MuonAdamW(groups, betas=betas, fused=fused)
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024, kellerjordan.github.io/posts/muon):
+    the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike."""
+
+    MOMENTUM = 0.95
+
+    def __init__(self, groups: list[dict], **adamw):
+        super().__init__(groups, **adamw)
+        self._step_supports_amp_scaling = False  # GradScaler shall skip a step itself, fused AdamW or not
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                self.muon_step(group)
+        try:
+            self.param_groups = [group for group in groups if not group["muon"]]
+            return super().step()
+        finally:
+            self.param_groups = groups
+
+    def muon_step(self, group: dict) -> None:
+        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for p in group["params"]:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+                state["step"] = torch.zeros(())  # AdamW wants one in every state that it loads
+            state["step"] += 1
+            state["momentum_buffer"].lerp_(p.grad, 1 - self.MOMENTUM)
+            update = p.grad.lerp(state["momentum_buffer"], self.MOMENTUM)
+            parts = getattr(p, "parts", p.size(0))  # queries, keys and values are matrices of their own
+            for weight, part in zip(p.split(parts), update.split(parts), strict=True):
+                by_shape.setdefault(part.shape, []).append((weight, part))
+        for (rows, columns), pairs in by_shape.items():
+            scale = group["lr"] * max(1, rows / columns) ** 0.5
+            updates = orthogonalize(torch.stack([part for _, part in pairs]))
+            for (weight, _), update in zip(pairs, updates, strict=True):
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices to `matrices` (n, rows, columns), roughly: singular values end between
+    0.7 and 1.2. A quintic Newton-Schulz iteration in bfloat16, whose coefficients are Muon's."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.size(1) > matrices.size(2)
+    x = (matrices.mT if tall else matrices).bfloat16()  # the smaller square product
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:

@@ -74,8 +74,10 @@ class TrainConfig:
     qk_norm: bool = False  # RMSNorm on queries and keys
     softcap: float = 0.0  # bound on the logits; 0 = off
     init: Literal["normal", "kaiming"] = "normal"  # fresh weights
-    # Optimizer (AdamW)
-    learning_rate: float = 6e-4  # the highest
+    # Optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest
+    learning_rate: float = 6e-4  # the highest of AdamW
+    muon_learning_rate: float = 0.02  # the highest of Muon; follows the same schedule
     weight_decay: float = 1e-1  # of matrices; biases and gains are not decayed
     beta1: float = 0.9  # decay of the gradient's mean
     beta2: float = 0.95  # decay of its square
@@ -135,9 +137,9 @@ def main(argv: list[str]) -> int:
     out_dir.mkdir(parents=True, exist_ok=True)
 
     model.to(device)
-    optimizer = make_optimizer(
-        model, config.learning_rate, config.weight_decay, (config.beta1, config.beta2)
-    )
+    muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
+    betas = (config.beta1, config.beta2)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
     # float16's small gradients need scaling; on CUDA and the CPU alike
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     iter_num, best_val_loss, run = 0, 1e9, {"seconds": 0.0, "last_eval_iter": -1}
@@ -294,12 +296,12 @@ def main(argv: list[str]) -> int:
                 break
 
             # One step: forward and backward over this process's share of the global batch
-            lr = learning_rate_at(
-                iter_num, horizon, config.learning_rate, config.min_lr, warmup_iters, schedule,
+            lr = config.learning_rate * learning_rate_at(
+                iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, schedule,
                 elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0,
             )  # fmt: skip
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["max_lr"] / config.learning_rate
             if config.dropout:  # dropout of a step depends on seed, step and rank alone, so a resume repeats it
                 torch.manual_seed((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank)
             loss_sum, valid = torch.zeros((), device=device), 0

@@ -89,7 +89,7 @@ def test_a_prompt_from_a_file_keeps_its_newline(out_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--start=黛玉Q与"], r"'Q' \(U\+0051\)"),
+        (["--start=黛玉Q与"], r"'Q' U\+0051"),
         (["--start="], "empty"),
         (["--start=FILE:nowhere.txt"], "nowhere.txt"),
         (["--temperature=-1"], "temperature=-1"),

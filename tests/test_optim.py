@@ -1,0 +1,95 @@
+"""Optimizers against torch's own, the schedule against its definition."""
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig
+from optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize
+
+CONFIG = GPTConfig(block_size=8, vocab_size=16, n_layer=2, n_head=4, n_embd=16, n_kv_head=2, mlp="swiglu")
+
+
+def model_with_gradients(seed: int = 0) -> GPT:
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(CONFIG, generator)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    return model
+
+
+def test_adamw_equals_torchs_and_decays_matrices_only():
+    ours, theirs = model_with_gradients(), model_with_gradients()
+    optimizer = make_optimizer(ours, 0.1, 0.3, (0.8, 0.9))
+    for p in theirs.parameters():
+        oracle = torch.optim.AdamW([p], lr=0.1, weight_decay=0.3 if p.dim() > 1 else 0.0, betas=(0.8, 0.9))
+        oracle.step()
+        oracle.step()
+    optimizer.step()
+    optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart():
+    ours, theirs = model_with_gradients(), model_with_gradients()
+    optimizer = make_optimizer(ours, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
+    queries, keys = CONFIG.n_embd, CONFIG.kv_heads * CONFIG.head_size
+    for name, p in theirs.named_parameters():
+        if ".h." in name and p.dim() == 2:
+            parts = p.split([queries, keys, keys]) if "c_attn" in name else [p]
+            grads = p.grad.split([queries, keys, keys]) if "c_attn" in name else [p.grad]
+            copies = [torch.nn.Parameter(part.detach().clone()) for part in parts]
+            for copy, grad in zip(copies, grads, strict=True):
+                copy.grad = grad.clone()
+            oracle = torch.optim.Muon(copies, lr=0.02, weight_decay=0.3, momentum=0.95, nesterov=True)
+            update = lambda p=p, copies=copies: p.data.copy_(torch.cat([c.data for c in copies]))  # noqa: E731
+        else:
+            decay = 0.3 if p.dim() > 1 else 0.0
+            oracle, update = torch.optim.AdamW([p], lr=0.1, weight_decay=decay, betas=(0.8, 0.9)), None
+        oracle.step()
+        oracle.step()
+        if update:
+            update()
+    optimizer.step()
+    optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b[1], atol=1e-3, rtol=0, msg=name)  # both iterate in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (1, 16, 64)])
+def test_orthogonalize_flattens_the_singular_values_and_keeps_their_directions(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    result = orthogonalize(matrices)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    values = torch.linalg.svdvals(result)
+    assert values.max() < 1.3 and values.median() > 0.6
+    assert torch.nn.functional.cosine_similarity(result.flatten(), (u @ vh).flatten(), dim=0) > 0.95
+
+
+def test_loading_a_state_keeps_moments_and_takes_new_settings():
+    model = model_with_gradients()
+    old = make_optimizer(model, 0.1, 0.3, (0.8, 0.9))
+    old.step()
+    state = old.state_dict()
+    new = make_optimizer(model, 0.5, 0.0, (0.9, 0.95))
+    load_optimizer(new, state)
+    assert [group["lr"] for group in new.param_groups] == [0.5, 0.5] and new.param_groups[0]["betas"] == (0.9, 0.95)
+    for p in model.parameters():
+        assert torch.equal(new.state[p]["exp_avg"], old.state[p]["exp_avg"]) and new.state[p]["step"] == 1
+
+
+def test_a_state_of_other_groups_is_refused():
+    model = model_with_gradients()
+    muon = make_optimizer(model, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
+    with pytest.raises(ValueError, match="groups of"):
+        load_optimizer(make_optimizer(model, 0.1, 0.3, (0.8, 0.9)), muon.state_dict())
+
+
+def test_the_learning_rate_follows_its_definition_and_its_edges():
+    def rate(iter_num, horizon=100, warmup=10, **more):
+        return learning_rate_at(iter_num, horizon, 1.0, 0.1, warmup, **more)
+
+    assert 0 < rate(0) < rate(9) < 1.0 and rate(10) == 1.0
+    assert rate(55) == pytest.approx(0.1 + 0.9 * 0.5) and rate(100) == rate(1000) == 0.1
+    assert rate(20, time_used=1.0) == 0.1 and rate(20, schedule="constant", time_used=1.0) == 1.0
+    assert rate(0, horizon=0, warmup=0) == 1.0 and rate(5, horizon=3, warmup=5) == 1.0 and rate(6, 3, 5) == 0.1
