@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
@@ -286,6 +287,22 @@ def test_linear_cross_entropy_equals_float64_cross_entropy(monkeypatch, rows, so
     torch.testing.assert_close(weight.grad.double(), grad_w / 7, atol=1e-5, rtol=1e-4)
 
 
+def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            self.numel = max(self.numel, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    monkeypatch.setattr(model_file, "CHUNK", 200 * 500)
+    x, weight = torch.randn(1000, 8), torch.randn(500, 8, requires_grad=True)
+    with Largest() as largest:
+        LinearCrossEntropy.apply(x, weight, torch.zeros(1000).long(), 3.0, torch.float32, True).backward()
+    assert largest.numel == 200 * 500
+
+
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("tie_weights", [False, True])
 def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, softcap):
@@ -396,6 +413,8 @@ def test_initial_weights_have_their_documented_std_and_repeat_by_seed():
             expected /= 2.0 if name.endswith("c_proj.weight") else 1.0  # sqrt(2 n_layer)
             assert abs(p.std() / expected - 1) < 0.05 and abs(p.mean()) < 0.06 * expected, name
     assert not torch.equal(model.lm_head.weight, GPT(model.config, seeded(1)).lm_head.weight)
+    tied = GPT(GPTConfig(**TINY | dict(vocab_size=997, init="kaiming")), seeded())
+    assert abs(tied.lm_head.weight.std() / 0.02 - 1) < 0.05  # an embedding's
 
 
 def test_parameter_names_and_their_order_are_nanogpts():
