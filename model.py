@@ -20,6 +20,9 @@ from torch.nn import functional as F
 # logits that LinearCrossEntropy holds at a time; measured on a 2-core CPU: 512 rows of 4,435 take a third of
 # the plain path's time (a constant of the module: torch.compile can't read one from an autograd.Function)
 CHUNK = 2**21
+# up to this T * head_dim a CPU trains attention in float32 even under bfloat16 autocast: there the bfloat16 flash
+# kernel's backward is the slower one (2 cores, T=64, head_dim 32: 4.4 ms against 0.7)
+SHORT_ATTENTION = 256 * 64
 
 CHOICES = {
     "pos": ("learned", "rope"),
@@ -230,15 +233,18 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(layer, k, v)
             if T > 1 and cache.length > 0:  # several new positions behind old ones: not a square causal mask
                 mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.length)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-            enable_gqa=nkv != nh,
-        )  # (B, nh, T, hs)
+        if self.training and x.device.type == "cpu" and T * hs <= SHORT_ATTENTION:
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=mask is None and T > 1,
+                enable_gqa=nkv != nh,
+            )  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, nh * hs)
         return self.resid_dropout(self.c_proj(y))
 
