@@ -5,6 +5,7 @@ steps). After a resume the file goes on where the checkpoint stood: no gap, no l
 """
 
 import json
+import math
 from pathlib import Path
 
 
@@ -22,8 +23,12 @@ class Metrics:
         self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, record: dict) -> None:
-        """record: kind, iter and numbers; None values are left out."""
-        record = {key: value for key, value in record.items() if value is not None}
+        """record: kind, iter and numbers. None is left out, and so are inf and nan, which JSON cannot say."""
+        record = {
+            key: value
+            for key, value in record.items()
+            if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+        }
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         named = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "iter")}

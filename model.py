@@ -11,7 +11,7 @@ Parameter names are nanoGPT's, so GPT-2-shaped checkpoints move in both directio
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, replace, replace
 
 import torch
 import torch.nn as nn
@@ -99,10 +99,15 @@ class GPTConfig:
     def to_args(self) -> dict:
         """model_args for a checkpoint: nanoGPT's seven keys, and of the others those that differ from their
         defaults, so that nanoGPT can read the checkpoint of a model that it could have built."""
+        spelled_out = {  # values that None stands for
+            "n_kv_head": self.n_head,
+            "head_dim": self.n_embd // self.n_head,
+            "mlp_hidden": replace(self, mlp_hidden=None).mlp_width,
+        }
         args = {}
         for i, field in enumerate(fields(self)):
             value = getattr(self, field.name)
-            if i < 7 or value != field.default:
+            if i < 7 or value not in (field.default, spelled_out.get(field.name, field.default)):
                 args[field.name] = value
         return args
 

@@ -104,7 +104,7 @@ class TrainConfig:
 
 
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
-MACHINE_KEYS = ("device", "dtype", "compile", "backend", "init_from", "out_dir", "eval_only", "peak_tflops")
+MACHINE_KEYS = ("device", "compile", "backend", "init_from", "out_dir", "eval_only", "peak_tflops")
 
 
 
@@ -152,7 +152,8 @@ def main(argv: list[str]) -> int:
             scaler.load_state_dict(state["scaler"])
     state = None  # frees the loaded file
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32, as nanoGPT
 
     # Geometry of a step, and when the run ends
     micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
@@ -237,10 +238,11 @@ def main(argv: list[str]) -> int:
 
     def check_finite() -> None:
         """Stops all processes, before anything is saved, if a loss was not a finite number."""
-        if ranks.max(bad_iter.item()):
+        first_bad = int(ranks.max(bad_iter.item()))
+        if first_bad:
             raise FloatingPointError(
-                f"the loss of iter {int(ranks.max(bad_iter.item())) - 1} is not a finite number; "
-                f"the last good checkpoint in {out_dir} is kept: go on from it with a lower learning_rate"
+                f"the loss of iter {first_bad - 1} is not a finite number; the last good checkpoint in {out_dir} "
+                "is kept: go on from it with a lower learning_rate"
             )
 
     # The loop
@@ -381,9 +383,11 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
     for key in ("eval_interval", "log_interval", "eval_iters", "gradient_accumulation_steps", "batch_size"):
         if getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 1")
-    for key in ("max_iters", "warmup_iters", "save_interval", "learning_rate", "weight_decay", "grad_clip", "min_lr"):
+    for key in ("max_iters", "warmup_iters", "save_interval", "weight_decay", "grad_clip", "min_lr"):
         if getattr(config, key) < 0:
             problems.append(f"{key}={getattr(config, key)} must not be negative")
+    if config.learning_rate <= 0:
+        problems.append(f"learning_rate={config.learning_rate} must be positive")
     for key in ("max_tokens", "max_epochs", "max_minutes", "compute", "peak_tflops", "lr_decay_iters"):
         if getattr(config, key) is not None and getattr(config, key) <= 0:
             problems.append(f"{key}={getattr(config, key)} must be positive, or None")
@@ -400,11 +404,10 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
 
 def take_saved_config(config: TrainConfig, explicit: set[str], state: dict) -> None:
     """A resumed run keeps the settings it had, except those given anew and those that belong to the machine."""
-    ours = "format" in state
+    own_keys = MACHINE_KEYS if "format" in state else (*MACHINE_KEYS, "dtype")  # nanoGPT's dtype is its machine's
     for key, value in state.get("config", {}).items():
-        if key in asdict(config) and key not in explicit and (ours or key != "lr_decay_iters"):
-            if key not in MACHINE_KEYS or (ours and key == "dtype"):
-                setattr(config, key, value)
+        if hasattr(config, key) and key not in explicit and key not in own_keys:
+            setattr(config, key, value)
 
 
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,

@@ -48,7 +48,10 @@ def test_a_checkpoint_as_nanogpt_writes_it_is_read(tmp_path):
 
 
 def test_model_args_of_a_gpt2_shape_are_nanogpts_seven_and_no_more():
-    assert list(CONFIG.to_args()) == ["block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"]
+    names = ["block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"]
+    assert list(CONFIG.to_args()) == names
+    spelled_out = GPTConfig(**{**vars(CONFIG), "n_kv_head": 2, "head_dim": 4, "mlp_hidden": 32})
+    assert list(spelled_out.to_args()) == names
 
 
 class Payload:
