@@ -22,7 +22,7 @@ n_layer = 2
 n_head = 4
 n_embd = 256
 pos = "rope"
-mlp = "relu2"
+qk_norm = True
 
 optimizer = "muon"
 muon_learning_rate = 0.03

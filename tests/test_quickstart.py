@@ -24,9 +24,8 @@ def folder(tmp_path, monkeypatch):
         words = [str(word) for word in command[1:]]
         commands.append(" ".join(words))
         if "venv" in words:
-            python = tmp_path / quickstart.VENV_PYTHON.relative_to(ROOT)
-            python.parent.mkdir(parents=True)
-            python.touch()
+            quickstart.VENV_PYTHON.parent.mkdir(parents=True)
+            quickstart.VENV_PYTHON.touch()
         for name, made in (("prepare.py", "data/quickstart/meta.json"), ("plot.py", "out-quickstart/loss.png")):
             if any(word.endswith(name) for word in words):
                 (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def test_everything_is_done_once_and_then_used_again(folder):
 
 
 def test_a_failing_step_ends_it_with_that_steps_status(folder, monkeypatch):
-    def fail(command, **_):
+    def fail(*command):
         raise subprocess.CalledProcessError(3, command)
 
     monkeypatch.setattr(quickstart.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
