@@ -5,7 +5,7 @@ out_dir = "out-hongloumeng-char"
 dataset = "hongloumeng"
 
 eval_interval = 100
-eval_iters = 200  # more than the validation split has: it is read whole
+eval_iters = 10  # 640 windows of each split: the validation split has fewer, so it is read whole
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
@@ -18,10 +18,11 @@ n_head = 4
 n_embd = 128
 dropout = 0.0
 
-learning_rate = 1e-3
-min_lr = 1e-4
+optimizer = "muon"
+learning_rate = 4e-3
+min_lr = 0.0
 warmup_iters = 20
-max_iters = 1000
+max_iters = 500  # longer overfits: it knows the 0.8 million characters by heart before it writes better
 beta2 = 0.99
 
 wandb_project = "hongloumeng"
