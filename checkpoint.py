@@ -8,6 +8,7 @@ from the file (weights_only=True) and maps it into memory, so that a look at one
 import os
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,13 +24,14 @@ def save(path: Path, state: dict, copy_of: Path | None = None) -> None:
     """Writes `state` to `path`: to a temporary file, fsynced, then moved over the old one, so that a kill or a
     full disk at any moment leaves the old checkpoint whole. copy_of: a file that was just saved with the same
     state, to be linked instead of written again. Raises ValueError if the file cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # left by a kill
     try:
         if copy_of is not None:
             try:
                 os.link(copy_of, temporary)
             except OSError:  # no hard links on this file system
-                shutil.copyfile(copy_of, temporary)
+                save_copy(copy_of, temporary)
         else:
             with open(temporary, "wb") as file:
                 torch.save(state, file)
@@ -40,9 +42,17 @@ def save(path: Path, state: dict, copy_of: Path | None = None) -> None:
         temporary.unlink(missing_ok=True)
         raise ValueError(f"cannot write checkpoint {path}: {error}; the previous one is untouched") from error
     if hasattr(os, "O_DIRECTORY"):  # make the rename itself survive a power cut (not possible on Windows)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(folder)
-        os.close(folder)
+        with suppress(OSError):  # some network file systems cannot
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
+
+
+def save_copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as old, open(target, "wb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
 
 
 def load(path: str | Path) -> dict:
@@ -64,7 +74,7 @@ def load(path: str | Path) -> dict:
             f"checkpoint {path} ({path.stat().st_size:,} bytes) cannot be read: it is damaged, or holds more than "
             f"tensors and plain values ({reason.split('. Please use')[0][:150]})"
         ) from error
-    if not isinstance(state, dict) or not {"model", "model_args"} <= state.keys():
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("model", "model_args")):
         keys = f"keys {sorted(map(str, state))[:8]}" if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is no GPT checkpoint: found {keys}, expected model, model_args, …")
     if state.get("format", FORMAT) > FORMAT:
@@ -80,8 +90,8 @@ def zipped(path: Path) -> bool:
 def find(path: str | Path, resume: bool = False) -> Path:
     """The checkpoint file meant by `path`, a file or a folder.
 
-    In a folder ckpt.pt (the best so far) is preferred, then last.pt; to resume, the one with more iterations
-    (last.pt if equal).
+    In a folder ckpt.pt (the best so far) is preferred, then last.pt. To resume: of one run the one with more
+    steps (last.pt if equal), of two runs that shared the folder the one written later.
     """
     path = Path(path)
     if path.is_file():
@@ -90,7 +100,14 @@ def find(path: str | Path, resume: bool = False) -> Path:
     if not files:
         raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; "
                          f"train with --out_dir={path} first, or name another")
-    return max(reversed(files), key=lambda f: load(f).get("iter_num", 0)) if resume else files[0]
+    if not resume or len(files) == 1:
+        return files[0]
+    states = [load(file) for file in files]
+    ids = [state.get("run", {}).get("id") for state in states]
+    ages = [state.get("iter_num", 0) for state in states]
+    if ids[0] != ids[1]:
+        ages = [file.stat().st_mtime_ns for file in files]
+    return files[0] if ages[0] > ages[1] else files[1]
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

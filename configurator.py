@@ -215,6 +215,9 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     A ValueError becomes its message on one line of stderr and exit status 2, Ctrl-C becomes a silent 130.
     TRACEBACK=1 in the environment shows the traceback too. Of several ranks only rank 0 prints.
     """
+    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may be set to an encoding without Chinese
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         status = main(sys.argv[1:])
     except KeyboardInterrupt:

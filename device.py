@@ -5,6 +5,7 @@ All are settled once, after every override is known; 'auto' takes the best that 
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 
@@ -31,8 +32,9 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = local_rank if local_rank is not None else device.index or 0
-        if index >= found:
-            raise ValueError(f"device={name}: GPU {index} was asked for, PyTorch finds {found}: "
+        highest = int(os.environ["LOCAL_WORLD_SIZE"]) - 1 if local_rank is not None else index  # all ranks agree
+        if highest >= found:
+            raise ValueError(f"device={name}: GPU {highest} was asked for, PyTorch finds {found}: "
                              "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
@@ -59,11 +61,14 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     if not wanted or (wanted == "auto" and device.type != "cuda"):
         return False
     missing = None
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    compilers = [os.environ.get("CC", "cc"), "gcc", "clang", "cl"]
+    if not any(map(shutil.which, compilers)):
+        missing = "a C compiler"
+    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
         missing = "the package triton"
-    elif device.type != "cuda" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
-        missing = "a C++ compiler"
-    if missing:
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "a GPU of compute capability 7.0 or more"
+    if missing and os.environ.get("RANK", "0") == "0":
         print(f"note: torch.compile needs {missing}, going on without it", file=sys.stderr)
     return missing is None
 
@@ -71,5 +76,7 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
 def peak_flops_of(device: torch.device, override: float | None) -> float | None:
     """Dense FLOP/s of the device; None where it is unknown, and then no MFU is reported."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    known = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+    if "Laptop" in name:  # slower than its namesake on a desk, by how much depends on the maker
+        known = None
     return (override or known) and (override or known) * 1e12

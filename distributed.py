@@ -64,7 +64,3 @@ class Ranks:
         largest = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()

@@ -11,7 +11,7 @@ Parameter names are nanoGPT's, so GPT-2-shaped checkpoints move in both directio
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn as nn
@@ -107,7 +107,8 @@ class GPTConfig:
         args = {}
         for i, field in enumerate(fields(self)):
             value = getattr(self, field.name)
-            if i < 7 or value not in (field.default, spelled_out.get(field.name, field.default)):
+            same = value in (field.default, spelled_out.get(field.name, field.default))
+            if i < 7 or (not same and field.name != "init"):  # init is history once there are weights
                 args[field.name] = value
         return args
 
@@ -149,6 +150,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
         w = weight.to(dtype)
+        # half precision's small numbers would be lost here, before GradScaler's factor reaches them
+        grad_dtype = torch.float32 if dtype == torch.float16 else dtype
         rows = max(128, CHUNK // w.size(0))
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
@@ -171,9 +174,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, -torch.ones_like(lse))
                 if slope is not None:
                     grad *= slope
-                grad = grad.to(dtype)
-                grad_x[chunk] = (grad @ w) * valid
-                grad_w += grad.t() @ (xc * valid)
+                grad = grad.to(grad_dtype)
+                grad_x[chunk] = (grad @ w.to(grad_dtype)) * valid
+                grad_w += grad.t() @ (xc.to(grad_dtype) * valid)
         if need_grad:
             ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
         return total
@@ -235,7 +238,7 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         mask = None
         if cache is not None:
-            k, v = cache.append(layer, k, v)
+            k, v = (t.to(q.dtype) for t in cache.append(layer, k, v))
             if T > 1 and cache.length > 0:  # several new positions behind old ones: not a square causal mask
                 mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.length)
         if self.training and x.device.type == "cpu" and T * hs <= SHORT_ATTENTION:

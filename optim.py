@@ -1,4 +1,4 @@
-"""What the loop needs to change weights: parameter groups, AdamW, the learning rate of a step.
+"""What the loop needs to change weights: parameter groups, AdamW, Muon, the learning rate of a step.
 
     optimizer = make_optimizer(model, learning_rate=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
     for group in optimizer.param_groups:
@@ -25,9 +25,6 @@ def make_optimizer(
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     in_muon = {name for name, p in named if muon_learning_rate is not None and p.dim() == 2 and ".h." in name}
-    for module in model.modules():
-        if hasattr(module, "c_attn"):
-            module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
     adam = {"lr": learning_rate, "max_lr": learning_rate, "muon": False}
     groups = [
         {"params": [p for n, p in named if p.dim() >= 2 and n not in in_muon], "weight_decay": weight_decay, **adam},
@@ -36,6 +33,9 @@ def make_optimizer(
     fused = named[0][1].device.type in ("cuda", "cpu")
     if not in_muon:
         return torch.optim.AdamW(groups, betas=betas, fused=fused)
+    for module in model.modules():
+        if hasattr(module, "c_attn"):
+            module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
     muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay}
     groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon})
     return MuonAdamW(groups, betas=betas, fused=fused)
@@ -109,7 +109,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         )
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    moments = {  # copies: the loaded file may be mapped, and must not stay so (Windows could not replace it)
+        number: {key: value.clone() if torch.is_tensor(value) else value for key, value in slot.items()}
+        for number, slot in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def learning_rate_at(

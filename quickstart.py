@@ -7,6 +7,8 @@ Needs Python 3.10 or newer. What is there already (environment, dataset, trained
 .venv, data/quickstart or out-quickstart to redo a part. pip's usual settings choose the package index.
 """
 
+from __future__ import annotations  # an old Python shall get as far as the message about its version
+
 import hashlib
 import lzma
 import os
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     try:
         install("requirements-test.txt" if argv == ["test"] else "requirements.txt")
         if argv == ["test"]:
-            run("-m", "pytest")
+            run("-m", "pytest", "-n", "2")
             return 0
         if not Path(DATASET, "meta.json").exists():
             run("data/pycode/prepare.py", "--out_dir", DATASET, *PREPARE)
@@ -45,8 +47,6 @@ def main(argv: list[str]) -> int:
         run("quickstart.py", "report")
     except subprocess.CalledProcessError as error:
         return error.returncode
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -58,7 +58,14 @@ def fail(message: str) -> int:
 def run(*command: str) -> None:
     """Shows a command, so that it can be repeated by hand, and runs it with the environment's Python."""
     print(f"\n$ python {' '.join(command)}", flush=True)
-    subprocess.run([VENV_PYTHON, *command], check=True)
+    process = subprocess.Popen([VENV_PYTHON, *command])
+    while process.poll() is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            pass  # the command got the Ctrl-C too, and may want to finish and save
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def install(requirements: str) -> None:

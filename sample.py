@@ -18,7 +18,7 @@ import torch
 import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
-from data.tokenizer import IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
+from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
 from device import pick_compile, pick_device
 from pretrained import load_pretrained
 
@@ -57,8 +57,6 @@ def main(argv: list[str]) -> None:
     del state
     if config.compile is True and pick_compile(True, device):
         model.forward = torch.compile(model.forward, dynamic=True)
-    if hasattr(sys.stdout, "reconfigure"):  # Windows consoles may be set to an encoding without Chinese
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
 
     idx = torch.tensor(np.asarray(ids, dtype=np.int64), device=device)[None]  # (1, T)
     for number in range(config.num_samples):
@@ -73,7 +71,7 @@ def main(argv: list[str]) -> None:
             if token == tokenizer.eot:
                 break
             write(decoder.push(token))
-        write(decoder.flush() + "\n---------------\n")
+        write("\n---------------\n")
 
 
 def write(text: str) -> None:
@@ -103,7 +101,10 @@ def read_start(start: str) -> str:
 
 
 def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
-    """Ids of the prompt; the end-of-text id (a fresh document) for an empty one."""
+    """Ids of the prompt. The end-of-text id, for a fresh document, begins it if the prompt is empty or, as in
+    nanoGPT, starts with <|endoftext|>."""
+    if prompt.startswith(EOT) and tokenizer.eot is not None:
+        return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT)))
     ids = tokenizer.encode(prompt)
     if len(ids):
         return ids

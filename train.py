@@ -10,6 +10,7 @@
 """
 
 import math
+import secrets
 import signal
 import sys
 import time
@@ -85,7 +86,7 @@ class TrainConfig:
     # Learning rate schedule
     decay_lr: bool = True  # False = constant at learning_rate, without warmup
     schedule: Literal["cosine", "constant"] = "cosine"  # what follows the warmup
-    warmup_iters: int = 2000  # steps of linear warmup
+    warmup_iters: int | None = None  # steps of linear warmup; None = 2000, or a tenth of a shorter run
     lr_decay_iters: int | None = None  # step at which min_lr is reached; None = when the run ends
     min_lr: float = 6e-5  # the lowest, about learning_rate / 10
     # Limits: the run ends with whichever comes first
@@ -103,9 +104,9 @@ class TrainConfig:
     peak_tflops: float | None = None  # the device's dense peak, for the MFU; None = look the device up
 
 
+NEVER = 2**62  # a step that no run reaches
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
 MACHINE_KEYS = ("device", "compile", "backend", "init_from", "out_dir", "eval_only", "peak_tflops")
-
 
 
 def main(argv: list[str]) -> int:
@@ -134,7 +135,10 @@ def main(argv: list[str]) -> int:
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
     ranks.start(config.backend, device)
     say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out_dir={out_dir} cannot be made: {error}") from error
 
     model.to(device)
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
@@ -142,7 +146,7 @@ def main(argv: list[str]) -> int:
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
     # float16's small gradients need scaling; on CUDA and the CPU alike
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
-    iter_num, best_val_loss, run = 0, 1e9, {"seconds": 0.0, "last_eval_iter": -1}
+    iter_num, best_val_loss, run = 0, 1e9, {"seconds": 0.0, "last_eval_iter": -1, "id": secrets.token_hex(8)}
     if resumed:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
@@ -162,8 +166,8 @@ def main(argv: list[str]) -> int:
     n_params = model.get_num_params(non_embedding=False)
     limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params)
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
-    schedule = config.schedule if config.decay_lr else "constant"
-    warmup_iters = config.warmup_iters if config.decay_lr else 0
+    schedule = config.schedule
+    warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = model.flops_per_token(config.block_size) * tokens_per_iter
 
@@ -237,19 +241,19 @@ def main(argv: list[str]) -> int:
         return time_before + time.perf_counter() - start_time
 
     def check_finite() -> None:
-        """Stops all processes, before anything is saved, if a loss was not a finite number."""
-        first_bad = int(ranks.max(bad_iter.item()))
-        if first_bad:
+        """Stops all processes, before anything is saved, if a loss or a gradient was not a finite number."""
+        first_bad = -int(ranks.max(-bad_iter.item()))
+        if first_bad != NEVER:
             raise FloatingPointError(
-                f"the loss of iter {first_bad - 1} is not a finite number; the last good checkpoint in {out_dir} "
-                "is kept: go on from it with a lower learning_rate"
+                f"the loss or gradient of iter {first_bad} is not a finite number; the last good checkpoint in "
+                f"{out_dir} is kept: go on from it with a lower learning_rate"
             )
 
     # The loop
     stop = StopSignals()
     prefetch = ThreadPoolExecutor(1)
     next_batch = prefetch.submit(load_micro_batch, iter_num, 0)
-    bad_iter = torch.zeros((), dtype=torch.int64, device=device)  # 1 + the first step whose loss was not finite
+    bad_iter = torch.tensor(NEVER, device=device)  # the first step whose loss or gradient was not finite
     time_before, start_time = run["seconds"], time.perf_counter()
     elapsed, stop_signal = time_before, 0
     interval_start, interval_iters = start_time, 0
@@ -270,6 +274,7 @@ def main(argv: list[str]) -> int:
                 return 128 + stop_signal
             if due or config.eval_only or (finished and run["last_eval_iter"] != iter_num):
                 eval_start = time.perf_counter()
+                check_finite()
                 losses = estimate_loss()
                 bits_per_byte = to_bits_per_byte(losses["val"], dataset)
                 say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
@@ -301,11 +306,11 @@ def main(argv: list[str]) -> int:
             lr = config.learning_rate * learning_rate_at(
                 iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, schedule,
                 elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0,
-            )  # fmt: skip
+            ) if config.decay_lr else config.learning_rate  # fmt: skip
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["max_lr"] / config.learning_rate
             if config.dropout:  # dropout of a step depends on seed, step and rank alone, so a resume repeats it
-                torch.manual_seed((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank)
+                torch.manual_seed(((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank) % 2**63)
             loss_sum, valid = torch.zeros((), device=device), 0
             for micro_step in range(micro_steps):
                 last = micro_step == micro_steps - 1
@@ -326,7 +331,6 @@ def main(argv: list[str]) -> int:
                 clock() if ranks.is_main else 0.0,
             ])  # fmt: skip
             stop_signal = signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
-            bad_iter = torch.where((bad_iter == 0) & ~torch.isfinite(loss_sum), iter_num + 1, bad_iter)
 
             # Update
             scaler.unscale_(optimizer)
@@ -334,6 +338,9 @@ def main(argv: list[str]) -> int:
                 for parameter in parameters:
                     parameter.grad *= tokens_per_iter / max(1, valid)
             grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            # float16 may overflow its gradients: then the scaler skips the step and lowers the scale
+            bad = ~torch.isfinite(loss_sum if scaler.is_enabled() else loss_sum + grad_norm)
+            bad_iter = torch.where(bad, bad_iter.clamp(max=iter_num), bad_iter)
             if config.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
             scaler.step(optimizer)
@@ -368,6 +375,7 @@ def main(argv: list[str]) -> int:
         say(f"error: {error}", file=sys.stderr)
         return 1
     finally:
+        stop.restore()
         prefetch.shutdown(cancel_futures=True)
         if metrics:
             metrics.close()
@@ -384,13 +392,13 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
         if getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 1")
     for key in ("max_iters", "warmup_iters", "save_interval", "weight_decay", "grad_clip", "min_lr"):
-        if getattr(config, key) < 0:
+        if (getattr(config, key) or 0) < 0:
             problems.append(f"{key}={getattr(config, key)} must not be negative")
     if config.learning_rate <= 0:
         problems.append(f"learning_rate={config.learning_rate} must be positive")
     for key in ("max_tokens", "max_epochs", "max_minutes", "compute", "peak_tflops", "lr_decay_iters"):
-        if getattr(config, key) is not None and getattr(config, key) <= 0:
-            problems.append(f"{key}={getattr(config, key)} must be positive, or None")
+        if getattr(config, key) is not None and not 0 < getattr(config, key) < math.inf:
+            problems.append(f"{key}={getattr(config, key)} must be positive and finite, or None")
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 0 and below 1")
@@ -431,8 +439,8 @@ def make_model(config: TrainConfig, explicit: set[str], state: dict | None, data
                                  f"leave {key} out, or train from scratch in another out_dir")
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
     ours, theirs = dataset.tokenizer and dataset.tokenizer.to_json(), state.get("tokenizer")
-    padded = 64 * math.ceil(dataset.vocab_size / 64)
-    if (ours and theirs and ours != theirs) or model.config.vocab_size not in (dataset.vocab_size, padded):
+    sizes = (vocab_size, dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
+    if (ours and theirs and ours != theirs) or model.config.vocab_size not in sizes:
         raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
                          f"(vocabulary {model.config.vocab_size}): its ids stand for other text; use the dataset "
                          "that the model was trained on, or prepare one with the same tokenizer")
@@ -470,8 +478,11 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signal, self.time = 0, 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.catch)
+        self.before = {n: signal.signal(n, self.catch) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def catch(self, number: int, _frame) -> None:
         if self.signal and number == signal.SIGINT and time.monotonic() - self.time > 1:

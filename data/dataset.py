@@ -400,8 +400,17 @@ def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray,
     key = mix(mix(epoch + np.uint64(zlib.crc32(split.encode()))) ^ mix(np.full(1, seed % 2**64, np.uint64)))
     phase = mix(key) % np.uint64(dataset.tokens(split) - n * block_size)
     start = phase + permute(k, n, key) * np.uint64(block_size)
-    windows = np.lib.stride_tricks.sliding_window_view(dataset.array(split), block_size + 1)[start]
-    return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+    taken = np.lib.stride_tricks.sliding_window_view(dataset.array(split), block_size + 1)[start]
+    taken = check_ids(dataset, split, taken).astype(np.int64)
+    return taken[:, :-1], taken[:, 1:]
+
+
+def check_ids(dataset: Dataset, split: str, ids: np.ndarray) -> np.ndarray:
+    """`ids` as they are; ValueError if one is out of range, since a file may have been altered."""
+    if ids.max() >= dataset.vocab_size:
+        raise ValueError(f"{dataset.folder / split}.bin holds id {ids.max()}, but vocab_size is {dataset.vocab_size}; "
+                         "prepare the dataset again")
+    return ids
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -459,5 +468,6 @@ def eval_batch(dataset: Dataset, split: str, windows: np.ndarray,
     ids = dataset.array(split)
     at = np.asarray(windows, dtype=np.int64)[:, None] * block_size + np.arange(block_size + 1)  # (B, T+1)
     inside = at < ids.size
-    taken = np.where(inside, ids[np.minimum(at, ids.size - 1)], 0).astype(np.int64)
+    taken = check_ids(dataset, split, ids[np.minimum(at, ids.size - 1)])
+    taken = np.where(inside, taken, 0).astype(np.int64)
     return taken[:, :-1], np.where(inside[:, 1:], taken[:, 1:], -1)

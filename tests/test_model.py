@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -484,7 +485,7 @@ def test_model_args_are_nanogpts_seven_keys_for_gpt2_and_round_trip():
     assert set(GPTConfig(**LLAMA).to_args()) == seven | set(LLAMA)
     for shape in covering_set():
         config = GPTConfig(**TINY | shape)
-        assert GPTConfig(**config.to_args()) == config
+        assert replace(GPTConfig(**config.to_args()), init=config.init) == config  # init is not kept
 
 
 def kept_ids(logits, temperature=1.0, top_k=None, top_p=None):

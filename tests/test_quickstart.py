@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,11 +31,11 @@ def folder(tmp_path, monkeypatch):
             if any(word.endswith(name) for word in words):
                 (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / made).touch()
-        return subprocess.CompletedProcess(command, 0)
+        return subprocess.Popen([sys.executable, "-c", ""])
 
     monkeypatch.setattr(quickstart, "VENV_PYTHON", tmp_path / quickstart.VENV_PYTHON.relative_to(ROOT))
     monkeypatch.setattr(quickstart, "ROOT", tmp_path)
-    monkeypatch.setattr(quickstart.subprocess, "run", call)
+    monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": call, "run": call}))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.txt").write_text("torch", encoding="utf-8")
     return tmp_path, commands
@@ -65,7 +66,6 @@ def test_a_failing_step_ends_it_with_that_steps_status(folder, monkeypatch):
     def fail(*command):
         raise subprocess.CalledProcessError(3, command)
 
-    monkeypatch.setattr(quickstart.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
     monkeypatch.setattr(quickstart, "run", fail)
     assert quickstart.main([]) == 3
 

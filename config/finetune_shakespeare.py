@@ -1,0 +1,23 @@
+# Fine-tunes GPT-2's own weights on Tiny Shakespeare; a few minutes on a GPU.
+#     python data/shakespeare/prepare.py && python train.py config/finetune_shakespeare.py --init_from=gpt2
+
+import time
+
+out_dir = "out-shakespeare"
+dataset = "shakespeare"
+init_from = "gpt2-xl"  # the largest; gpt2, gpt2-medium and gpt2-large need less memory
+
+eval_interval = 5
+eval_iters = 40
+always_save_checkpoint = False  # it overfits soon: keep the best
+
+# 1 sequence x 32 micro-batches x 1,024 tokens = 32,768 tokens a step, 9 steps an epoch
+batch_size = 1
+gradient_accumulation_steps = 32
+max_iters = 20
+
+learning_rate = 3e-5
+decay_lr = False
+
+wandb_project = "shakespeare"
+wandb_run_name = "ft-" + str(time.time())
