@@ -163,17 +163,16 @@ class LinearCrossEntropy(torch.autograd.Function):
             target = targets[chunk, None]  # (rows, 1)
             valid = target != -1
             target = target.masked_fill(~valid, 0)  # only -1: another id out of range is an error in gather
-            logits = (xc @ w.t()).float()  # (rows, V)
+            logits = xc @ w.t()  # (rows, V)
             if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            lse = logits.logsumexp(dim=1, keepdim=True)
-            total += ((lse - logits.gather(1, target)) * valid).sum()
+                logits = softcap * torch.tanh(logits.float() / softcap)
+            log_probs = F.log_softmax(logits, dim=1, dtype=torch.float32)
+            total -= (log_probs.gather(1, target) * valid).sum()
             if need_grad:
-                slope = 1 - (logits / softcap).square() if softcap else None
-                grad = logits.sub_(lse).exp_()  # softmax - one-hot, in the logits' own memory
-                grad.scatter_add_(1, target, -torch.ones_like(lse))
-                if slope is not None:
-                    grad *= slope
+                grad = log_probs.exp_()  # softmax - one-hot, in the same memory
+                grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
+                if softcap:
+                    grad *= 1 - (logits / softcap).square()
                 grad = grad.to(grad_dtype)
                 grad_x[chunk] = (grad @ w.to(grad_dtype)) * valid
                 grad_w += grad.t() @ (xc.to(grad_dtype) * valid)

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent
 VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 DATASET, OUT_DIR = "data/quickstart", "out-quickstart"
 PREPARE = ("--vocab_size=8192", "--val_fraction=0.05")  # RESULTS.md has the other choices
-SAMPLING = ("--temperature=0.5", "--top_p=0.9")
-PROMPTS = ("import os\nimport ", "def __init__(self, ", "    for key, value in ")
+SAMPLING = ("--temperature=0.7", "--top_p=0.9")
+PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    for key, value in")
 
 
 def main(argv: list[str]) -> int:
@@ -107,7 +107,7 @@ bits per byte    {last["bits_per_byte"]:.3f}, and xz -9 on the same {len(text):,
 speed            {speeds[len(speeds) // 2]:,.0f} tokens/s (median)
 loss curve       {Path(OUT_DIR, "loss.png")}""", flush=True)
     for prompt in PROMPTS:
-        command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=100", *SAMPLING]
+        command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=80", *SAMPLING]
         print("\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command))
         sample(command)
     return 0

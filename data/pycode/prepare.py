@@ -1,6 +1,6 @@
 """Python source code: by default this Python's own standard library, which needs no download.
 
-    python data/pycode/prepare.py                                 # about 12 MB of source, without its tests
+    python data/pycode/prepare.py                                 # about 10 MB of source, without its tests
     python data/pycode/prepare.py --max_bytes=2000000             # less of it, for a quick start
     python data/pycode/prepare.py --input FOLDER_OR_FILE...       # your own code, tests included
 
@@ -22,7 +22,9 @@ from data.dataset import prepare_dataset
 from data.source import Document, arguments, origin, read_python
 from data.tokenizer import BPETokenizer, ByteTokenizer
 
-TESTS = {"test", "tests", "idle_test"}  # 60 % of the library, much of it repetitive or broken on purpose
+# Parts of the library that teach nobody to write Python: tests (60 % of it, repetitive or broken on purpose), and
+# generated tables and help texts
+LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 
 
 def choose(documents: Iterable[Document], max_bytes: int) -> list[Document]:
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     inputs, skip, where = args.input, set(), ""
     if not inputs:
-        inputs, skip = [Path(sysconfig.get_paths()["stdlib"])], TESTS
+        inputs, skip = [Path(sysconfig.get_paths()["stdlib"])], LEFT_OUT
         where = f"the standard library of Python {platform.python_version()}"
     documents = choose(read_python(args, inputs, skip), args.max_bytes)
     if len(documents) < 2:
