@@ -1,0 +1,54 @@
+"""device.py: what 'auto' stands for, and what is refused."""
+
+import pytest
+import torch
+
+import device as module
+from device import peak_flops_of, pick_compile, pick_device, pick_dtype
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == CPU
+    for name, message in (("cuda", "PyTorch finds 0"), ("mps", "no Mac"), ("gpu", "unknown")):
+        with pytest.raises(ValueError, match=message):
+            pick_device(name)
+
+
+def test_more_processes_than_gpus_is_refused_by_all_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for rank in (0, 7):
+        with pytest.raises(ValueError, match="GPU 7 was asked for, PyTorch finds 4"):
+            pick_device("cuda", local_rank=rank)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_takes_bfloat16_only_where_it_is_native(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    assert pick_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert pick_dtype("float16", CPU) == torch.float16
+
+
+def test_compile_is_off_on_a_cpu_unless_asked_for_and_noted_where_it_cannot_work(monkeypatch, capsys):
+    assert not pick_compile("auto", CPU) and not pick_compile(False, CPU)
+    monkeypatch.setattr(module.shutil, "which", lambda _: None)
+    assert not pick_compile(True, CPU) and "C compiler" in capsys.readouterr().err
+    monkeypatch.setattr(module.shutil, "which", lambda name: name)
+    assert pick_compile(True, CPU)
+
+
+@pytest.mark.parametrize(
+    "name, tflops",
+    [("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362),
+     ("NVIDIA GeForce RTX 3060", 25), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA RTX A4000", None),
+     ("NVIDIA RTX A1000", None), ("NVIDIA T400", None)],
+)  # fmt: skip
+def test_the_peak_is_known_or_not_told(monkeypatch, name, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops_of(torch.device("cuda", 0), None) == (tflops and tflops * 1e12)
+    assert peak_flops_of(CPU, None) is None and peak_flops_of(CPU, 2.0) == 2e12

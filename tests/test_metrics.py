@@ -1,0 +1,55 @@
+"""metrics.jsonl: goes on after a resume without gaps or repeats, survives a cut line, says what it cannot write."""
+
+import json
+import sys
+
+import pytest
+
+from metrics import Metrics, read_metrics
+
+CONFIG = {"wandb_log": False, "tensorboard_log": False}
+
+
+def write(out_dir, records, iter_num=0, last_eval_iter=-1):
+    metrics = Metrics(out_dir, CONFIG, iter_num, last_eval_iter)
+    for record in records:
+        metrics.write(record)
+    metrics.close()
+
+
+def test_a_resume_drops_what_came_after_the_saved_state(tmp_path):
+    train = [{"kind": "train", "iter": i, "loss": float(i)} for i in range(6)]
+    evals = [{"kind": "eval", "iter": i, "val_loss": float(i)} for i in (0, 3, 6)]
+    write(tmp_path, [evals[0], *train[:3], evals[1], *train[3:], evals[2]])
+    write(tmp_path, train[4:5], iter_num=4, last_eval_iter=3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [evals[0], *train[:3], evals[1], *train[3:5]]
+
+
+def test_a_new_run_starts_a_new_file(tmp_path):
+    write(tmp_path, [{"kind": "train", "iter": 0, "loss": 1.0}])
+    write(tmp_path, [])
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_line_that_a_kill_cut_short_is_dropped_and_a_broken_one_before_it_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "iter": 0}\n{"kind": "tr', encoding="utf-8")
+    assert read_metrics(path) == [{"kind": "train", "iter": 0}]
+    path.write_text('{"kind": "tr\n{"kind": "train", "iter": 0}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1"):
+        read_metrics(path)
+
+
+def test_what_json_cannot_say_is_left_out(tmp_path):
+    write(tmp_path, [{"kind": "train", "iter": 0, "grad_norm": float("inf"), "mfu": None, "loss": 1.5}])
+    line = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert json.loads(line, parse_constant=pytest.fail) == {"kind": "train", "iter": 0, "loss": 1.5}
+
+
+@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_an_absent_package_is_one_clear_line(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    config = {**CONFIG, f"{package}_log": True}
+    with pytest.raises(ValueError, match=f"pip install {package}.*--{package}_log=False"):
+        Metrics(tmp_path, config, 0, -1)
