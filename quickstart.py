@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 DATASET, OUT_DIR = "data/quickstart", "out-quickstart"
-PREPARE = ("--vocab_size=8192", "--val_fraction=0.05")  # RESULTS.md has the other choices
+PREPARE = ("--vocab_size=4096", "--val_fraction=0.05")  # RESULTS.md has the other choices
 SAMPLING = ("--temperature=0.7", "--top_p=0.9")
 PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    for key, value in")
 

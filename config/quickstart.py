@@ -1,7 +1,6 @@
 # What quickstart.py trains: two minutes that end with the most bits per byte saved on 2 CPU cores.
-# Each line was chosen by the loss after 1.8 minutes there (2-core AVX512-BF16 Xeon); bits per byte on held-out
-# files of the standard library, xz -9: 1.61. See RESULTS.md for the table.
-#     python data/pycode/prepare.py --out_dir data/quickstart --vocab_size=8192 --val_fraction=0.05
+# Chosen by the bits per byte of held-out files after two minutes there; RESULTS.md has the table.
+#     python data/pycode/prepare.py --out_dir data/quickstart --vocab_size=4096 --val_fraction=0.05
 #     python train.py config/quickstart.py
 
 out_dir = "out-quickstart"
