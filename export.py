@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 import checkpoint
 from configurator import configure, exit_on_error
-from data.tokenizer import EOT, TRAIN_PATTERN, to_symbols
+from data.tokenizer import EOT, TRAIN_PATTERN
+from data.tokenizer import _to_symbols as to_symbols
 from model import GPT, GPTConfig
 from pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from sample import find_tokenizer
