@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 import checkpoint
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
-from data.tokenizer import _to_symbols as to_symbols
+from data.vocabulary import to_symbols
 from model import GPT, GPTConfig
 from pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from sample import find_tokenizer
@@ -160,7 +160,8 @@ def hf_tensors(model: GPT, kind: str, dtype: torch.dtype) -> dict[str, torch.Ten
 def write_tokenizer(folder: Path, tokenizer, block_size: int) -> None:
     """tokenizer.json, tokenizer_config.json, special_tokens_map.json."""
     (folder / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8", newline="\n")
-    special = {} if tokenizer.eot is None else {name: EOT for name in ("bos_token", "eos_token", "pad_token")}
+    end = next((token for token, id in tokenizer.special_tokens.items() if id == tokenizer.eot), None)
+    special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
     write_json(folder / "special_tokens_map.json", special)
     write_json(folder / "tokenizer_config.json", special | {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
@@ -201,8 +202,8 @@ def tokenizer_json(tokenizer) -> str:
     else:
         raise ValueError(f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's format: what "
                          "trimming left out is taken apart after merging, and no tokenizer.json can say that")
-    if tokenizer.eot is not None:
-        made.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
+    for token in sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.get):
+        made.add_special_tokens([AddedToken(token, special=True, normalized=False)])
     return made.to_str(pretty=False)
 
 
