@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     shape = GPTConfig(**state["model_args"])
     kind, tokenizer = architecture(shape), find_tokenizer(state)
     model = checkpoint.build_model(state)
-    state["model"] = None  # the copy in `model` is enough
+    state["model"] = state["optimizer"] = None  # the copy in `model` is enough
     temporary = make_temporary(folder)
     try:
         tensors = hf_tensors(model, kind, getattr(torch, config.dtype))
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
     print(f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {config.dtype} weights, "
           f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids")
-    warn_llama_cpp(tokenizer)
+    warn_llama_cpp(shape, tokenizer)
 
 
 # ---- which architecture ------------------------------------------------------------------------------------
@@ -111,8 +111,9 @@ def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict
     if kind == "gpt2":
         theirs = {ours: name for name, ours in ACTIVATIONS.items() if name != "gelu_pytorch_tanh"}
         return common | {
-            "n_positions": config.block_size, "n_embd": config.n_embd, "n_layer": config.n_layer,
-            "n_head": config.n_head, "n_inner": config.mlp_width, "activation_function": theirs[config.mlp],
+            "n_positions": config.block_size, "n_ctx": config.block_size,  # the same twice: llama.cpp asks for n_ctx
+            "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head,
+            "n_inner": config.mlp_width, "activation_function": theirs[config.mlp],
             "layer_norm_epsilon": config.norm_eps, "attn_pdrop": config.dropout, "embd_pdrop": config.dropout,
             "resid_pdrop": config.dropout, "bias": config.bias,  # ours: the biases in the file are not all zeros
         }  # fmt: skip
@@ -210,8 +211,12 @@ def tokenizer_json(tokenizer) -> str:
 # ---- the folder --------------------------------------------------------------------------------------------
 
 
-def warn_llama_cpp(tokenizer) -> None:
-    """A note on stderr if llama.cpp's converter will refuse the tokenizer: it knows vocabularies one by one."""
+def warn_llama_cpp(config: GPTConfig, tokenizer) -> None:
+    """Notes on stderr if llama.cpp will not do with the folder: its converter knows vocabularies one by one, and its
+    GPT-2 has GELU."""
+    if config.mlp == "relu2":
+        print("note: llama.cpp computes GPT-2 with GELU whatever config.json says, this model has relu2: do not "
+              "convert it", file=sys.stderr)
     if tokenizer.kind in ("char", "byte") or (tokenizer.kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
         print(f"note: llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, not this one "
               f"({tokenizer.kind}, made here): for a GGUF train on a dataset prepared with one of those", file=sys.stderr)
@@ -230,7 +235,8 @@ def move_in(temporary: Path, folder: Path) -> None:
     for path in temporary.iterdir():
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
-    temporary.chmod(0o755)  # mkdtemp makes it private
+        path.chmod(0o644)  # mkdtemp and safetensors make them private
+    temporary.chmod(0o755)
     if folder.exists():
         folder.rmdir()  # it is empty; Windows renames onto nothing only
     os.rename(temporary, folder)
