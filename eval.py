@@ -26,12 +26,10 @@ import io
 import json
 import lzma
 import math
-import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ import torch
 from tqdm import tqdm
 
 import checkpoint
+import tasks
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
@@ -49,9 +48,9 @@ from model import CHUNK, GPT
 from pretrained import load_pretrained
 from sample import find_tokenizer
 
-BATCH_TOKENS = 16384  # of a batch, when --batch_size doesn't say how many windows it has
-START, FIRST, STOP = range(3)  # columns of windows (K, 3): a window holds ids START to STOP-1, scores those from FIRST
-NATS, MISSES, BYTES, CHARACTERS, LARGEST = range(5)  # columns of what is found in each window (K, 5): see score
+# of a batch, where --batch_size doesn't say how many windows it has: on a CPU more of them don't fit into its cache
+CPU_BATCH, GPU_BATCH = 4096, 16384
+START, FIRST, STOP = range(3)  # columns of windows (K, 3): they read ids START to STOP-1, and score those from FIRST on
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -63,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
     add("--input", type=Path, metavar="FILE", help="evaluate this UTF-8 text, or this .jsonl of a --task, instead")
-    add("--task", choices=("hellaswag", "lambada"), help="what the .jsonl is, in its official format")
+    add("--task", choices=tuple(tasks.READ), help="what the .jsonl is, in its official format")
     add("--stride", type=int, help="new tokens a window scores, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
     add("--per_document", action="store_true", help="context never crosses an end-of-text id; in a text file the "
@@ -74,7 +73,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--join_rows", action="store_true", help="join the lines of FILE as that page does the rows of WikiText: "
         "with two newlines between, blank ones emptied")
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
-    add("--batch_size", type=int, help=f"windows a batch (default: as many as have {BATCH_TOKENS:,} tokens)")
+    add("--batch_size", type=int, help="windows a batch (default: those of "
+        f"{CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})")
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="of the matrix products; the two short ones are faster on a GPU and change the loss by some 0.001")
@@ -90,13 +90,12 @@ def main(argv: list[str]) -> None:
     state = checkpoint.load(source) if args.init_from == "resume" else load_pretrained(source)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
     if args.task:
-        tokenizer = find_tokenizer(state)
-        read, count = (read_hellaswag, count_hellaswag) if args.task == "hellaswag" else (read_lambada, count_lambada)
-        questions = read(args.input)
-        ids, windows = lay_out(questions, tokenizer, block_size, args.input)
-        text, get_ids, edges = str(shown(args.input)), lambda: ids, None
+        tokenizer, edges = find_tokenizer(state), None
+        questions = tasks.READ[args.task](args.input)
+        ids, windows = tasks.lay_out(questions, tokenizer, block_size, args.input)
+        text, get_ids = str(shown(args.input)), lambda: ids
     else:
-        text, get_ids, tokenizer, eot = open_text(args, state)
+        text, get_ids, tokenizer, eot = (open_file if args.input else open_split)(args, state)
         edges = document_edges(get_ids(), eot) if args.per_document else np.array([0, len(get_ids()) - 1])
         windows = plan_windows(edges, block_size + (args.definition == "exact"), stride)
         if not len(windows):
@@ -112,10 +111,12 @@ def main(argv: list[str]) -> None:
     dtype = getattr(torch, args.dtype)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
-    with torch.inference_mode(), autocast:
-        found = score(model, get_ids, windows, tokenizer, args.batch_size, bool(args.task), ranks)
+    try:
+        with torch.inference_mode(), autocast:
+            nats, misses = score(model, get_ids, windows, args.batch_size, bool(args.task), ranks)
+    finally:
+        ranks.stop()
     seconds = time.perf_counter() - start_time
-    ranks.stop()
     if not ranks.is_main:
         return
 
@@ -127,16 +128,16 @@ def main(argv: list[str]) -> None:
         "processes": ranks.world_size, "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
     if args.task:
-        result |= {"questions": len(questions)} | count(questions, found)
+        result |= {"questions": len(questions)} | tasks.COUNT[args.task](questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": len(edges) - 1 if args.per_document else None,
                    "definition": args.definition}  # fmt: skip
-        if args.definition == "exact":
-            result |= exact_loss(n_tokens, found, tokenizer is not None)
-        else:
-            result |= huggingface_perplexity(windows, found)
-    if args.baselines:
-        result["baselines"] = baselines(get_ids(), tokenizer)
+        exact = args.definition == "exact"
+        result |= exact_loss(nats, n_tokens) if exact else huggingface_perplexity(nats, windows)
+        if exact and tokenizer:
+            result |= bits_per_unit(nats, get_ids(), tokenizer)
+        if args.baselines:
+            result["baselines"] = baselines(get_ids(), tokenizer)
     print(table(result))
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
     print(json.dumps(finite, ensure_ascii=False))
@@ -177,48 +178,35 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
 # ---- what is evaluated -----------------------------------------------------------------------------------
 
 
-def open_text(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
-    """(its name, a function that returns its ids, its tokenizer, its end-of-text id) of the text to evaluate.
+def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
+    """(name, a function that returns the ids (n,), tokenizer, end-of-text id or None) of the text of --input."""
+    tokenizer, text, name = find_tokenizer(state), tasks.read_text(args.input), str(shown(args.input))
+    if args.join_rows:
+        rows = io.StringIO(text, newline=None)  # lines end as they may
+        text = "\n\n".join(row if row.strip() else "" for row in rows)
+    if args.per_document and tokenizer.eot is None:
+        raise ValueError(f"--per_document: the tokenizer of {name} has no end-of-text id: leave it out")
+    first, *others = [tokenizer.encode(part) for part in (text.split(EOT) if args.per_document else [text])]
+    ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
+    return name, lambda: ids, tokenizer, tokenizer.eot
 
-    Ids (n,) of a dataset are mapped, not read, and afresh in each call, so that pages don't pile up in memory.
-    The tokenizer is None where a dataset's is not known; the last is None unless --per_document needs it.
+
+def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
+    """As open_file, of a dataset's split. Its tokenizer is None if nobody knows it.
+
+    Each call maps the ids afresh, so that pages read earlier don't pile up in memory.
     """
-    if args.input:
-        tokenizer = find_tokenizer(state)
-        text, eot = read_text(args.input), tokenizer.eot
-        if args.join_rows:
-            rows = io.StringIO(text, newline=None)  # any kind of line end
-            text = "\n\n".join(row if row.strip() else "" for row in rows)
-        name = str(shown(args.input))
-    else:
-        dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
-        split = args.split or "val"
-        dataset.tokens(split)  # for its error
-        tokenizer, eot, name = dataset.tokenizer, None, f"{shown(dataset.folder)} {split}"
-        if tokenizer is None:
-            try:
-                tokenizer = find_tokenizer(state)
-            except ValueError as error:
-                print(f"note: bits per byte can't be counted: {error}", file=sys.stderr)
-        eot = tokenizer.eot if tokenizer else GPT2_VOCAB_SIZE - 1 if dataset.vocab_size >= GPT2_VOCAB_SIZE else None
+    dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
+    split, tokenizer = args.split or "val", dataset.tokenizer
+    name = f"{shown(dataset.folder)} {split}"
+    dataset.tokens(split)  # for its error
+    if tokenizer is None:
+        with suppress(ValueError):
+            tokenizer = find_tokenizer(state)
+    eot = tokenizer.eot if tokenizer else {GPT2_VOCAB_SIZE: GPT2_VOCAB_SIZE - 1}.get(dataset.vocab_size)
     if args.per_document and eot is None:
         raise ValueError(f"--per_document: {name} has no end-of-text id: leave it out")
-    if not args.input:
-        return name, lambda: dataset.array(split), tokenizer, eot
-    parts = [tokenizer.encode(part) for part in (text.split(EOT) if args.per_document else [text])]
-    ids = np.concatenate([parts[0], *(np.append(np.uint32(eot), part) for part in parts[1:])])
-    return name, lambda: ids, tokenizer, eot
-
-
-def read_text(path: Path) -> str:
-    """ValueError if it cannot be read, is no UTF-8, or is empty."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--input={path} cannot be read as UTF-8 text: {error}") from error
-    if not text:
-        raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
-    return text
+    return name, lambda: dataset.array(split), tokenizer, eot
 
 
 def open_matching_dataset(name: str | None, state: dict):
@@ -264,42 +252,37 @@ def plan_windows(edges: np.ndarray, width: int, stride: int) -> np.ndarray:
 # ---- scoring ---------------------------------------------------------------------------------------------
 
 
-def score(model: GPT, get_ids: Callable[[], np.ndarray], windows: np.ndarray, tokenizer, batch_size: int | None,
-          greedy: bool, ranks: Ranks) -> np.ndarray:
-    """(K, 5) float64, the same on every rank. Of the ids that a window scores: their nats, how many were not the
-    likeliest (if `greedy`, else 0), the bytes and characters that they stand for; and the largest id it holds.
+def score(model: GPT, get_ids: Callable[[], np.ndarray], windows: np.ndarray, batch_size: int | None, greedy: bool,
+          ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+    """Of the ids that each window scores: their nats together, and how many were not the likeliest (0 unless
+    `greedy`). Both (K,) float64, the same on every rank.
 
     Each rank takes one stretch of the windows, with its share of the ids, and reads no others. Padding comes last
-    in a window, where no causal model sees it, so that its sums do not depend on its batch.
+    in a window, where no causal model sees it, so that a window's nats do not depend on its batch.
     """
-    found = np.zeros((len(windows), 5))
+    nats, misses, largest = found = np.zeros((3, len(windows)))
     device, vocab_size = next(model.parameters()).device, model.config.vocab_size
-    n_bytes, n_characters = text_sizes(tokenizer, vocab_size)
+    batch_tokens = CPU_BATCH if device.type == "cpu" else GPU_BATCH
     length = windows[:, STOP] - windows[:, START]
     before = np.cumsum(length) - length
     begin, end = np.searchsorted(before, length.sum() * np.array([ranks.rank, ranks.rank + 1]) / ranks.world_size)
-    mine = begin + np.argsort(-length[begin:end], kind="stable")  # little padding, and the most memory at once
-    at = 0
-    with tqdm(total=len(mine), unit="window", disable=None if ranks.is_main else True) as bar:
-        while at < len(mine):
-            rows = mine[at:at + (batch_size or max(1, BATCH_TOKENS // length[mine[at]]))]
-            at += len(rows)
+    mine = begin + np.argsort(-length[begin:end], kind="stable")  # so there is little padding
+    with tqdm(total=len(mine), unit=" windows", disable=None if ranks.is_main else True) as bar:
+        while len(mine):
+            rows, mine = np.split(mine, [batch_size or max(1, batch_tokens // length[mine[0]])])
             x, y = cut(get_ids(), windows[rows])
-            found[rows, LARGEST] = np.maximum(x.max(1), y.max(1))
-            if found[rows, LARGEST].max() < vocab_size:
-                row, scored = np.nonzero(y >= 0)[0], y[y >= 0]
-                nats, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
-                for column, values in ((NATS, nats), (MISSES, miss), (BYTES, n_bytes[scored]),
-                                       (CHARACTERS, n_characters[scored])):
-                    found[rows, column] = np.bincount(row, values, len(rows))
+            largest[rows] = np.maximum(x, y).max(1)
+            if largest[rows].max() < vocab_size:
+                row = np.nonzero(y >= 0)[0]
+                loss, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
+                nats[rows], misses[rows] = np.bincount(row, loss, len(rows)), np.bincount(row, miss, len(rows))
             bar.update(len(rows))
-    if ranks.world_size > 1:  # of the ranks' numbers in a place all but one are zero, so the sum is exact
-        found = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    largest = int(found[:, LARGEST].max())
-    if largest >= vocab_size:  # only now, so that no rank waits for one that gave up
-        raise ValueError(f"the text holds id {largest}, but the model's vocab_size is {vocab_size}: prepare the "
-                         "dataset again")
-    return found
+    if ranks.world_size > 1:  # of the ranks' numbers for a window all but one are zero, so the sum is exact
+        nats, misses, largest = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
+    if largest.max() >= vocab_size:  # only now, so that no rank waits for one that gave up
+        raise ValueError(f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
+                         "the dataset again")
+    return nats, misses
 
 
 def cut(ids: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -331,36 +314,45 @@ def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -
     return (total.log() + largest - target).numpy(), miss.bool().numpy()
 
 
-def text_sizes(tokenizer, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 bytes, and characters that begin in them, of each id, both (V,); 0 without a tokenizer and for its
-    special and unused ids. A character in several tokens counts where its first byte is."""
-    known = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)] if tokenizer else []
-    sizes = np.zeros((2, max(vocab_size, len(known))), np.int64)
-    sizes[0, :len(known)] = [len(token) for token in known]
-    sizes[1, :len(known)] = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
-    return sizes[0], sizes[1]
+# ---- figures ---------------------------------------------------------------------------------------------
 
 
-def exact_loss(n_tokens: int, found: np.ndarray, has_text: bool) -> dict:
-    nats = math.fsum(found[:, NATS])
-    figures = {"loss": nats / n_tokens, "perplexity": exp(nats / n_tokens)}
-    if has_text:
-        n_bytes, n_characters = int(found[:, BYTES].sum()), int(found[:, CHARACTERS].sum())
-        bits = nats / math.log(2)
-        figures |= {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
-                    "bits_per_character": bits / n_characters if n_characters else math.nan,
-                    "bytes": n_bytes, "characters": n_characters}  # fmt: skip
-    return figures
+def exact_loss(nats: np.ndarray, n_tokens: int) -> dict:
+    loss = math.fsum(nats) / n_tokens
+    return {"loss": loss, "perplexity": exp(loss)}
 
 
-def huggingface_perplexity(windows: np.ndarray, found: np.ndarray) -> dict:
+def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
+    """Bits per UTF-8 byte and per character of the text of ids (n,) but the first, which is not predicted.
+
+    A character in several tokens counts where its first byte is.
+    """
+    known = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    begins = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
+    counts = np.zeros(len(known), np.int64)
+    for part in parts(ids):
+        counts += np.bincount(part[part < len(known)], minlength=len(known))  # others are padding of the vocabulary
+    bits = math.fsum(nats) / math.log(2)
+    n_bytes, n_characters = int(counts @ [len(token) for token in known]), int(counts @ begins)
+    return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
+            "bits_per_character": bits / n_characters if n_characters else math.nan,
+            "bytes": n_bytes, "characters": n_characters}  # fmt: skip
+
+
+def parts(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """ids (n,) but the first, some at a time."""
+    width = 2**20
+    return (ids[i:i + width] for i in range(1, len(ids), width))
+
+
+def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:
     """As huggingface.co/docs/transformers/perplexity has it: "perplexity" from the plain mean of the windows' means
     (19.44 and, at stride 512, 16.45 for GPT-2 large on WikiText-2), and "perplexity_weighted" as the page has had it
     since it says 16.44, each mean weighing as much as its window has new ids, less one."""
-    means = found[:, NATS] / (windows[:, STOP] - windows[:, FIRST])
+    means = nats / (windows[:, STOP] - windows[:, FIRST])
     weights = np.diff(windows[:, STOP], prepend=windows[0, START]) - 1
     mean = math.fsum(means) / len(means)
-    weighted = math.fsum(means * weights) / weights.sum() if weights.sum() else math.nan
+    weighted = math.fsum(means * weights) / weights.sum() if weights.any() else math.nan
     return {"loss": mean, "perplexity": exp(mean), "perplexity_weighted": exp(weighted)}
 
 
@@ -369,20 +361,16 @@ def exp(x: float) -> float:
 
 
 def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
-    """Bits per byte that general compressors need for the text of ids (n,) but the first, which no model predicts."""
-    n_bytes, _ = text_sizes(tokenizer, tokenizer.vocab_size)
+    """Bits per byte that general compressors need for the text of ids (n,) but the first."""
     known = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
-    width = 2**18
-    places = range(1, len(ids), width)
-    size = sum(int(n_bytes[ids[i:i + width]].sum()) for i in places)
     compressors = {
         "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
-        "xz -9": lzma.LZMACompressor(preset=9),
-        "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(size=size),
+        "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),
     }  # fmt: skip
-    compressed = dict.fromkeys(compressors, 0)
-    for i in tqdm(places, desc="compressing", disable=None):
-        text = b"".join([known[id] for id in ids[i:i + width].tolist()])
+    size, compressed = 0, dict.fromkeys(compressors, 0)
+    for part in tqdm(parts(ids), desc="compressing", unit_scale=2**20, unit=" tokens", disable=None):
+        text = b"".join([known[id] for id in part[part < len(known)].tolist()])
+        size += len(text)
         for name, compressor in compressors.items():
             compressed[name] += len(compressor.compress(text))
     for name, compressor in compressors.items():
@@ -396,126 +384,6 @@ def import_zstandard():
     except ImportError:
         raise ValueError("--baselines needs the package zstandard: pip install zstandard") from None
     return zstandard
-
-
-# ---- tasks -----------------------------------------------------------------------------------------------
-# Questions are dicts: "line" of the file, "context", "choices" (continuations of it), and for hellaswag "label".
-# Definitions are those of EleutherAI's lm-evaluation-harness, for numbers that compare.
-
-
-def read_jsonl(path: Path, fields: dict[str, type | tuple]) -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line that is not blank. ValueError for a line without these fields of these types."""
-    n = 0
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        n += 1
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}): it is damaged, get the file again") from None
-        for name, kind in fields.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-                raise ValueError(f"{path}, line {number}: {name!r} is missing or of another type: expected an object "
-                                 f"with {', '.join(fields)}")
-        yield number, record
-    if not n:
-        raise ValueError(f"{path} has only blank lines: there is nothing to evaluate")
-
-
-def read_hellaswag(path: Path) -> list[dict]:
-    """hellaswag_val.jsonl of Zellers et al. 2019 (arXiv:1905.07830), as the harness puts the question."""
-
-    def clean(text: str) -> str:  # WikiHow's articles come with their markup in brackets
-        return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
-
-    fields = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)}
-    questions = []
-    for line, record in read_jsonl(path, fields):
-        label, endings = str(record["label"]), record["endings"]
-        if not label.isdecimal() or not int(label) < len(endings) or not all(isinstance(e, str) for e in endings):
-            raise ValueError(f"{path}, line {line}: label {label!r} is no number of one of the {len(endings)} endings "
-                             "(those of the test split are secret: use hellaswag_val.jsonl)")
-        context = clean(f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}")
-        endings = [clean(ending) for ending in endings]
-        questions.append({"line": line, "context": context, "choices": [f" {e}" for e in endings], "label": int(label)})
-    return questions
-
-
-def count_hellaswag(questions: list[dict], found: np.ndarray) -> dict:
-    """acc: the likeliest ending is the right one; acc_norm, acc_bytes: after dividing by its characters, bytes.
-
-    The harness's acc_norm counts characters, without the space before them.
-    """
-    right = np.zeros((len(questions), 3), bool)
-    at = 0
-    for question, row in zip(questions, right, strict=True):
-        endings = [choice[1:] for choice in question["choices"]]
-        ll = -found[at:at + len(endings), NATS]
-        at += len(endings)
-        sizes = [[1] * len(endings), [len(e) or 1 for e in endings], [len(e.encode()) or 1 for e in endings]]
-        row[:] = [np.argmax(ll / size) == question["label"] for size in sizes]
-    figures = {}
-    for name, column in zip(("acc", "acc_norm", "acc_bytes"), right.T, strict=True):
-        figures |= {name: column.mean().item(), f"{name}_stderr": standard_error(column)}
-    return figures
-
-
-def read_lambada(path: Path) -> list[dict]:
-    """OpenAI's lambada_test.jsonl (Paperno et al. 2016, arXiv:1606.06031): the last word after the last space."""
-    questions = []
-    for line, record in read_jsonl(path, {"text": str}):
-        context, space, word = record["text"].rpartition(" ")
-        if not space or not word:
-            raise ValueError(f"{path}, line {line}: no last word after a space in {record['text'][-40:]!r}")
-        questions.append({"line": line, "context": context, "choices": [f" {word}"]})
-    return questions
-
-
-def count_lambada(questions: list[dict], found: np.ndarray) -> dict:
-    """acc: every token of the last word was the likeliest; perplexity: of words, not of tokens."""
-    right = found[:, MISSES] == 0
-    return {"acc": right.mean().item(), "acc_stderr": standard_error(right),
-            "perplexity": exp(math.fsum(found[:, NATS]) / len(found))}  # fmt: skip
-
-
-def standard_error(right: np.ndarray) -> float:
-    return right.std(ddof=1).item() / math.sqrt(len(right)) if len(right) > 1 else math.nan
-
-
-def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """ids (n,) of every context with each of its choices, one after the other, and their windows (K, 3).
-
-    Of a question that is too long the beginning is left out. ValueError names the line of one that can't be asked.
-    """
-    sequences, windows, stop = [], [], 0
-    for question in tqdm(questions, desc="encoding", unit=" questions", disable=None):
-        for choice in question["choices"]:
-            where = f"{path}, line {question['line']}"
-            try:
-                ids, n = encode_pair(tokenizer, question["context"], choice)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            if n > block_size:
-                raise ValueError(f"{where}: {choice[:40]!r} has {n} tokens, block_size is {block_size}")
-            sequences.append(ids[-(block_size + 1):])
-            start, stop = stop, stop + len(sequences[-1])
-            windows.append((start, stop - n, stop))
-    return np.concatenate(sequences), np.array(windows)
-
-
-def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
-    """Ids of both together, and how many at the end are the choice's: all but as many as the context alone has.
-
-    Spaces at the context's end go to the choice. Instead of an empty context there is the end-of-text id.
-    """
-    ids = tokenizer.encode(context + choice)
-    n = len(ids) - len(tokenizer.encode(context.rstrip()))
-    if n == len(ids):
-        if tokenizer.eot is None:
-            raise ValueError("nothing comes before it, and this tokenizer has no end-of-text id to begin with")
-        ids = np.append(tokenizer.eot, ids)
-    return ids, max(1, n)  # 1: where the tokenizer joined all of the choice to the context
 
 
 # ---- output ----------------------------------------------------------------------------------------------
