@@ -203,7 +203,8 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
     if tokenizer is None:
         with suppress(ValueError):
             tokenizer = find_tokenizer(state)
-    eot = tokenizer.eot if tokenizer else {GPT2_VOCAB_SIZE: GPT2_VOCAB_SIZE - 1}.get(dataset.vocab_size)
+    is_gpt2 = dataset.vocab_size in (GPT2_VOCAB_SIZE, 50304)  # as it is, or padded as nanoGPT does
+    eot = tokenizer.eot if tokenizer else GPT2_VOCAB_SIZE - 1 if is_gpt2 else None
     if args.per_document and eot is None:
         raise ValueError(f"--per_document: {name} has no end-of-text id: leave it out")
     return name, lambda: dataset.array(split), tokenizer, eot
@@ -216,8 +217,10 @@ def open_matching_dataset(name: str | None, state: dict):
     size, folder = state["model_args"]["vocab_size"], find_folder(name)
     knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
     dataset = open_dataset(folder, None if knows_size else size)
-    ours, theirs = dataset.tokenizer and dataset.tokenizer.to_json(), state.get("tokenizer")
-    same = ours == theirs if ours and theirs else size in (dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
+    if dataset.tokenizer and state.get("tokenizer"):
+        same = token_table(dataset.tokenizer) == token_table(find_tokenizer(state))
+    else:
+        same = size in (dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
     if not same or dataset.vocab_size > size:
         raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
                          f"(vocabulary {size}): its ids stand for other text; evaluate the text itself with "
@@ -327,7 +330,7 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
 
     A character in several tokens counts where its first byte is.
     """
-    known = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    known = token_table(tokenizer)
     begins = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
     counts = np.zeros(len(known), np.int64)
     for part in parts(ids):
@@ -337,6 +340,11 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
     return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
             "bits_per_character": bits / n_characters if n_characters else math.nan,
             "bytes": n_bytes, "characters": n_characters}  # fmt: skip
+
+
+def token_table(tokenizer) -> list[bytes]:
+    """The bytes that each id stands for; b"" for special and unused ids."""
+    return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
 
 
 def parts(ids: np.ndarray) -> Iterator[np.ndarray]:
@@ -362,7 +370,7 @@ def exp(x: float) -> float:
 
 def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
     """Bits per byte that general compressors need for the text of ids (n,) but the first."""
-    known = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    known = token_table(tokenizer)
     compressors = {
         "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
         "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),

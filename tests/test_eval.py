@@ -496,14 +496,13 @@ def test_per_document_needs_an_end_of_text_id_and_a_dataset_its_own_vocabulary(t
         evaluation.main([f"--out_dir={tmp_path}", "--device=cpu"])
 
 
-def test_wikitext_joined_has_its_published_number_of_gpt2_tokens():
+def test_wikitext_joined_has_its_published_number_of_gpt2_tokens(shared_data):
     """287,644: the length that transformers reports for the raw test split, joined as Hugging Face's page does."""
-    path = ROOT.parent / "shared" / "data" / "wiki.test.raw"
-    if not path.exists():
-        pytest.skip("needs wiki.test.raw in ../shared/data")
+    path, vocabulary = shared_data("wiki.test.raw"), shared_data("gpt2/encoder.json").parent
     args = evaluation.arguments().parse_args([f"--input={path}", "--join_rows"])
-    state = {"tokenizer": TiktokenTokenizer("gpt2", path.parent / "gpt2").to_json()}
-    assert len(evaluation.open_file(args, state)[1]()) == 287_644
+    state = {"tokenizer": TiktokenTokenizer("gpt2", vocabulary).to_json()}
+    _, get_ids, _, _ = evaluation.open_file(args, state)
+    assert len(get_ids()) == 287_644
 
 
 @pytest.mark.gpu
