@@ -390,8 +390,8 @@ def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def build_model(state: dict, device: torch.device | str = "cpu", take: bool = False, **changes) -> GPT:
     """The model in a checkpoint, with its weights. `changes` replace model_args (dropout, say).
 
-    The weights are copied to `device` one by one. take: on the CPU they become the model's own instead, so that
-    there is only one set of them; `state` must not be mapped from the file then, nor used again.
+    The weights are copied to `device` one by one; to "meta" none are. take: on the CPU they become the model's own
+    instead, so that there is only one set of them; `state` must not be mapped from the file then, nor used again.
     Raises ValueError if model_args and weights do not fit together, naming the first tensor that differs."""
     known = {field.name for field in fields(GPTConfig)}
     unknown = state["model_args"].keys() - known
@@ -408,6 +408,8 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     extra = weights.keys() - model.state_dict().keys()
     if extra:
         raise ValueError(f"the checkpoint has weights that model_args know nothing of: {sorted(extra)[:4]}")
+    if torch.device(device).type == "meta":
+        return model
     take = take and torch.device(device).type == "cpu"
     if take:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)

@@ -37,6 +37,8 @@ class Metrics:
             temporary.replace(self.path)
             self.file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise ValueError(f"cannot write {self.path}: {error}") from error
 
     def write(self, record: dict) -> None:

@@ -189,7 +189,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
     samples = config.gradient_accumulation_steps * config.batch_size  # sequences a step, all processes
     tokens_per_iter = samples * config.block_size
-    shift = run.get("samples", iter_num * samples) - iter_num * samples  # of the data, if earlier steps had another size
+    shift = run.get("samples", iter_num * samples) - iter_num * samples  # not 0 if earlier steps had another size
     n_params = model.get_num_params(non_embedding=False)
     limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params, shift * config.block_size)
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
@@ -415,12 +415,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                     + (f"mfu {mfu * 100:.2f}%, " if mfu else "")
                     + f"tok/s {tokens_per_iter / dt:,.0f}, lr {lr:.2e}, grad_norm {grad_norm:.3f}, "
                     f"eta {eta(config, limit - iter_num - 1, dt, elapsed)}")
-                clipped, n_skipped = health.tolist()
+                (clipped, n_skipped), tokens = health.tolist(), tokens_after(iter_num + 1)
                 log({
                     "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
                     "clipped": clipped, "skipped": n_skipped,
                     "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,
-                    "tokens": tokens_after(iter_num + 1), "epochs": tokens_after(iter_num + 1) / dataset.tokens("train"),
+                    "tokens": tokens, "epochs": tokens / dataset.tokens("train"),
                     "seconds": elapsed, "time_ms": dt * 1000, "data_wait_ms": wait * 1000,
                     "tokens_per_second": tokens_per_iter / dt, "mfu": mfu, "memory_mb": memory_used(device),
                 })  # fmt: skip
@@ -496,10 +496,10 @@ def check_changes(config: TrainConfig, explicit: set[str], state: dict, dataset:
             changed[key] = f"{key} {old} -> {new}"
         if is_fixed:
             fixed.append(key)
-    fingerprint = state.get("run", {}).get("fingerprint")  # nanoGPT's checkpoints have none: there the name counts
-    if fingerprint not in (None, dataset.fingerprint()):
+    data = [key for key in DATA_KEYS if key in changed]
+    if state.get("run", {}).get("fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens"
-    data = [key for key in ("dataset", *DATA_KEYS) if key in changed and not (key == "dataset" and fingerprint is None)]
+        data.insert(0, "dataset")  # the same tokens may have moved; of nanoGPT's nothing is known
     refused = [key for key in data if key not in allowed_changes(config)]
     if fixed or refused:
         raise ValueError(
