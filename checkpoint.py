@@ -357,7 +357,8 @@ def find_newest(folder: Path) -> Path:
         aside = file.with_name(f"{file.name}.damaged")
         print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][1]} steps), and {file.name} is now "
               f"{aside.name}", file=sys.stderr)
-        os.replace(file, aside)
+        with suppress(OSError):  # a folder that cannot be written can still be evaluated
+            os.replace(file, aside)
     return chosen
 
 

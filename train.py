@@ -145,7 +145,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         take_saved_config(config, explicit, state)
         validate(config, ranks)
     elif config.init_from != "scratch":
-        state = load_pretrained(config.init_from)
+        state = load_pretrained(config.init_from, verify=True)
 
     # The machine, the data, the model
     dtype = pick_dtype(config.dtype, device)

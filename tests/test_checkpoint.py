@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,50 @@ def test_model_args_of_a_gpt2_shape_are_nanogpts_seven_and_no_more():
 
 
 class Payload:
+    """An object whose unpickling calls function(*arguments), where pickle lets it."""
+
+    def __init__(self, function=os.mkdir, *arguments):
+        self.call = function, arguments or ("pwned",)
+
     def __reduce__(self):
-        return os.mkdir, ("pwned",)
+        return self.call
+
+
+PAYLOADS = {
+    "mkdir": Payload(),
+    "system": Payload(os.system, "mkdir pwned"),
+    "eval": Payload(eval, "__import__('os').mkdir('pwned')"),
+    "exec": Payload(exec, "import os; os.mkdir('pwned')"),
+    "getattr": Payload(getattr, Payload(__import__, "os"), "mkdir"),
+    "nested pickle": Payload(pickle.loads, pickle.dumps(Payload())),
+    "nested torch.load": Payload(partial(torch.load, weights_only=False), "inner.pt"),
+    "subprocess": Payload(subprocess.Popen, ["mkdir", "pwned"]),
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch, payload):
+    """In any place of the file, in both of torch.save's formats and as a plain pickle."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner.pt").write_bytes(pickle.dumps(Payload()))
+    for number, state in enumerate((
+        PAYLOADS[payload],
+        {"model": PAYLOADS[payload], "model_args": {}},
+        {**state_of(GPT(CONFIG)), "config": {"seed": PAYLOADS[payload]}},
+        {**state_of(GPT(CONFIG)), PAYLOADS[payload]: 1},
+    )):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for how in ("zip", "legacy", "pickle"):
+            if how == "pickle":
+                (folder / "last.pt").write_bytes(pickle.dumps(state, protocol=2))
+            else:
+                torch.save(state, folder / "last.pt", _use_new_zipfile_serialization=how == "zip")
+            for read in (partial(checkpoint.load, folder / "last.pt"), partial(checkpoint.find_newest, folder)):
+                with pytest.raises(ValueError, match=r"last.pt .* cannot be read: .*, or holds more than") as caught:
+                    read()
+                assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, monkeypatch):
@@ -119,7 +162,8 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(tmp_path, m
     checkpoint.save(path, {"model": torch.ones(3), "model_args": {}})
     before = path.read_bytes()
     opened = []
-    monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(full, "wb"))
     with pytest.raises(ValueError, match="cannot write checkpoint .*last.pt.*untouched"):
         checkpoint.save(path, {"model": torch.zeros(10_000), "model_args": {}})
     monkeypatch.undo()
