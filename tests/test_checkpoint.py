@@ -363,6 +363,25 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
     assert torch.equal(checkpoint.load(tmp_path / "last-1.pt")["model"]["w"], torch.ones(1000))
 
 
+def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
+    saver, go_on = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True), threading.Event()
+    real, order = saver.copy, []
+
+    def slow(*args):
+        assert go_on.wait(60)
+        order.append("copied")
+        return real(*args)
+
+    monkeypatch.setattr(saver, "copy", slow)
+    saver.save(numbered(1), tmp_path / "last.pt")
+    update = threading.Thread(target=lambda: (saver.before_update(), order.append("update")))
+    update.start()
+    go_on.set()
+    update.join()
+    saver.wait()
+    assert order == ["copied", "update"]
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_failed_save_waits_as_an_error_and_no_other_follows(tmp_path, background):
     saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True, background=background)
