@@ -41,7 +41,7 @@ import tasks
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
-from data.tokenizer import EOT
+from data.tokenizer import EOT, token_table
 from device import pick_device
 from distributed import Ranks
 from model import CHUNK, GPT
@@ -340,11 +340,6 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
     return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
             "bits_per_character": bits / n_characters if n_characters else math.nan,
             "bytes": n_bytes, "characters": n_characters}  # fmt: skip
-
-
-def token_table(tokenizer) -> list[bytes]:
-    """The bytes that each id stands for; b"" for special and unused ids."""
-    return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
 
 
 def parts(ids: np.ndarray) -> Iterator[np.ndarray]:

@@ -54,8 +54,7 @@ def main(argv: list[str]) -> None:
         state = load_pretrained(config.init_from)
     shape = GPTConfig(**state["model_args"])
     kind, tokenizer = architecture(shape), find_tokenizer(state)
-    model = checkpoint.build_model(state)
-    state["model"] = state["optimizer"] = None  # the copy in `model` is enough
+    model = checkpoint.build_model(state, take=True)  # its weights are those of the mapped file
     temporary = make_temporary(folder)
     try:
         tensors = hf_tensors(model, kind, getattr(torch, config.dtype))
@@ -219,7 +218,8 @@ def warn_llama_cpp(config: GPTConfig, tokenizer) -> None:
               "convert it", file=sys.stderr)
     if tokenizer.kind in ("char", "byte") or (tokenizer.kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
         print(f"note: llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, not this one "
-              f"({tokenizer.kind}, made here): for a GGUF train on a dataset prepared with one of those", file=sys.stderr)
+              f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those",
+              file=sys.stderr)
 
 
 def make_temporary(folder: Path) -> Path:

@@ -63,12 +63,12 @@ LLAMA_LAYER = {
 }  # fmt: skip
 
 
-def load_pretrained(init_from: str) -> dict:
+def load_pretrained(init_from: str, verify: bool = False) -> dict:
     """What --init_from names: a Hugging Face folder, one of NAMES, or a checkpoint or its folder.
 
-    Returns the dict of checkpoint.load; for the first two it has only "model", "model_args" and, where the folder
-    has a readable tokenizer.json, "tokenizer". A folder in Hugging Face format that is called gpt2 comes before
-    the hub's gpt2. Raises ValueError in one line if there is nothing of that name, or it cannot be read.
+    Returns the dict of checkpoint.load, with its `verify`; for the first two it has only "model", "model_args" and,
+    where the folder has a readable tokenizer.json, "tokenizer". A folder in Hugging Face format that is called gpt2
+    comes before the hub's gpt2. Raises ValueError in one line if there is nothing of that name, or it cannot be read.
     """
     path = Path(init_from)
     if (path / "config.json").is_file() and not any((path / f).exists() for f in ("ckpt.pt", "last.pt")):
@@ -77,7 +77,7 @@ def load_pretrained(init_from: str) -> dict:
         return read_folder(download(init_from))
     if not path.exists():
         raise ValueError(f"init_from={init_from} is no file, no folder, and none of {', '.join(NAMES)}")
-    return checkpoint.load(checkpoint.find(path))
+    return checkpoint.load(checkpoint.find(path), verify)
 
 
 def download(name: str) -> Path:
