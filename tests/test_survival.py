@@ -169,7 +169,7 @@ def test_a_system_clock_that_races_and_then_goes_back_by_years_changes_nothing(d
         for line in process.stdout:
             if line.startswith("iter 10:") and begin == "scratch":
                 process.terminate()
-        assert process.wait(60) == status, process.stderr.read()
+        assert process.wait(600) == status, process.stderr.read()
     assert_equal_states(whole, torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
 
 
@@ -203,7 +203,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(dataset, 
             with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on "):
                 run(dataset, tmp_path, "--max_iters=4", f"--init_from={begin}")
         processes = start_ranks(2, f"--dataset={dataset}", f"--out_dir={tmp_path}", "--init_from=resume")
-        errors = [process.communicate(timeout=100)[1] for process in processes]
+        errors = [process.communicate(timeout=600)[1] for process in processes]
         assert [process.returncode for process in processes] == [2, 2], errors
         assert len(errors[0].splitlines()) == 1 and "in use by process" in errors[0] and errors[1] == ""
         assert contents(tmp_path) | {"metrics": (tmp_path / "metrics.jsonl").read_bytes()} == before
@@ -214,7 +214,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(dataset, 
 def test_of_two_processes_both_end_with_one_message_when_one_cannot_save(dataset, tmp_path):
     argv = [f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", "--max_iters=1000000", "--eval_interval=10"]
     processes = start_ranks(2, *argv, limit=20_000)
-    results = [process.communicate(timeout=100) for process in processes]
+    results = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [2, 2], results
     (out, errors), (_, other_errors) = results
     said = [line for line in (errors + other_errors).splitlines() if "error" in line.lower() or "Traceback" in line]
@@ -235,7 +235,8 @@ def test_a_dataset_of_10_gigabytes_takes_no_more_memory_than_one_of_10_megabytes
         meta = json.loads((tmp_path / name / "meta.json").read_text(encoding="utf-8"))
         meta["splits"]["train"]["tokens"] = size // np.dtype(meta["dtype"]).itemsize
         (tmp_path / name / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        run(tmp_path / name, tmp_path / f"out-{name}", "--max_iters=20", "--eval_interval=10", "--batch_size=64")
+        run(tmp_path / name, tmp_path / f"out-{name}", "--max_iters=20", "--eval_interval=10", "--batch_size=64",
+            "--n_layer=1", "--n_embd=8")
         records = read_metrics(tmp_path / f"out-{name}" / "metrics.jsonl")
         used[name] = max(record["memory_mb"] for record in records if record["kind"] == "train")
     assert used["large"] - used["small"] < 50, used

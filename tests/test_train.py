@@ -186,7 +186,7 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(dataset, tmp_path, dtype, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(dataset, tmp_path, dtype, monkeypatch, capsys):
     run(dataset, tmp_path, "--max_iters=4", f"--dtype={dtype}")
     before = (tmp_path / "last.pt").read_bytes()
     plain = train.GPT.forward
@@ -211,7 +211,8 @@ def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
     state = run(dataset, tmp_path, option, *(["--max_iters=40"] if "iters" not in option else []))
     tokens = 2 * 4 * 16
     if "epochs" in option:
-        steps = math.ceil(0.1 * json.loads((dataset / "meta.json").read_text("utf-8"))["splits"]["train"]["tokens"] / tokens)
+        meta = json.loads((dataset / "meta.json").read_text("utf-8"))
+        steps = math.ceil(0.1 * meta["splits"]["train"]["tokens"] / tokens)
     elif "compute" in option:
         n_params = sum(t.numel() for n, t in state["model"].items() if n != "lm_head.weight")
         steps = math.ceil(1e-6 * 1e12 / n_params / tokens)

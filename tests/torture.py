@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         whole, start = Path(folder, "undisturbed"), time.perf_counter()
         run(whole, options, config.processes, Kill())
         seconds, kills, runs, lost = time.perf_counter() - start, [], 0, 0
-        print(f"undisturbed: {config.max_iters} steps in {seconds:.1f} s with {config.processes} process(es)", flush=True)
+        print(f"undisturbed: {config.max_iters} steps in {seconds:.1f} s, {config.processes} process(es)", flush=True)
         while len(kills) < config.kills:
             runs += 1
             out_dir, saved = Path(folder, f"killed-{runs}"), 0
@@ -83,9 +83,10 @@ def main(argv: list[str]) -> None:
                 print(f"kill {len(kills)} {kill.kind}: {steps} steps done, {saved} saved", flush=True)
             compare(whole, out_dir)
             print(f"run {runs} equals the undisturbed one", flush=True)
-        print(f"{len(kills)} kills ({', '.join(f'{kills.count(k)} {k}' for k in sorted(set(kills)))}) in {runs} runs with "
-              f"{config.processes} process(es): weights, optimizer, metrics and best loss equal bitwise; at most {lost} "
-              f"steps lost to a kill, saves were due every {SAVE_INTERVAL}")
+        kinds = ", ".join(f"{kills.count(kind)} {kind}" for kind in sorted(set(kills)))
+        print(f"{len(kills)} kills ({kinds}) in {runs} runs with {config.processes} process(es): weights, optimizer, "
+              f"metrics and best loss equal bitwise; at most {lost} steps lost to a kill, saves were due every "
+              f"{SAVE_INTERVAL}")
 
 
 def write_dataset(folder: Path) -> Path:
@@ -215,8 +216,8 @@ def compare(whole: Path, parts: Path) -> None:
         different = [key for key in a if not same(a[key], b[key])]
         assert not different, f"{name}: {different}"
     a, b = (
-        [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(f / "metrics.jsonl")]
-        for f in (whole, parts)
+        [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(path)]
+        for path in (whole / "metrics.jsonl", parts / "metrics.jsonl")
     )
     assert a == b, [pair for pair in zip(a, b) if pair[0] != pair[1]][:2]  # noqa: B905
 
