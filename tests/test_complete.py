@@ -1,0 +1,769 @@
+"""complete.py: suggestions against a naive loop, the cache across edits, the editor on a screen."""
+
+import json
+import os
+import queue
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import checkpoint
+import complete
+from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from model import GPT, GPTConfig
+from optim import make_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = '''import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+def print_hello_world():
+    """Print hello world."""
+    print("hello world")
+    return None
+
+X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2)
+'''
+
+
+def learn(tokenizer, steps: int) -> GPT:
+    """A small model that knows CODE by heart, its blocks in any order."""
+    generator = torch.Generator().manual_seed(0)
+    config = GPTConfig(block_size=192, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_embd=64, pos="rope")
+    model = GPT(config, generator)
+    blocks, ids = np.array(CODE.rstrip().split("\n\n")), []
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        ids += [tokenizer.eot, *tokenizer.encode("\n\n".join(rng.permutation(blocks)) + "\n").tolist()]
+    ids, optimizer = torch.tensor(ids), make_optimizer(model, 0.01, 0.0, (0.9, 0.95), muon_learning_rate=0.05)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["max_lr"] * min(1, step / 10) * (1 - step / steps)
+        starts = torch.randint(len(ids) - 65, (4, 1), generator=generator)
+        window = ids[starts + torch.arange(65)]
+        _, loss = model(window[:, :-1], window[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def learned() -> dict:
+    tokenizers = {"byte": ByteTokenizer(eot=255), "bpe": BPETokenizer.train([CODE] * 20, 330)}
+    return {kind: (learn(each, 150 if kind == "byte" else 80), each) for kind, each in tokenizers.items()}
+
+
+@pytest.fixture(params=["byte", "bpe"])
+def completer(learned, request) -> Completer:
+    return Completer(*learned[request.param])
+
+
+@pytest.fixture
+def byte_completer(learned) -> Completer:
+    return Completer(*learned["byte"])
+
+
+@pytest.fixture(scope="module")
+def out_dir(learned, tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("run"), *learned["bpe"])
+
+
+def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
+    state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
+    checkpoint.save(folder / "ckpt.pt", state | {"config": config})
+    return folder
+
+
+def random_model(vocab_size: int = 256, block_size: int = 64, scale: float = 30.0) -> GPT:
+    """An untrained model, made surer of what it says."""
+    config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
+    model = GPT(config, torch.Generator().manual_seed(3)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    return model
+
+
+def last(completer: Completer, before: str, **options) -> Suggestion:
+    *_, found = completer.suggest(before, **options)
+    return found
+
+
+def probabilities(completer: Completer, ids: list[int]) -> list[float]:
+    with torch.no_grad():
+        logits = completer.model(torch.tensor([ids]))[0][0, -1, : len(completer.bytes)]
+    return logits.double().softmax(dim=0).tolist()
+
+
+# ---- suggestions -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "before, expected",
+    [
+        ("import num", "py as np"),
+        ("import numpy as", " np"),
+        ("import pandas ", "as pd"),
+        ("X_train, X_test, y_train, y_t", "est = train_test_split(X, y, tes"),
+        ('def print_hello_world():\n    """Print hello world."""\n    p', 'rint("hello world")'),
+        ("import numpy as np", ""),
+    ],
+)
+def test_prompts_like_the_users(completer, before, expected):
+    found = last(completer, before, min_confidence=0.5)
+    assert found.text == expected and found.done
+    assert found.confidence >= 0.5 or not expected
+
+
+def naive_suggestion(completer: Completer, before: str, max_bytes: int, min_confidence: float) -> tuple[str, float]:
+    """Every prefix of the greedy continuation, without cache or early stop; for a byte tokenizer."""
+    ids, text, p, prefixes = completer.context(before), b"", 1.0, []
+    while len(text) < max_bytes:
+        row = probabilities(completer, ids)
+        id = int(np.argmax(row))
+        p *= row[id]
+        if id in (10, 13, 255) or id > 127:  # line or text ends; no valid text (the models of these tests)
+            break
+        text, ids = text + bytes([id]), [*ids, id]
+        prefixes.append((len(text) * p, text.decode(), p))
+    _, text, p = max([prefix for prefix in prefixes if prefix[2] >= min_confidence], default=(0, "", 0.0))
+    return text, p
+
+
+@pytest.mark.parametrize("max_bytes, min_confidence", [(32, 0.0), (32, 0.6), (5, 0.2)])
+def test_the_suggestion_has_the_largest_length_times_probability_of_all_greedy_prefixes(
+    byte_completer, max_bytes, min_confidence
+):
+    untrained = Completer(random_model(block_size=128), ByteTokenizer())
+    untrained.model.lm_head.weight.data[128:] = 0.0
+    lengths = set()
+    for completer in (byte_completer, untrained):
+        for end in range(1, len(CODE), 37):
+            found = last(completer, CODE[:end], max_bytes=max_bytes, min_confidence=min_confidence)
+            text, p = naive_suggestion(completer, CODE[:end], max_bytes, min_confidence)
+            assert (found.text, found.confidence) == (text, pytest.approx(p, rel=1e-3)), repr(CODE[:end])
+            lengths.add(len(text))
+    assert len(lengths) >= 3
+
+
+def test_what_is_shown_first_begins_the_final_suggestion(completer):
+    for end in range(1, len(CODE), 17):
+        *early, final = completer.suggest(CODE[:end], min_confidence=0.1)
+        assert final.done and not any(found.done for found in early)
+        assert len(early) == bool(final.text)
+        assert all(found.text and final.text.startswith(found.text) for found in early)
+
+
+def test_typing_the_suggestion_never_changes_it(completer):
+    """Also in the middle of a token: the typed part of it is spelled by other tokens, but means the same."""
+    tried = 0
+    for before in ("import ", "import numpy a", "X_train,", "def print", "def print_hello_world():\n    "):
+        text = last(completer, before).text
+        for typed in range(1, len(text)):
+            tried += 1
+            assert last(completer, before + text[:typed]).text.startswith(text[typed:])
+    assert tried > 50
+
+
+def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
+    model, tokenizer = learned["bpe"]
+    healed = 0
+    for end in range(1, len(CODE), 7):
+        completer = Completer(model, tokenizer)
+        before = CODE[:end]
+        ids, choices, total = completer.context(before), {}, 0.0
+        for boundary in range(max(1, len(ids) - complete.BACK), len(ids) + 1):
+            spelled = b"".join(completer.bytes[id] for id in ids[boundary:])
+            path = 1.0
+            for k in range(max(1, len(ids) - complete.BACK), boundary):
+                path *= probabilities(completer, ids[:k])[ids[k]]
+            for id, p in enumerate(probabilities(completer, ids[:boundary])):
+                token = completer.bytes[id]
+                if boundary == len(ids) or token.startswith(spelled) and token != spelled:
+                    total += path * p
+                    end_of_line = b"\n" in token and b"\n" not in spelled
+                    key = boundary, token.partition(b"\n")[0] + b"\n" if end_of_line else id
+                    choices[key] = choices.get(key, 0.0) + path * p
+        boundary, key = max(choices, key=choices.get)
+        piece, p = next(completer.greedy(before), (b"", None))
+        if p is None:  # the text ends here
+            assert key == completer.tokenizer.eot
+            continue
+        spelled = b"".join(completer.bytes[id] for id in ids[boundary:])
+        expected = key if isinstance(key, bytes) else completer.bytes[key]
+        assert (spelled + piece).startswith(expected) and len(piece) >= len(expected) - len(spelled)
+        assert p == pytest.approx(choices[boundary, key] / total, rel=1e-3)
+        healed += boundary < len(ids)
+    assert healed > 10
+
+
+def test_tokens_that_end_the_line_at_the_same_place_count_as_one():
+    """Each of two newline tokens is less probable than 'x', both together are more."""
+    tokenizer = BPETokenizer.train(["a:\n  b\n a:\n    c" * 30], 270)
+    completer = Completer(random_model(tokenizer.vocab_size), tokenizer)
+    ends = [id for id, text in enumerate(completer.bytes) if text.startswith(b"\n")]
+    assert len(ends) >= 2
+    row = torch.full((tokenizer.vocab_size,), 0.0)
+    row[ends[0]], row[ends[1]], row[ord("x")] = 0.25, 0.35, 0.4
+    assert completer.likeliest(row, by_line=True)[:2] == (ends[1], pytest.approx(0.6))
+    assert completer.likeliest(row, by_line=False)[:2] == (ord("x"), pytest.approx(0.4))
+
+
+@pytest.mark.parametrize("text, max_bytes, expected", [("汉", 32, 10), ("😀", 32, 8), ("é", 5, 2), ("汉", 2, 0)])
+def test_a_suggestion_has_whole_characters_only(monkeypatch, text, max_bytes, expected):
+    cycle = text.encode()
+
+    def forced(model, idx, targets=None, cache=None):
+        logits = torch.full((1, 1, 256), -100.0)
+        following = int(idx[0, -1]) == cycle[-1] or int(idx[0, -1]) not in cycle
+        logits[0, 0, cycle[0] if following else cycle[cycle.index(int(idx[0, -1])) + 1]] = 100
+        cache.length += idx.size(1)
+        return logits, None
+
+    monkeypatch.setattr(GPT, "forward", forced)
+    pieces = list(Completer(random_model(), ByteTokenizer()).suggest("a", max_bytes=max_bytes))
+    assert pieces[-1].text == text * expected
+    assert all(set(piece.text) <= {text} for piece in pieces)
+
+
+def test_where_the_line_ends_the_model_gives_the_next_ones_indentation(completer):
+    assert last(completer, "def print_hello_world():").indent == "    "
+    assert last(completer, 'def print_hello_world():\n    """Print hello world."""').indent == "    "
+    assert last(completer, '    print("hello world")\n    return None').indent == ""
+    assert last(completer, "import num").indent is None
+
+
+@pytest.mark.parametrize(
+    "text, suffix, expected",
+    [("x)", ")", "x"), ("x)", "", "x)"), ("a, b)", ") + 1", "a, b"), ("ab", "abc", ""), ("x", "\nx", "x")],
+)
+def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, expected):
+    assert without_overlap(text, suffix) == expected
+
+
+# ---- context and cache -----------------------------------------------------------------------------------
+
+
+def count_tokens(completer: Completer, monkeypatch) -> list[int]:
+    """A list that grows with the number of tokens of every pass through the model."""
+    passes, forward = [], completer.model.forward
+
+    def counted(idx, *args, **kwargs):
+        passes.append(idx.size(1))
+        return forward(idx, *args, **kwargs)
+
+    monkeypatch.setattr(completer.model, "forward", counted)
+    return passes
+
+
+def edits(rng: np.random.Generator, text: str, n: int):
+    """(text before the cursor) while somebody types, deletes, jumps, pastes."""
+    cursor = 10
+    for _ in range(n):
+        kind = rng.choice(["type", "delete", "jump", "paste"], p=[0.6, 0.2, 0.1, 0.1])
+        if kind == "type":
+            text, cursor = text[:cursor] + "abc \n(:"[rng.integers(7)] + text[cursor:], cursor + 1
+        elif kind == "delete" and cursor:
+            text, cursor = text[: cursor - 1] + text[cursor:], cursor - 1
+        elif kind == "jump":
+            cursor = int(rng.integers(len(text) + 1))
+        elif kind == "paste":
+            text, cursor = text[:cursor] + CODE[:150] + text[cursor:], cursor + 150
+        yield text[:cursor]
+
+
+def test_after_any_edit_the_probabilities_are_those_of_a_model_without_cache(completer):
+    for before in edits(np.random.default_rng(5), CODE, 40):
+        last(completer, before, min_confidence=0.3)
+        ids = completer.context(before)
+        assert len(ids) <= completer.room
+        assert completer.after(ids).tolist() == pytest.approx(probabilities(completer, ids), abs=1e-4)
+
+
+def test_only_what_changed_is_encoded_again(byte_completer, monkeypatch):
+    passes = count_tokens(byte_completer, monkeypatch)
+    before = CODE[: CODE.index("int_hello")]
+    found = last(byte_completer, before)
+    prompt, steps = sum(passes[:2]), passes[2:]
+    assert prompt == len(byte_completer.context(before)) and set(steps) == {1}
+    passes.clear()
+    assert last(byte_completer, before) == found and passes == []  # asked again
+    last(byte_completer, before + "i")  # the suggestion goes on as it was, its path is in the cache
+    assert found.text.startswith("int_hello") and sum(passes) <= 1
+    passes.clear()
+    last(byte_completer, before + "q", min_confidence=0.99)  # another character: it alone, and what it leads to
+    assert set(passes) == {1}
+    passes.clear()
+    assert last(byte_completer, before).text == found.text and len(passes) <= 2  # back: the old path in one pass
+
+
+def test_the_context_is_whole_lines_and_loses_half_when_it_is_full(completer):
+    text = "".join(f"value_{i} = {i}\n" for i in range(400))
+    starts = []
+    for end in range(1, len(text), 11):
+        ids = completer.context(text[:end])
+        assert completer.start == 0 or text[completer.start - 1] == "\n"
+        expected = text[completer.start : end]
+        front = [completer.tokenizer.eot] if completer.start == 0 else []
+        assert ids == front + completer.tokenizer.encode(expected).tolist()
+        assert len(ids) <= completer.room
+        starts.append(completer.start)
+    dropped = [completer.tokenizer.encode(text[a:b]) for a, b in pairwise(sorted(set(starts)))]
+    assert len(dropped) > 5 and min(map(len, dropped)) > completer.room // 3
+
+
+def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
+    text = "x = [" + "1234, " * 500
+    ids = completer.context(text)
+    assert completer.room // 2 < len(ids) <= completer.room
+    assert text.endswith(completer.tokenizer.decode(ids))
+    starts = {completer.context(text + "5" * n) and completer.start for n in range(completer.room // 4)}
+    assert len(starts) <= 2
+
+
+def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
+    model, tokenizer = learned["byte"]
+    config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
+    by_line, _ = complete.load_completer(config)
+    long = "a = 1\n" * 100
+    assert by_line.context("ab") == [0, 97, 98] and by_line.context("") == [0]
+    assert by_line.context(long)[:4] == [0, *b"a ="]
+    plain = Completer(model, tokenizer)
+    assert plain.context("ab") == [255, 97, 98] and plain.context("") == [255]
+    assert plain.context(long)[:3] == [*b"a ="]
+    assert Completer(model, ByteTokenizer()).context("") == []
+    assert last(Completer(model, ByteTokenizer()), "") == Suggestion(done=True)
+
+
+def test_a_cancelled_request_stops_between_passes_and_leaves_the_cache_right(byte_completer, monkeypatch):
+    before = CODE[:150]
+    expected = last(Completer(byte_completer.model, byte_completer.tokenizer), before)
+    passes = count_tokens(byte_completer, monkeypatch)
+    for limit in (0, 1, 2, 4):
+        passes.clear()
+        with pytest.raises(complete.Cancelled):
+            list(byte_completer.suggest(before, cancelled=lambda n=limit: len(passes) >= n))
+        assert len(passes) == limit
+    found = last(byte_completer, before)
+    assert (found.text, found.confidence) == (expected.text, pytest.approx(expected.confidence))
+
+
+def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress():
+    begun, released, answers = threading.Event(), threading.Event(), queue.Queue()
+
+    class Slow:
+        def suggest(self, before, cancelled):
+            yield Suggestion(before + "1")
+            begun.set()
+            assert released.wait(60)
+            if cancelled():
+                raise complete.Cancelled
+            if before == "bad":
+                raise RuntimeError("out of memory")
+            yield Suggestion(before + "2", done=True)
+
+    worker = Worker(Slow(), lambda before, found: answers.put((before, getattr(found, "text", str(found)))))
+    worker.start()
+    worker.ask("a")
+    assert begun.wait(60)
+    worker.ask("b")
+    worker.ask("c")
+    released.set()
+    assert [answers.get(timeout=60) for _ in range(3)] == [("a", "a1"), ("c", "c1"), ("c", "c2")]
+    worker.ask("bad")
+    assert [answers.get(timeout=60) for _ in range(2)] == [("bad", "bad1"), ("bad", "out of memory")]
+    worker.ask("d")
+    assert [answers.get(timeout=60) for _ in range(2)] == [("d", "d1"), ("d", "d2")]
+    worker.stop()
+    assert not worker.is_alive() and answers.empty()
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+def request(completer: Completer, line: str | dict) -> dict:
+    line = line if isinstance(line, str) else json.dumps(line)
+    return complete.answer(completer, CompleteConfig(), line.encode("utf-8", "surrogateescape"))
+
+
+def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
+    reply = request(completer, {"prompt": "import numpy as", "id": [7]})
+    assert reply == {"id": [7], "completion": " np", "confidence": pytest.approx(reply["confidence"])}
+    assert 0.5 < reply["confidence"] <= 1
+    assert request(completer, {"prompt": "import num", "max_bytes": 3})["completion"] == "py "
+    assert request(completer, {"prompt": 'print("hello world', "suffix": '")'})["completion"] == ""
+    assert request(completer, {"prompt": "import nu", "min_confidence": 1.0})["completion"] == ""
+    assert request(completer, {"prompt": "import numpy as np\r\nimport pandas as"})["completion"] == " pd"
+    one = request(completer, {"prompt": "import num", "max_tokens": 1})["completion"]
+    assert one and "py as np".startswith(one)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "Expecting"),
+        ("[1]", "a JSON object"),
+        ('{"text": "x"}', "prompt"),
+        ('{"prompt": 5}', "prompt is 5"),
+        ('{"prompt": "x", "max_bytes": 0}', "max_bytes is 0"),
+        ('{"prompt": "x", "max_tokens": true}', "max_tokens is True"),
+        ('{"prompt": "x", "temperature": 1}', "'temperature'"),
+        ('{"prompt": "\\ud800"}', r"U\+D800"),
+        ('{"prompt": "\udcff"}', "can't decode"),
+        ("[" * 100_000, "recursion|nested"),
+    ],
+)
+def test_a_bad_request_is_answered_by_an_error_in_one_line(byte_completer, line, message):
+    reply = request(byte_completer, line)
+    assert list(reply) == ["error"] and re.search(message, reply["error"]) and "\n" not in reply["error"]
+    assert request(byte_completer, {"prompt": "import numpy as"})["completion"] == " np"
+
+
+def test_a_character_that_the_tokenizer_lacks_is_an_error_that_names_it():
+    completer = Completer(random_model(vocab_size=3), CharTokenizer("ab\n"))
+    assert "'Q'" in request(completer, {"prompt": "aQ", "id": 1})["error"]
+    assert "completion" in request(completer, {"prompt": "ab"})
+
+
+def test_jsonl_prompt_and_stdin_from_the_command_line(out_dir, capsys, monkeypatch):
+    lines = b'{"prompt": "import numpy as", "id": "\xe6\xb1\x89"}\n\nnonsense\n{"prompt": "import pandas as", "id": 2}'
+    command = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
+    process = subprocess.run([*command, "--jsonl"], input=lines, capture_output=True)
+    assert process.returncode == 0 and process.stderr == b""
+    replies = [json.loads(line) for line in process.stdout.decode("utf-8").splitlines()]
+    assert [reply.get("completion") for reply in replies] == [" np", None, " pd"]
+    assert [reply.get("id") for reply in replies] == ["汉", None, 2] and "error" in replies[1]
+
+    options = [f"--out_dir={out_dir}", "--device=cpu"]
+    assert complete.main([*options, "--prompt", "import numpy as"]) == 0
+    assert complete.main([*options, "--prompt=import num"]) == 0
+    assert capsys.readouterr().out == " np\npy as np\n"
+    with open(os.devnull, "rb") as empty:
+        monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": empty}))
+        assert complete.main([*options, "--stdin", "--min_confidence=1"]) == 0
+    assert capsys.readouterr().out == "\n"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--out_dir=nowhere", "--prompt=x"], "no checkpoint: nowhere"),
+        ([], "no terminal.*--prompt"),
+        (["--prompt=x", "--jsonl"], "--prompt and --jsonl exclude each other"),
+        (["--file=x.py", "--stdin"], "--stdin and --file"),
+        (["--prompt=x", "--min_confidence=2"], "min_confidence=2"),
+        (["--prompt=x", "--max_bytes=0"], "max_bytes=0"),
+        (["--prompt=x", "--device=tpu"], "device=tpu"),
+        (["--promt=x"], "nearest is 'prompt'"),
+    ],
+)
+def test_wrong_usage_is_refused_in_one_line(options, message, monkeypatch):
+    with open(os.devnull, encoding="utf-8") as empty:
+        monkeypatch.setattr(sys, "stdin", empty)
+        with pytest.raises(ValueError, match=message) as caught:
+            complete.main(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    with pytest.raises(ValueError, match="prompt_toolkit: pip install prompt_toolkit"):
+        complete.main([])
+
+
+# ---- the editor ------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A completer that knows the suggestions for some texts before the cursor."""
+
+    def __init__(self, suggestions: dict[str, Suggestion | Exception]):
+        self.suggestions = suggestions
+
+    def suggest(self, before, **options):
+        found = self.suggestions.get(before, Suggestion(done=True))
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+def sure(text: str = "", **more) -> Suggestion:
+    return Suggestion(text, 0.9, done=True, **more)
+
+
+def use_editor(suggestions: dict, steps, text: str = "") -> tuple[str, int]:
+    """Opens an editor with `text` and, for each step (keys, expected ghost or None = any), presses the keys and waits
+    until the ghost is as expected and the worker has answered -> (text in the end, exit status)."""
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+    from pygments.lexers import PythonLexer
+
+    with create_pipe_input() as keyboard:
+        editor = Editor(Scripted(suggestions), text, PythonLexer, input=keyboard, output=DummyOutput())
+        drawn, failures = queue.Queue(), []
+        editor.app.after_render += lambda _: drawn.put((editor.ghost, editor.state, editor.before))
+
+        def press() -> None:
+            for keys, expected in [("", None), *steps]:
+                keyboard.send_text(keys)
+                state, deadline = (None, "...", ""), time.monotonic() + 30
+                while state[1] == "..." or expected is not None and state[0] != expected[0] or (
+                    expected and not state[2].endswith(expected[1])
+                ):
+                    try:
+                        state = drawn.get(timeout=max(0, deadline - time.monotonic()))
+                    except queue.Empty:
+                        failures.append((keys, expected, state))
+                        keyboard.send_text("\x04")
+                        return
+            keyboard.send_text("\x04")
+
+        typist = threading.Thread(target=press)
+        typist.start()
+        status = editor.run()
+        typist.join()
+    assert not failures
+    return editor.text, status
+
+
+def test_keys_act_on_the_ghost():
+    suggestions = {
+        "im": sure("port numpy as np"),
+        "import": sure(" numpy as np"),
+        "import numpy": sure(" as np"),
+        "import numpy as np": sure(indent=""),
+        "import numpy as np\n": sure("x"),
+    }
+    text, status = use_editor(suggestions, [
+        ("im", ("port numpy as np", "im")),
+        ("\x1bf", (" numpy as np", "import")),  # Alt-F: a word
+        ("\x1b[1;5C", (" as np", "import numpy")),  # Ctrl-Right
+        ("\t", ("", "import numpy as np")),
+        ("\r", ("x", "\n")),
+        ("\x7f", ("", "\n")),  # dismissed; the newline stays
+        ("\x7f", ("", "np")),  # now it goes
+        ("!", ("", "np!")),
+    ])  # fmt: skip
+    assert (text, status) == ("import numpy as np!", 0)
+
+
+def test_typing_what_the_ghost_says_leaves_the_rest_of_it_at_once():
+    """Nothing is suggested for "de", so what stands there is left over from "d"."""
+    suggestions = {"d": sure("ef main():"), "de": RuntimeError("no idea"), "dx": sure()}
+    ghosts = []
+    plain = Editor.follow
+
+    def spy(editor):
+        plain(editor)
+        ghosts.append((editor.before, editor.ghost))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Editor, "follow", spy)
+        use_editor(suggestions, [("d", ("ef main():", "d")), ("e", ("", "de")), ("\x7fx", ("", "dx"))])
+    assert ("de", "f main():") in ghosts and ("dx", "") in ghosts
+
+
+@pytest.mark.parametrize(
+    "line, indent, expected",
+    [
+        ("    return x", None, "    "),
+        ("    return x", "", ""),
+        ("if x:", None, "    "),
+        ("\tif x:", None, "\t\t"),
+        ("f(", None, "    "),
+        ("if x:", "  ", "  "),
+    ],
+)
+def test_enter_indents_as_the_model_says_or_as_the_line_before(line, indent, expected):
+    text, _ = use_editor({line: sure(indent=indent)}, [(line.replace("\t", "\x1b[200~\t\x1b[201~"), ("", line)),
+                                                       ("\rX", ("", "X"))])  # fmt: skip
+    assert text == f"{line}\n{expected}X"
+
+
+def test_a_line_of_white_space_is_left_empty_and_tab_without_ghost_indents():
+    text, _ = use_editor({}, [("if x:\r", ("", "    ")), ("\r", ("", "\n    ")), ("\tx", ("", "x"))])
+    assert text == "if x:\n\n        x"
+
+
+def test_no_ghost_before_other_text_and_none_that_repeats_a_bracket():
+    pairs = {"f(": sure("x)"), "f(x": sure("y"), "f(x) ": sure("abc")}
+    left = "\x1b[D"
+    text, _ = use_editor(pairs, [("()" + left * 2 + "f", ("", "f")), ("\x1b[C\x7f(", ("x", "f(")), ("\t", None)])
+    assert text == "f(x)"
+    text, _ = use_editor(pairs, [("f(x) b" + left + "\x7f ", ("", "f(x) "))])
+    assert text == "f(x) b"
+
+
+def test_an_error_of_the_model_is_shown_and_typing_goes_on():
+    suggestions = {"a": ValueError("no Q\nhere"), "ab": sure("c")}
+    text, status = use_editor(suggestions, [("a", ("", "a")), ("b", ("c", "ab")), ("\t", ("", "abc"))])
+    assert (text, status) == ("abc", 0)
+
+
+def edit_file(path: Path | None, keys: str, **config) -> int:
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    with create_pipe_input() as keyboard:
+        keyboard.send_text(keys)
+        settings = CompleteConfig(file=path and str(path), **config)
+        return complete.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
+
+
+def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsys):
+    path = tmp_path / "x.cpp"
+    assert edit_file(path, "int x;\rint 汉;\x04") == 0
+    assert path.read_bytes() == "int x;\nint 汉;".encode()
+    path.write_bytes(b"a\r\nb\r\n")
+    path.chmod(0o600)
+    assert edit_file(path, "c\r\x1b") == 0
+    assert path.read_bytes() == b"a\r\nb\r\nc\r\n" and path.stat().st_mode & 0o777 == 0o600
+    assert edit_file(path, "lost?\x03") == 130
+    assert path.read_bytes() == b"a\r\nb\r\nc\r\n"
+    assert (tmp_path / "x.cpp.unsaved").read_bytes() == b"a\r\nb\r\nc\r\nlost?"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.cpp", "x.cpp.unsaved"]
+    assert capsys.readouterr().out == ""
+    assert edit_file(None, "x = 1\x04") == 0
+    assert capsys.readouterr().out == "x = 1\n"
+    assert edit_file(tmp_path / "new.py", "\x04") == 0 and not (tmp_path / "new.py").exists()
+
+
+def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(complete, "write_source", full)
+    with pytest.raises(ValueError, match="cannot write .*No space left"):
+        edit_file(tmp_path / "x.py", "x = 1\x04")
+    assert capsys.readouterr().out == "x = 1"
+
+
+@pytest.mark.parametrize("name, message", [("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8")])
+def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    with pytest.raises(ValueError, match=message):
+        complete.check_file(tmp_path / name)
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="language=klingon"):
+        edit_file(None, "", language="klingon")
+
+
+class Terminal:
+    """A program in a pseudo-terminal, and its screen."""
+
+    def __init__(self, command: list[str], rows: int = 12, columns: int = 80):
+        pyte = pytest.importorskip("pyte")
+        pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, np.array([rows, columns, 0, 0], np.uint16).tobytes())
+        environment = {**os.environ, "TERM": "xterm-256color", "TERMINFO": ""}
+        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment,
+                                        start_new_session=True)  # fmt: skip
+        os.close(slave)
+        self.screen = pyte.Screen(columns, rows)
+        self.stream = pyte.ByteStream(self.screen)
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, condition) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "\n".join(self.screen.display)
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self.stream.feed(os.read(self.master, 1 << 16))
+                except OSError:  # the program has closed its terminal
+                    break
+
+    def line(self, number: int) -> tuple[str, str]:
+        """(the text of a line, that of its grey part), without the line number."""
+        row = self.screen.buffer[number - 1]
+        cells = [row[column] for column in range(3, self.screen.columns)]
+        grey = "".join(cell.data for cell in cells if cell.fg == "808080")
+        return "".join(cell.data for cell in cells).rstrip(), grey
+
+    def wait_for_line(self, number: int, text: str, grey: str) -> None:
+        self.wait_for(lambda: self.line(number) == (text, grey))
+
+
+def test_the_editor_in_a_terminal(out_dir, tmp_path):
+    path = tmp_path / "hello.py"
+    command = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu", f"--file={path}"]
+    terminal = Terminal(command)
+    terminal.wait_for(lambda: "Esc leave" in "\n".join(terminal.screen.display))
+    terminal.press("import num")
+    terminal.wait_for_line(1, "import numpy as np", grey="py as np")
+    assert (terminal.screen.cursor.y, terminal.screen.cursor.x) == (0, 3 + len("import num"))
+    terminal.press("\t")
+    terminal.wait_for_line(1, "import numpy as np", grey="")
+    terminal.wait_for(lambda: "indent 0" in terminal.screen.display[-1])
+    terminal.press("\r\rdef print_h")
+    terminal.wait_for_line(3, "def print_hello_world():", grey="ello_world():")
+    terminal.press("\x7f")  # Backspace: the ghost goes, the text stays
+    terminal.wait_for_line(3, "def print_h", grey="")
+    terminal.press("e")
+    terminal.wait_for_line(3, "def print_hello_world():", grey="llo_world():")
+    terminal.press("\x1b[1;5C")  # Ctrl-Right
+    terminal.wait_for_line(3, "def print_hello_world():", grey="():")
+    terminal.press("\t")
+    terminal.wait_for(lambda: "indent 4" in terminal.screen.display[-1])
+    terminal.press("\r")
+    terminal.wait_for(lambda: (terminal.screen.cursor.y, terminal.screen.cursor.x) == (3, 3 + 4))
+    terminal.wait_for_line(4, '    """Print hello world."""', grey='"""Print hello world."""')
+    terminal.press("\x1b")  # Esc
+    terminal.wait_for(lambda: terminal.process.poll() is not None)
+    assert terminal.process.wait() == 0
+    assert path.read_text(encoding="utf-8") == "import numpy as np\n\ndef print_hello_world():\n    "
+    os.close(terminal.master)
+
+
+# ---- bench.py's complete and lines -----------------------------------------------------------------------
+
+
+def test_the_benchmarks_sure_model_suggests_32_printable_bytes_for_anything():
+    completer = Completer(bench.sure_model(), ByteTokenizer())
+    found = last(completer, "import numpy\n", min_confidence=0.9)
+    assert len(found.text) == 32 and found.text.isprintable()
+
+
+def test_the_benchmark_times_every_key(byte_completer):
+    times = bench.type_into_editor(byte_completer, "import numpy as np\n", "import pa\nx", CompleteConfig())
+    assert [len(seconds) for seconds in times.values()][::2] == [11, 11]
+    assert 5 <= len(times["the first of the suggestion"]) <= 11
+
+
+def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
+    tokenizer, model = byte_completer.tokenizer, byte_completer.model
+    ids = np.array([*tokenizer.encode(CODE), 255, *tokenizer.encode("import numpy as nx\nq = 1\n"), 255])
+    places = bench.choose_places(ids, tokenizer, 40, seed=3)
+    assert places == bench.choose_places(ids, tokenizer, 40, seed=3) != bench.choose_places(ids, tokenizer, 40, seed=4)
+    assert len(places) == 10  # lines with text on them
+    right = []
+    for before, rest in places:
+        assert rest and "\n" not in rest and (before + rest + "\n") in CODE + "import numpy as nx\nq = 1\n"
+        greedy, context = "", byte_completer.context(before)
+        while len(greedy) <= len(rest) and not greedy.endswith("\n"):
+            with torch.no_grad():
+                context = [*context, int(model(torch.tensor([context]))[0].argmax())]
+            greedy += chr(context[-1])
+        expected = greedy[0] == rest[0], greedy == rest + "\n"
+        assert bench.next_and_rest(byte_completer, before, rest.encode()) == expected
+        right.append(expected)
+    assert (False, False) in right and (True, True) in right
