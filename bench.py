@@ -242,23 +242,24 @@ def type_into_editor(completer, text: str, keys: str, config) -> dict[str, list[
         def type_all() -> None:
             before = None
             for key in ["", *keys]:
-                start = time.perf_counter()
-                seen = dict.fromkeys(times)
+                start, seen = time.perf_counter(), {}
                 keyboard.send_text("\r" if key == "\n" else key)
-                while seen["the whole suggestion"] is None:
+                while "the whole suggestion" not in seen:
                     now, at, ghost, is_whole = drawn.get(timeout=60)
-                    if key and at == before:
-                        continue
                     for name, is_there in zip(times, (True, bool(ghost), is_whole), strict=True):
-                        if is_there and seen[name] is None:
-                            seen[name] = now - start
+                        if is_there and at != before:
+                            seen.setdefault(name, now - start)
                 before = at
-                for name in times:
-                    if key and seen[name] is not None:
-                        times[name].append(seen[name])
-            keyboard.send_text("\x04")
+                for name, seconds in seen.items() if key else ():
+                    times[name].append(seconds)
 
-        typist = threading.Thread(target=type_all)
+        def type_and_leave() -> None:
+            try:
+                type_all()
+            finally:
+                keyboard.send_text("\x04")
+
+        typist = threading.Thread(target=type_and_leave)
         typist.start()
         editor.run()
         typist.join()
