@@ -34,10 +34,10 @@ import torch
 
 import checkpoint
 from configurator import configure, exit_on_error
-from device import pick_device
+from device import pick_device, pick_dtype
 from model import GPT, KVCache
 from pretrained import load_pretrained
-from sample import find_tokenizer, pick_weights_dtype
+from sample import find_tokenizer
 
 MAX_BYTES = 32  # of a suggestion
 CHUNK = 64  # tokens encoded between two looks at whether the request still matters
@@ -62,7 +62,7 @@ class CompleteConfig:
     min_confidence: float = 0.2  # least probability that the whole suggestion is right
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 on CUDA
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 if native
     threads: int | None = None  # of the CPU; None = as many as it has cores
 
 
@@ -323,7 +323,10 @@ def load_completer(config) -> tuple[Completer, str]:
     else:
         state = load_pretrained(config.init_from)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
-    model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config.dtype, device)).eval()
+    dtype = pick_dtype(config.dtype, device)
+    if config.dtype == "auto" and dtype == torch.float16:
+        dtype = torch.float32
+    model = checkpoint.build_model(state, dropout=0.0).to(device, dtype).eval()
     # windows that began with a line began with id 0 before it
     return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
 
