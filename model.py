@@ -10,7 +10,10 @@ Parameter names are nanoGPT's, so GPT-2-shaped checkpoints move in both directio
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -186,25 +189,80 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_x * grad_loss, grad_w * grad_loss, None, None, None, None
 
 
+@dataclass
+class Sampling:
+    """How the next id is drawn from the logits. The filters apply in the order of these fields."""
+
+    temperature: float = 1.0  # logits are divided by it; 0 = always the likeliest id
+    top_k: int | None = None  # keep the k likeliest ids; None or 0 = all
+    top_p: float | None = None  # keep the fewest that reach this probability (arXiv:1904.09751), at least one
+    min_p: float | None = None  # keep those of at least this share of the likeliest's probability (arXiv:2407.01082)
+    repetition_penalty: float = 1.0  # before all: logits of ids in the text so far are / it if > 0, else * it
+    # (Keskar et al. 2019, arXiv:1909.05858, with Hugging Face's sign)
+    vocab_size: int | None = None  # draw ids below it only: the model's own may be padded
+    logprobs: bool = False  # GPT.stream is to yield log-probabilities
+
+    def validate(self) -> None:
+        """Raises ValueError for a number out of range."""
+        for name, low, high in (
+            ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("top_p", 0, 1), ("min_p", 0, 1)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                limits = "must not be negative" if high == math.inf else "must be from 0 to 1"
+                raise ValueError(f"{name}={value} {limits}")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
+
+
 class KVCache:
     """Keys and values of the positions seen so far; preallocated for block_size positions.
 
-    k, v: (n_layer, B, nkv, block_size, hs). `length` positions are filled. The caller makes one per batch
-    and passes it to GPT.forward, which appends to it.
+    k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
+    filled: an int, or a (B,) int64 tensor where rows differ; a smaller one forgets the positions from there on.
+    GPT.forward appends to it. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
+    first `reach` slots take part in attention, and a mask hides those that a row has not filled.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
         shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
-        self.k = torch.empty(shape, device=device, dtype=dtype)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.k = torch.zeros(shape, device=device, dtype=dtype)  # a hidden slot weighs 0, but 0 * nan is nan
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length: int | torch.Tensor = 0
+        self.reach = config.block_size
+
+    def rows(self, rows: slice) -> "KVCache":
+        """An empty cache of these rows, in the same memory."""
+        part = copy(self)
+        part.k, part.v, part.length = self.k[:, rows], self.v[:, rows], 0
+        return part
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores k, v (B, nkv, T, hs) behind `length`; returns all keys and values up to the new end."""
-        end = self.length + k.size(2)
-        self.k[layer, :, :, self.length : end] = k
-        self.v[layer, :, :, self.length : end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        """Stores k, v (B, nkv, T, hs) behind `length`; returns the keys and values that attention looks at."""
+        keys, values, B, T = self.k[layer], self.v[layer], k.size(0), k.size(2)
+        if isinstance(self.length, int):
+            keys.narrow(2, self.length, T).copy_(k)
+            values.narrow(2, self.length, T).copy_(v)
+            return keys.narrow(2, 0, self.length + T), values.narrow(2, 0, self.length + T)
+        row = torch.arange(B, device=k.device)[:, None]  # (B, 1)
+        slot = self.positions(T)  # (B, T)
+        keys[row, :, slot] = k.transpose(1, 2).to(keys.dtype)
+        values[row, :, slot] = v.transpose(1, 2).to(values.dtype)
+        return keys.narrow(2, 0, self.reach), values.narrow(2, 0, self.reach)
+
+    def positions(self, T: int) -> slice | torch.Tensor:
+        """Of the next T ids: a slice, or (B, T) where rows differ."""
+        if isinstance(self.length, int):
+            return slice(self.length, self.length + T)
+        return self.length[:, None] + torch.arange(T, device=self.length.device)
+
+    def mask(self, T: int) -> torch.Tensor | None:
+        """Which keys the next T queries see, (T, S) or (B, 1, T, S); None: all before them and themselves."""
+        if isinstance(self.length, int):
+            if T == 1 or self.length == 0:
+                return None
+            return torch.ones(T, self.length + T, dtype=torch.bool, device=self.k.device).tril(self.length)
+        return (torch.arange(self.reach, device=self.k.device) <= self.positions(T)[:, :, None])[:, None]
 
 
 class CausalSelfAttention(nn.Module):
@@ -223,7 +281,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rope=None, cache: KVCache | None = None, layer: int = 0):
+    def forward(self, x, rope=None, mask=None, cache: KVCache | None = None, layer: int = 0):
         B, T, _ = x.size()
         nh, nkv, hs = self.n_head, self.n_kv_head, self.head_dim
         q, k, v = self.c_attn(x).split((nh * hs, nkv * hs, nkv * hs), dim=2)
@@ -235,14 +293,14 @@ class CausalSelfAttention(nn.Module):
             q, k = self.q_norm(q.to(wide)).to(v.dtype), self.k_norm(k.to(wide)).to(v.dtype)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        mask = None
         if cache is not None:
             k, v = (t.to(q.dtype) for t in cache.append(layer, k, v))
-            if T > 1 and cache.length > 0:  # several new positions behind old ones: not a square causal mask
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(cache.length)
         if self.training and x.device.type == "cpu" and T * hs <= SHORT_ATTENTION:
             q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
+        if T == 1:  # heads that share their keys are queries of one head: nothing to repeat
+            q = q.reshape(B, nkv, nh // nkv, hs)
+        settled = torch.is_autocast_enabled(x.device.type)  # the dtypes are, and entering a context takes time
+        with torch.autocast(x.device.type, enabled=False) if settled else nullcontext():
             y = F.scaled_dot_product_attention(
                 q,
                 k,
@@ -250,10 +308,10 @@ class CausalSelfAttention(nn.Module):
                 attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=mask is None and T > 1,
-                enable_gqa=nkv != nh,
-            )  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, nh * hs)
-        return self.resid_dropout(self.c_proj(y))
+                enable_gqa=nkv != nh and T > 1,
+            ).view(B, nh, T, hs)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, nh * hs))
+        return self.resid_dropout(y) if self.training else y
 
 
 class MLP(nn.Module):
@@ -274,7 +332,8 @@ class MLP(nn.Module):
             h = F.relu(h).square()
         else:
             h = F.gelu(h, approximate="tanh" if self.kind == "gelu_tanh" else "none")
-        return self.dropout(self.c_proj(h))
+        h = self.c_proj(h)
+        return self.dropout(h) if self.training else h
 
 
 class Block(nn.Module):
@@ -285,8 +344,8 @@ class Block(nn.Module):
         self.ln_2 = norm_layer(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, rope=None, cache: KVCache | None = None, layer: int = 0):
-        x = x + self.attn(self.ln_1(x), rope, cache, layer)
+    def forward(self, x, rope=None, mask=None, cache: KVCache | None = None, layer: int = 0):
+        x = x + self.attn(self.ln_1(x), rope, mask, cache, layer)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -307,6 +366,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
+        self.compiled: dict[int, tuple[KVCache, Callable]] = {}  # by batch size, see compile_decoding
         self.make_rope()
         self.init_weights(generator)
 
@@ -382,17 +442,21 @@ class GPT(nn.Module):
         Raises ValueError if the positions exceed block_size.
         """
         T, start = idx.size(1), cache.length if cache is not None else 0
-        if start + T > self.config.block_size:
+        if isinstance(start, int) and start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions do not fit into block_size={self.config.block_size}")
+        positions, mask = (cache.positions(T), cache.mask(T)) if cache is not None else (slice(T), None)
         x = self.transformer.wte(idx)  # (B, T, C)
         rope = None
         if self.config.pos == "learned":
-            x = x + self.transformer.wpe.weight[start : start + T]
+            x = x + self.transformer.wpe.weight[positions]
         else:
-            rope = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
-        x = self.transformer.drop(x)
+            rope = self.rope_cos[positions], self.rope_sin[positions]
+            if isinstance(positions, torch.Tensor):
+                rope = rope[0][:, None], rope[1][:, None]  # (B, 1, T, hs): for all heads
+        if self.training:
+            x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, rope, cache, layer)
+            x = block(x, rope, mask, cache, layer)
         if cache is not None:
             cache.length += T
         return x
@@ -403,18 +467,20 @@ class GPT(nn.Module):
         targets: torch.Tensor | None = None,
         cache: KVCache | None = None,
         return_logits: bool = True,
+        last: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> (logits, loss).
 
         With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1
-        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None. With a cache the
-        T positions follow the cache.length that are in it, and are added to it. return_logits=False lets the
-        loss be computed without ever holding all logits; the first result is then None.
-        Raises ValueError if the positions exceed block_size.
+        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None; `last` (B,) says
+        which that is in rows with padding behind it. With a cache the T positions follow the cache.length that
+        are in it, and are added to it. return_logits=False lets the loss be computed without ever holding all
+        logits; the first result is then None. Raises ValueError if the positions exceed block_size.
         """
         x = self.hidden(idx, cache)
         if targets is None:
-            return self._logits(self.transformer.ln_f(x[:, -1:])), None
+            x = x[:, -1:] if last is None else x[torch.arange(x.size(0), device=x.device), last][:, None]
+            return self._logits(self.transformer.ln_f(x)), None
         x, flat = self.transformer.ln_f(x), targets.reshape(-1)
         count = (flat != -1).sum().clamp(min=1)
         device = x.device.type
@@ -435,74 +501,194 @@ class GPT(nn.Module):
             logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
         return logits
 
+    def compile_decoding(self, batch_size: int, **options) -> None:
+        """From now on `stream` computes the tokens of batches of this size by torch.compile, with static shapes.
+
+        The cache is allocated here, once: CUDA graphs find it where it was when they were recorded. So one stream at
+        a time can use it. Options go to torch.compile, e.g. mode="reduce-overhead" for CUDA graphs. Prompts are
+        encoded without: their shapes differ.
+        """
+        weight = self.transformer.wte.weight
+        cache = KVCache(self.config, batch_size, weight.device, weight.dtype)
+        cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        for tensor in (cache.k, cache.v, cache.length):
+            torch._dynamo.mark_static_address(tensor)  # an input that the graph writes to
+        step = torch.compile(lambda idx: self(idx, cache=cache)[0], fullgraph=True, dynamic=False, **options)
+        self.compiled[batch_size] = cache, step
+
     @torch.no_grad()
     def stream(
+        self,
+        prompts: torch.Tensor | Sequence[torch.Tensor],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        first_ids: torch.Tensor | None = None,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Continues prompts, (B, T) or B rows of any lengths, and yields (ids (B,), their log-probabilities (B,)).
+
+        A pair is yielded as soon as it is drawn; the next is computed when it is asked for. All stays on the device:
+        who reads the ids only now and then does not make a GPU wait. A row's ids don't depend on the other rows if
+        it has a generator of its own (`generator`: a list of B; a single one, or None, torch's global one, serves
+        all rows). Log-probabilities are the model's own, before temperature and filters; None unless
+        sampling.logprobs. first_ids (B, V) bool: the ids that may be drawn first.
+
+        The model sees at most the last block_size ids; when a row's cache is full its last half is encoded again,
+        so a long text costs one such pass for every block_size / 2 tokens. Raises ValueError if a row is empty.
+        """
+        assert not self.training, "call model.eval() first: dropout would change the text"
+        sampling = sampling or Sampling()
+        sampling.validate()
+        if any(len(row) == 0 for row in prompts):
+            raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
+        decoder, new = Decoder(self, prompts), None
+        B, V, device = len(prompts), sampling.vocab_size or self.config.vocab_size, prompts[0].device
+        draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
+        seen = None
+        if sampling.repetition_penalty != 1:
+            seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device)
+            for row, ids in zip(seen, prompts, strict=True):
+                row[ids] = True
+        for _ in range(max_new_tokens):
+            logits = (decoder.start() if new is None else decoder.advance(new))[:, :V].float()
+            allowed = logits if first_ids is None or new is not None else logits.masked_fill(~first_ids, -math.inf)
+            uniform = next(draws) if draws else None
+            new = sample_next(allowed, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
+            if seen is not None:
+                seen.scatter_(1, new[:, None], True)
+            scores = None
+            if sampling.logprobs:
+                scores = logits.log_softmax(-1).gather(1, new[:, None])[:, 0]
+            yield new, scores
+
+    def generate(
         self,
         idx: torch.Tensor,
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-        vocab_size: int | None = None,
-    ) -> Iterator[torch.Tensor]:
-        """Continues idx (B, T), T >= 1, and yields the next ids (B,) as soon as they are drawn.
-
-        temperature 0 is greedy. vocab_size: draw only ids below it (the model's own may be padded). The model
-        sees at most the last block_size ids; when the cache is full its last half is encoded again, so a long
-        text costs one such pass for every block_size / 2 tokens. Raises ValueError if T is 0.
-        """
-        assert not self.training, "call model.eval() first: dropout would change the text"
-        if idx.size(1) == 0:
-            raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
-        block_size = self.config.block_size
-        cache = KVCache(self.config, idx.size(0), device=idx.device, dtype=self.lm_head.weight.dtype)
-        history = new = idx[:, -block_size:]
-        for _ in range(max_new_tokens):
-            if cache.length + new.size(1) > block_size:
-                new = history[:, -max(1, block_size // 2) :]
-                cache.length = 0
-            logits = self(new, cache=cache)[0][:, -1, :vocab_size].float()  # (B, V)
-            new = sample_next(logits, temperature, top_k, top_p, generator)  # (B, 1)
-            history = torch.cat((history, new), dim=1)[:, -block_size:]
-            yield new[:, 0]
-
-    def generate(self, idx: torch.Tensor, max_new_tokens: int, *args, **kwargs) -> torch.Tensor:
-        """idx (B, T) and max_new_tokens ids behind it, (B, T + max_new_tokens). Arguments as `stream`."""
-        was_training = self.training
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        **filters,
+    ) -> torch.Tensor:
+        """idx (B, T) and max_new_tokens ids behind it, (B, T + max_new_tokens). `filters`: as in Sampling."""
+        sampling, was_training = Sampling(temperature, top_k, **filters), self.training
         self.eval()
         try:
-            new = [ids[:, None] for ids in self.stream(idx, max_new_tokens, *args, **kwargs)]
+            new = [ids[:, None] for ids, _ in self.stream(idx, max_new_tokens, sampling, generator)]
         finally:
             self.train(was_training)
         return torch.cat((idx, *new), dim=1)
 
 
+class Decoder:
+    """What the model says about the next id of B rows, step after step: the cache's side of GPT.stream.
+
+    The padding of ragged prompts is behind their ends, where causal attention does not see it and new positions
+    overwrite it: every row has the positions and the keys that it would have alone.
+    """
+
+    def __init__(self, model: GPT, prompts: torch.Tensor | Sequence[torch.Tensor]):
+        B, weight = len(prompts), model.transformer.wte.weight
+        self.model, self.prompts, self.block_size = model, prompts, model.config.block_size
+        self.lengths = [0] * B  # of the rows in the cache: what cache.length says, without asking a GPU
+        self.recent = deque(maxlen=max(1, self.block_size // 2))  # the last ids (B,) that followed the prompts
+        self.is_compiled = B in model.compiled
+        if self.is_compiled:
+            self.cache, self.step = model.compiled[B]
+        else:
+            self.cache = KVCache(model.config, B, weight.device, weight.dtype)
+            self.step = lambda idx: model(idx, cache=self.cache)[0]
+
+    def start(self) -> torch.Tensor:
+        """Encodes the prompts; logits (B, V) of the position after each."""
+        contexts = [row[-self.block_size :] for row in self.prompts]
+        if all(row is self.prompts[0] for row in self.prompts):
+            contexts = contexts[:1] * len(contexts)
+        return self.encode(contexts, slice(None))
+
+    def advance(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) of the position after ids (B,), which follow what the rows have so far."""
+        self.recent.append(ids)
+        full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
+        if len(full) < len(self.lengths):
+            for row in full:
+                self.cache.length[row] = 0  # what it computes now is lost: it is encoded again below
+            self.lengths = [length % self.block_size + 1 for length in self.lengths]
+            if self.is_compiled:
+                torch.compiler.cudagraph_mark_step_begin()
+            else:
+                self.cache.reach = max(self.lengths)
+            logits = self.step(ids[:, None])[:, -1]
+        if full:
+            recent, half = torch.stack(tuple(self.recent), dim=1), self.recent.maxlen
+            contexts = [torch.cat((self.prompts[row], recent[row]))[-half:] for row in full]
+            if len(full) == len(self.lengths):
+                return self.encode(contexts, slice(None))
+            logits = logits.clone()
+            for row, context in zip(full, contexts, strict=True):
+                logits[row] = self.encode([context], slice(row, row + 1))[0]
+        return logits
+
+    def encode(self, contexts: list[torch.Tensor], rows: slice) -> torch.Tensor:
+        """Fills `rows` of the cache from position 0 on; logits (len(contexts), V) behind each context's end."""
+        counts, part = [len(context) for context in contexts], self.cache.rows(rows)
+        self.lengths[rows] = counts
+        if isinstance(self.cache.length, torch.Tensor):
+            self.cache.length[rows] = torch.tensor(counts, device=self.cache.k.device)
+        else:
+            is_ragged = len(set(counts)) > 1
+            self.cache.length = torch.tensor(counts, device=self.cache.k.device) if is_ragged else counts[0]
+        if len(contexts) > 1 and all(context is contexts[0] for context in contexts):  # encoded once for all
+            logits = self.model(contexts[0][None], cache=part.rows(slice(1)))[0]
+            for cached in (part.k, part.v):
+                cached[:, 1:, :, : counts[0]] = cached[:, :1, :, : counts[0]]
+            return logits[:, -1].expand(len(contexts), -1)
+        idx = nn.utils.rnn.pad_sequence(contexts, batch_first=True)
+        last = torch.tensor(counts, device=idx.device) - 1 if len(set(counts)) > 1 else None
+        return self.model(idx, cache=part, last=last)[0][:, -1]
+
+
+def uniforms(
+    generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Endless draws from [0, 1), (batch_size,) at a time. A generator's draws depend on nothing else: on a CPU's
+    they are the same for every device."""
+    while True:
+        if isinstance(generator, Sequence):
+            draws = torch.stack([torch.rand(64, generator=g, device=g.device) for g in generator])
+        else:
+            draws = torch.rand(batch_size, 64, generator=generator, device=generator.device if generator else "cpu")
+        yield from draws.to(device).unbind(1)
+
+
 def sample_next(
     logits: torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    sampling: Sampling,
+    uniform: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Draws one id a row from logits (B, V) float32; returns (B, 1) int64.
+    """Picks one id a row from logits (B, V) float32; returns (B,) int64.
 
-    temperature 0 takes the largest logit. top_k keeps the k largest logits and any that equal the k-th (None
-    or 0: all); top_p then keeps the smallest set of ids whose probability reaches p (Holtzman et al. 2019,
-    arXiv:1904.09751), at least one. Raises ValueError if temperature or top_k is negative.
+    uniform (B,) in [0, 1) makes the choice: the id at which the cumulative probability reaches 1 - uniform of its
+    total, in the order of ids or, with top_k or top_p, of falling probability. Not needed where temperature is 0.
+    seen (B, V) bool: the ids that repetition_penalty applies to.
     """
-    if temperature < 0 or (top_k or 0) < 0:
-        raise ValueError(f"temperature={temperature} and top_k={top_k} must not be negative")
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k and top_k < logits.size(-1):
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    probs = F.softmax(logits, dim=-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the ids before this one already reach p
-        beyond[:, 0] = False
-        probs = probs.scatter(1, order, ordered.masked_fill(beyond, 0.0))
-    return torch.multinomial(probs, 1, generator=generator)
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    order, k = None, min(sampling.top_k or logits.size(-1), logits.size(-1))
+    if k < logits.size(-1) or sampling.top_p is not None:
+        logits, order = logits.topk(k, dim=-1)  # (B, k), falling
+    probs = F.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p is not None:
+        before = probs.cumsum(dim=-1) - probs  # of the likelier ids
+        before[:, 0] = -1.0  # the likeliest stays
+        probs = probs.masked_fill(before >= sampling.top_p, 0.0)
+    if sampling.min_p is not None:
+        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(dim=-1, keepdim=True), 0.0)
+    cumulative = probs.cumsum(dim=-1)
+    # the first that reaches a positive share of the total has a positive probability itself
+    ids = torch.searchsorted(cumulative, (1 - uniform[:, None]) * cumulative[:, -1:])
+    return (ids if order is None else order.gather(1, ids))[:, 0]

@@ -3,24 +3,40 @@
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3
     python sample.py --out_dir=out-hongloumeng-char --start="黛玉见了宝玉便说" --temperature=0.8 --top_p=0.95
     python sample.py --start=FILE:prompt.txt --max_new_tokens=200 --seed=7
+    python sample.py --prompts=prompts.txt --num_samples=1 --output=texts.jsonl --quantize=int8
+    python sample.py --interactive
 
-The text appears as it is written. `python sample.py --help` lists every key.
+The texts are computed together and appear in their order, the first one as it is written. `python sample.py --help`
+lists every key.
+
+A text in JSON (--output, --logprobs) is a line {"prompt", "sample", "text", "finish", "num_tokens"}: finish is 'end'
+(the end-of-text id), 'stop' (a stop string) or 'length'. --best_of adds "logprob", the mean of a token, and
+--logprobs besides "tokens", a list of {"id", "text", "logprob"}, where text is what the token completes.
 """
 
+import json
 import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
 from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
-from device import pick_compile, pick_device
+from device import pick_compile, pick_device, pick_dtype
+from model import GPT, Sampling
 from pretrained import load_pretrained
+from quantize import quantize
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
@@ -29,49 +45,268 @@ class SampleConfig:
     init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
     out_dir: str = "out"  # folder of the run
     # Text
-    start: str = "\n"  # the beginning to go on from, or FILE:path to read it from a file
-    num_samples: int = 10  # texts to write
+    start: str = "\n"  # the beginning to go on from; FILE:path reads it from a file, - from standard input
+    prompts: str | None = None  # a file of beginnings instead: each line is one, or in a .jsonl file {"prompt": one}
+    num_samples: int = 10  # texts to write for each beginning
     max_new_tokens: int = 500  # tokens of each
+    stop: str = ""  # a text ends before this string; several are a JSON list: '["\n\n", "def "]'
+    best_of: int = 1  # write so many for each text and keep the one whose tokens are the likeliest on average
+    interactive: bool = False  # type a beginning, read on, type more
+    # Draws
     temperature: float = 0.8  # 1 = the model's own odds, lower = safer, 0 = always the likeliest token
     top_k: int | None = 200  # draw from the k likeliest tokens; None or 0 = all
     top_p: float | None = None  # draw from the fewest tokens that have this probability together; None = all
+    min_p: float | None = None  # draw from tokens of at least this share of the likeliest's probability; None = all
+    repetition_penalty: float = 1.0  # above 1: tokens that are in the text already become less likely
     seed: int = 1337  # sample number i of a seed is always the same text
+    # Output
+    output: str | None = None  # write the texts as JSON lines into this file; - = to standard output
+    logprobs: bool = False  # JSON lines that have the log-probability of every token
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 on CUDA
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = off, as it rarely pays for a few samples
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
+    #                          auto = bfloat16 where the processor multiplies it, else float32
+    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 2-3 times the speed
+    batch_size: int = 16  # texts that are computed together; lower saves memory
+    compile: bool | Literal["auto"] = "auto"  # torch.compile, and CUDA graphs on a GPU; auto = off, as it takes
+    #                          most of a minute to start
 
 
 def main(argv: list[str]) -> None:
     config, _ = configure(SampleConfig, argv)
     validate(config)
     device = pick_device(config.device)
+    prompts = read_prompts(config)
     if config.init_from == "resume":
         state = checkpoint.load(checkpoint.find(config.out_dir))
     else:
         state = load_pretrained(config.init_from)
     tokenizer = find_tokenizer(state)
-    prompt = read_start(config.start)
-    ids = encode_prompt(tokenizer, prompt)
-    model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config.dtype, device)).eval()
+    beginnings = [] if config.interactive else [Beginning(tokenizer, prompt) for prompt in prompts]
+    model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config, device)).eval()
     del state
-    if config.compile is True and pick_compile(True, device):
-        model.forward = torch.compile(model.forward, dynamic=True)
+    if config.quantize == "int8":
+        quantize(model)
+    writer = Writer(config, model, tokenizer)
+    if config.interactive:
+        converse(writer, config.start if config.start != SampleConfig.start else "")
+    else:
+        write_all(writer, beginnings)
 
-    idx = torch.tensor(np.asarray(ids, dtype=np.int64), device=device)[None]  # (1, T)
-    for number in range(config.num_samples):
-        generator = torch.Generator(device).manual_seed(config.seed + number)
-        decoder = IncrementalDecoder(tokenizer)
-        write(prompt)
-        for new in model.stream(
-            idx, config.max_new_tokens, config.temperature, config.top_k or None, config.top_p, generator,
-            vocab_size=tokenizer.vocab_size,
-        ):  # fmt: skip
-            token = int(new)
-            if token == tokenizer.eot:
-                break
-            write(decoder.push(token))
-        write("\n---------------\n")
+
+class Beginning:
+    """A prompt as text and as ids.
+
+    BPE joins white space with what follows it, so that after a prompt that ends in white space the ids of the
+    likeliest texts would have gone another way. `healed` is the text of such a last token, taken back: the first
+    new token must begin with it ("token healing"), and may go on as it likes.
+    """
+
+    def __init__(self, tokenizer, prompt: str):
+        self.prompt, self.healed = prompt, ""
+        ids = encode_prompt(tokenizer, prompt)
+        if prompt[-1:].isspace() and len(ids) > 1:
+            with suppress(UnicodeDecodeError):  # a token that begins within a character
+                last = tokenizer.token_bytes(int(ids[-1]))
+                self.healed = last.decode("utf-8") if sum(starting_with(tokenizer, last)) > 1 else ""
+        self.ids = torch.from_numpy(ids.astype(np.int64))[: len(ids) - bool(self.healed)]
+
+
+class Text:
+    """One text in the making: tokens in, characters out, up to the end of text or a stop string.
+
+    text: the new characters that are certain, without half characters, without what may be the beginning of a
+    stop string. finish: why it ended, or None.
+    """
+
+    def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
+        self.beginning, self.number, self.stops = beginning, number, stops
+        self.tokenizer, self.decoder = tokenizer, IncrementalDecoder(tokenizer)
+        self.text, self.held, self.finish = "", "", None
+        self.tokens: list[dict] = []
+
+    def push(self, id: int, logprob: float | None) -> None:
+        if self.finish:
+            return
+        piece = self.decoder.push(id)
+        if not self.tokens:
+            piece = piece.removeprefix(self.beginning.healed)
+        self.tokens.append({"id": id, "text": piece, "logprob": logprob})
+        self.held += piece
+        found = [at for at in map(self.held.find, self.stops) if at >= 0]
+        if found:
+            self.held = self.held[: min(found)]
+            self.end("stop")
+        elif id == self.tokenizer.eot:
+            self.end("end")
+        else:
+            sure = len(self.held) - max((overlap(self.held, stop) for stop in self.stops), default=0)
+            self.text, self.held = self.text + self.held[:sure], self.held[sure:]
+
+    def end(self, finish: str) -> None:
+        if not self.finish:
+            self.text, self.held, self.finish = self.text + self.held, "", finish
+
+    @property
+    def logprob(self) -> float:
+        """The mean log-probability of its tokens, so that a long text is not the worse for its length."""
+        return sum(token["logprob"] for token in self.tokens) / max(1, len(self.tokens))
+
+
+class Writer:
+    """A model, its tokenizer and the settings of its draws."""
+
+    def __init__(self, config: SampleConfig, model: GPT, tokenizer):
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.device = model.transformer.wte.weight.device
+        self.stops = read_stops(config.stop)
+        self.sampling = Sampling(
+            config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty,
+            vocab_size=tokenizer.vocab_size, logprobs=config.logprobs or config.best_of > 1,
+        )  # fmt: skip
+
+    def text(self, beginning: Beginning, number: int) -> Text:
+        return Text(self.tokenizer, beginning, number, self.stops)
+
+    def write(self, texts: list[Text]) -> Iterator[None]:
+        """Continues the texts together, and yields whenever they have grown."""
+        if self.config.compile is True and len(texts) not in self.model.compiled:
+            if pick_compile(True, self.device):
+                options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
+                self.model.compile_decoding(len(texts), **options)
+        rows = {}  # a beginning's ids once, so that the model can see which rows are the same
+        prompts = [rows.setdefault(text.beginning, text.beginning.ids.to(self.device)) for text in texts]
+        generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
+        every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
+        pending, limit = [], self.config.max_new_tokens
+        for pair in self.model.stream(prompts, limit, self.sampling, generators, self.first_ids(texts)):
+            pending.append(pair)
+            limit -= 1
+            if limit and len(pending) < every:
+                continue
+            ids = torch.stack([ids for ids, _ in pending]).tolist()
+            scores = [[None] * len(texts)] * len(ids)
+            if self.sampling.logprobs:
+                scores = torch.stack([score for _, score in pending]).tolist()
+            pending.clear()
+            for step in zip(ids, scores, strict=True):
+                for text, id, score in zip(texts, *step, strict=True):
+                    text.push(id, score)
+            yield
+            if all(text.finish for text in texts):
+                return
+        for text in texts:
+            text.end("length")
+        yield
+
+    def first_ids(self, texts: list[Text]) -> torch.Tensor | None:
+        """(B, V): which ids begin with what was taken back from each text's beginning. None: nothing was."""
+        taken = [text.beginning.healed for text in texts]
+        if not any(taken):
+            return None
+        rows = {healed: starting_with(self.tokenizer, healed.encode()) for healed in set(taken)}
+        return torch.tensor([rows[healed] for healed in taken], device=self.device)
+
+
+class Page:
+    """Shows samples in their order: the first that is unfinished as it grows, or JSON lines of the finished ones.
+
+    A sample is a list of texts, of which the likeliest counts.
+    """
+
+    def __init__(self, samples: list[list[Text]], config: SampleConfig, lines):
+        self.samples, self.config, self.lines, self.shown = deque(samples), config, lines, 0
+
+    def update(self) -> None:
+        while self.samples:
+            sample = self.samples[0]
+            is_finished = all(text.finish for text in sample)
+            best = max(sample, key=lambda text: text.logprob) if len(sample) > 1 and is_finished else sample[0]
+            if self.lines is None and (is_finished or len(sample) == 1):
+                whole = best.beginning.prompt + best.text
+                write(whole[self.shown :] + "\n---------------\n" * is_finished)
+                self.shown = len(whole)
+            if not is_finished:
+                return
+            if self.lines is not None:
+                self.lines.write(json.dumps(self.record(best), ensure_ascii=False) + "\n")
+                self.lines.flush()
+            self.samples.popleft()
+            self.shown = 0
+
+    def record(self, text: Text) -> dict:
+        config = self.config
+        record = {"prompt": text.beginning.prompt, "sample": text.number // config.best_of, "text": text.text,
+                  "finish": text.finish, "num_tokens": len(text.tokens)}  # fmt: skip
+        if config.logprobs or config.best_of > 1:
+            record["logprob"] = text.logprob
+        if config.logprobs:
+            record["tokens"] = text.tokens
+        return record
+
+
+def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
+    config = writer.config
+    samples = [
+        [writer.text(beginning, number * config.best_of + i) for i in range(config.best_of)]
+        for beginning in beginnings
+        for number in range(config.num_samples)
+    ]
+    texts = [text for sample in samples for text in sample]
+    with ExitStack() as stack:
+        lines = None
+        if config.output not in (None, "-"):
+            try:
+                lines = stack.enter_context(open(config.output, "w", encoding="utf-8", newline="\n"))
+            except OSError as error:
+                raise ValueError(f"--output={config.output} cannot be written: {error.strerror}") from error
+        elif config.output == "-" or config.logprobs:
+            lines = sys.stdout
+        is_quiet = lines in (None, sys.stdout) or not sys.stderr.isatty()
+        bar = stack.enter_context(tqdm(total=len(texts), unit="text", disable=is_quiet))
+        page = Page(samples, config, lines)
+        for start in range(0, len(texts), config.batch_size):
+            batch = texts[start : start + config.batch_size]
+            page.update()  # the prompt, before the model has read it
+            for _ in writer.write(batch):
+                page.update()
+            bar.update(len(batch))
+
+
+def converse(writer: Writer, text: str) -> None:
+    """The user types, the model goes on, in turns, until the end of input."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    with suppress(ImportError):
+        import readline  # noqa: F401  history, and editing by characters instead of bytes; not on Windows
+    print("Type a beginning and press Enter; then more text, or Enter alone to read on. \\n stands for a new line.\n"
+          "Ctrl-C ends the model's turn, /new forgets everything, Ctrl-D (Windows: Ctrl-Z, Enter) leaves.",
+          file=sys.stderr)  # fmt: skip
+    write(text)
+    turn = 0
+    while True:
+        try:
+            line = input("> ").replace("\\n", "\n")
+        except EOFError:
+            return write("\n")
+        except KeyboardInterrupt:
+            write("\n")
+            continue
+        if line.strip() == "/new":
+            text = ""
+            continue
+        try:
+            answer = writer.text(Beginning(writer.tokenizer, text + line), turn)
+        except ValueError as error:  # a character that the model does not know
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        shown, turn = 0, turn + 1
+        with suppress(KeyboardInterrupt):
+            for _ in writer.write([answer]):
+                write(answer.text[shown:])
+                shown = len(answer.text)
+        text += line + answer.text
+        write("\n")
 
 
 def write(text: str) -> None:
@@ -79,25 +314,72 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
+
+
+def starting_with(tokenizer, prefix: bytes) -> list[bool]:
+    """For every id: do its bytes begin with prefix?"""
+    return [tokenizer.token_bytes(id).startswith(prefix) for id in range(tokenizer.vocab_size)]
+
+
 def validate(config: SampleConfig) -> None:
-    if config.temperature < 0:
-        raise ValueError(f"temperature={config.temperature} must not be negative (0 = greedy)")
-    if config.top_p is not None and not 0 < config.top_p <= 1:
-        raise ValueError(f"top_p={config.top_p} must be above 0 and at most 1, or None")
-    for key in ("num_samples", "max_new_tokens", "top_k"):
-        if (getattr(config, key) or 0) < 0:
-            raise ValueError(f"{key}={getattr(config, key)} must not be negative")
+    Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty).validate()
+    read_stops(config.stop)
+    for key, low in {"num_samples": 0, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
+        if getattr(config, key) < low:
+            raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
+    if config.best_of > 1 and config.temperature == 0:
+        raise ValueError(f"best_of={config.best_of} with temperature=0 is the same text every time: use one of them")
+    if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
+        raise ValueError("--interactive goes with none of --prompts, --output, --logprobs and --best_of")
+
+
+def read_stops(stop: str) -> list[str]:
+    """One string, or a JSON list of them; no string stops never."""
+    stops = [stop]
+    if stop.startswith("["):
+        with suppress(json.JSONDecodeError):  # a stop string may well be "["
+            stops = json.loads(stop)
+    if not all(isinstance(item, str) for item in stops):
+        raise ValueError(f"--stop={stop} must be one string, or a JSON list of strings")
+    return [item for item in stops if item]
+
+
+def read_prompts(config: SampleConfig) -> list[str]:
+    """The beginnings that --prompts or --start gives."""
+    if config.prompts is None:
+        return [read_start(config.start)]
+    lines = [line for line in read_file("--prompts=", config.prompts).split("\n") if line.strip()]
+    if Path(config.prompts).suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(json.loads(line)["prompt"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            prompts.append(None)
+        if not isinstance(prompts[-1], str):
+            raise ValueError(f'--prompts={config.prompts}: line {number} is {line[:80]}, not {{"prompt": "..."}}')
+    return prompts
 
 
 def read_start(start: str) -> str:
-    """The prompt: `start` itself, or the text of the file that FILE:path names."""
-    if not start.startswith("FILE:"):
-        return start
-    path = Path(start.removeprefix("FILE:"))
+    """The prompt: `start` itself, the text of the file that FILE:path names, or for - that of standard input."""
+    if start == "-":
+        try:
+            return sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--start=-: standard input is not UTF-8 text: {error}") from error
+    return read_file("--start=FILE:", start.removeprefix("FILE:")) if start.startswith("FILE:") else start
+
+
+def read_file(option: str, path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--start=FILE:{path} cannot be read as UTF-8 text: {error}") from error
+        raise ValueError(f"{option}{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
@@ -126,12 +408,12 @@ def find_tokenizer(state: dict):
     return tokenizer
 
 
-def pick_weights_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on a GPU that has it, else float32, which small matrices on a CPU multiply fastest."""
-    if name != "auto":
-        return getattr(torch, name)
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float32
+def pick_weights_dtype(config: SampleConfig, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the processor multiplies it natively, else float32; it is the memory that takes the time."""
+    if config.dtype == "auto" and (device.type != "cuda" and config.quantize == "int8"):
+        return torch.float32  # of what is left, which is little
+    dtype = pick_dtype(DTYPES.get(config.dtype, config.dtype), device)
+    return torch.float32 if config.dtype == "auto" and dtype == torch.float16 else dtype
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy, sample_next
+from model import GPT, GPTConfig, KVCache, LinearCrossEntropy
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=2, tie_weights=False)
@@ -204,63 +204,6 @@ def test_dropout_acts_in_training_only_and_in_all_four_places():
 def test_relu2_is_the_square_of_relu():
     mlp, x = build(mlp="relu2").transformer.h[0].mlp, torch.randn(5, 32, generator=seeded())
     torch.testing.assert_close(mlp(x), mlp.c_proj(mlp.c_fc(x).clamp(min=0) ** 2))
-
-
-# ---- the cache and generation (sample_next: at the end) ----
-
-
-@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 4, 7), (9, 1, 1, 5)], ids=str)
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
-@pytest.mark.parametrize("pos", ["learned", "rope"])
-@torch.no_grad()
-def test_cached_logits_equal_uncached(pos, n_kv_head, qk_norm, chunks):
-    model, idx = build(pos=pos, n_kv_head=n_kv_head, qk_norm=qk_norm), ids()
-    full = model(idx, idx)[0]
-    cache = KVCache(model.config, 2)
-    for chunk, expected in zip(idx.split(chunks, dim=1), full.split(chunks, dim=1), strict=True):
-        torch.testing.assert_close(model(chunk, chunk, cache)[0], expected, atol=1e-4, rtol=0)
-    assert cache.length == 16
-    last, loss = model(idx)
-    assert loss is None
-    torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def naive_generate(model, idx, n, draw):
-    """No cache: each step runs the whole context, which restarts from its last half when it is full."""
-    block, out = model.config.block_size, idx
-    context = idx[:, -block:]
-    for _ in range(n):
-        if context.size(1) > block:
-            context = context[:, -max(1, block // 2) :]
-        new = draw(model(context)[0][:, -1])
-        context, out = torch.cat((context, new), 1), torch.cat((out, new), 1)
-    return out
-
-
-@pytest.mark.parametrize("block_size", [1, 7, 16])
-@pytest.mark.parametrize("prompt", [1, 16, 21])
-@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(qk_norm=True)], ids=["gpt2", "llama"])
-def test_generation_past_block_size_equals_naive_loop(shape, prompt, block_size):
-    model, idx = build(**shape | dict(block_size=block_size)), ids(T=prompt)
-    greedy = naive_generate(model, idx, 30, lambda logits: logits.argmax(-1, keepdim=True))
-    assert torch.equal(model.generate(idx, 30, temperature=0.0), greedy)
-    g = seeded()
-    drawn = naive_generate(model, idx, 30, lambda x: torch.multinomial((x / 0.7).softmax(-1), 1, generator=g))
-    assert torch.equal(model.generate(idx, 30, temperature=0.7, generator=seeded()), drawn)
-
-
-def test_generation_edge_cases():
-    model, idx = build(), ids(T=3)
-    assert torch.equal(model.generate(idx, 0), idx)
-    assert torch.equal(torch.stack(list(model.stream(idx, 5, 0.0)), 1), model.generate(idx, 5, 0.0)[:, 3:])
-    assert model.generate(idx, 40, temperature=5.0, vocab_size=7)[:, 3:].max() < 7
-    with pytest.raises(ValueError, match="prompt is empty"):
-        model.generate(idx[:, :0], 1)
-    with pytest.raises(IndexError):
-        model.train().generate(idx + 61, 1)
-    assert model.training  # also after an error
 
 
 # ---- losses ----
@@ -486,41 +429,3 @@ def test_model_args_are_nanogpts_seven_keys_for_gpt2_and_round_trip():
     for shape in covering_set():
         config = GPTConfig(**TINY | shape)
         assert replace(GPTConfig(**config.to_args()), init=config.init) == config  # init is not kept
-
-
-def kept_ids(logits, temperature=1.0, top_k=None, top_p=None):
-    """id -> probability after the filters, in plain Python. Logits must differ from one another."""
-    weights = {i: math.exp(x / temperature) for i, x in enumerate(logits)}
-    ranked = sorted(weights, key=weights.get, reverse=True)[: top_k or len(weights)]
-    total, reached, kept = sum(weights[i] for i in ranked), 0.0, []
-    for i in ranked:
-        kept.append(i)
-        reached += weights[i] / total
-        if top_p is not None and reached >= top_p:
-            break
-    total = sum(weights[i] for i in kept)
-    return {i: weights[i] / total for i in kept}
-
-
-@pytest.mark.parametrize("top_p", [None, 0.0, 0.55, 0.9, 1.0])
-@pytest.mark.parametrize("top_k", [None, 0, 1, 3, 8, 99])
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_samples_follow_the_distribution_computed_in_plain_python(temperature, top_k, top_p):
-    logits = [0.3, 2.0, -1.0, 1.4, 0.9, -0.2, 1.1, 0.0]
-    expected, n = kept_ids(logits, temperature, top_k, top_p), 4000
-    state = torch.random.get_rng_state()
-    drawn = sample_next(torch.tensor([logits]).repeat(n, 1), temperature, top_k, top_p, seeded())
-    assert drawn.shape == (n, 1) and torch.equal(torch.random.get_rng_state(), state)
-    counts = torch.bincount(drawn[:, 0], minlength=len(logits)).tolist()
-    assert {i for i, count in enumerate(counts) if count} == set(expected)
-    chi2 = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in expected.items())
-    assert chi2 < 30  # 7 degrees of freedom at most: 1 in 10,000 exceeds 29.9, and the seed is fixed
-
-
-def test_rows_are_sampled_independently_and_bad_arguments_refused():
-    logits = torch.tensor([[0.0, 9.0, 1.0], [3.0, 2.0, 2.5]])
-    assert sample_next(logits, temperature=0).tolist() == [[1], [0]]
-    assert sample_next(logits, top_k=1).tolist() == sample_next(logits, top_p=1e-6).tolist() == [[1], [0]]
-    for bad in (dict(temperature=-1.0), dict(top_k=-1)):
-        with pytest.raises(ValueError, match="-1"):
-            sample_next(logits, **bad)

@@ -1,0 +1,278 @@
+"""Generation in model.py against loops without a cache, single runs, plain Python and transformers' filters."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig, KVCache, Sampling, sample_next, uniforms
+
+TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
+SHAPES = [
+    dict(pos=pos, n_kv_head=n_kv_head, qk_norm=qk_norm)
+    for pos, n_kv_head, qk_norm in itertools.product(("learned", "rope"), (4, 2, 1), (False, True))
+]
+GREEDY = Sampling(temperature=0)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def build(**shape):
+    """Every parameter away from its initial value, so that each one matters."""
+    model, g = GPT(GPTConfig(**TINY | shape)), seeded(1)
+    for p in model.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) * 0.2 + (1.0 if p.dim() == 1 else 0.0))
+    return model.eval()
+
+
+def ids(B=2, T=16, seed=2):
+    return torch.randint(0, TINY["vocab_size"], (B, T), generator=seeded(seed))
+
+
+def rows(*lengths):
+    return [ids(1, T, seed=T)[0] for T in lengths]
+
+
+def run(model, prompts, n, sampling=GREEDY, generator=None, **kwargs):
+    """(B, n) new ids."""
+    return torch.stack([new for new, _ in model.stream(prompts, n, sampling, generator, **kwargs)], dim=1)
+
+
+def draw_in_plain_python(logits, u, temperature):
+    """The id at which the cumulative probability reaches 1 - u of the total, in double precision."""
+    weights = [math.exp((x - max(logits)) / temperature) for x in logits]
+    reached = itertools.accumulate(weights)
+    return next(i for i, total in enumerate(reached) if total >= (1 - u) * sum(weights))
+
+
+@torch.no_grad()
+def naive_generate(model, idx, n, temperature=0.0, generator=None):
+    """No cache: each step runs the whole context, which restarts from its last half when it is full."""
+    block, out, draws = model.config.block_size, idx, uniforms(generator, len(idx), idx.device)
+    context = idx[:, -block:]
+    for _ in range(n):
+        if context.size(1) > block:
+            context = context[:, -max(1, block // 2) :]
+        logits = model(context)[0][:, -1].tolist()
+        if temperature:
+            us = next(draws).tolist()
+            new = [draw_in_plain_python(row, u, temperature) for row, u in zip(logits, us, strict=True)]
+        else:
+            new = [row.index(max(row)) for row in logits]
+        new = torch.tensor(new)[:, None]
+        context, out = torch.cat((context, new), 1), torch.cat((out, new), 1)
+    return out
+
+
+# ---- the cache ----
+
+
+@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 4, 7), (9, 1, 1, 5)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
+@torch.no_grad()
+def test_cached_logits_equal_uncached(shape, chunks):
+    model, idx = build(**shape), ids()
+    full = model(idx, idx)[0]
+    cache = KVCache(model.config, 2)
+    for chunk, expected in zip(idx.split(chunks, dim=1), full.split(chunks, dim=1), strict=True):
+        torch.testing.assert_close(model(chunk, chunk, cache)[0], expected, atol=1e-4, rtol=0)
+    assert cache.length == 16
+    last, loss = model(idx)
+    assert loss is None
+    torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_shortened_cache_forgets_what_was_behind():
+    model, idx = build(pos="rope"), ids(1)
+    cache = KVCache(model.config, 1)
+    model(idx, cache=cache)
+    cache.length = 5
+    other = ids(1, 6, seed=9)
+    logits = model(other, cache=cache)[0]
+    torch.testing.assert_close(logits, model(torch.cat((idx[:, :5], other), 1))[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+@torch.no_grad()
+def test_rows_of_different_lengths_append_several_positions_at_once(pos):
+    model, prompts, more = build(pos=pos, n_kv_head=2), rows(3, 7), ids(2, 4, seed=5)
+    cache = KVCache(model.config, 2)
+    model(torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True), cache=cache)
+    cache.length, cache.reach = torch.tensor([3, 7]), 11
+    logits = model(more, cache=cache)[0]
+    for row, (prompt, tail) in enumerate(zip(prompts, more, strict=True)):
+        expected = model(torch.cat((prompt, tail))[None])[0][0]
+        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=0)
+    assert cache.length.tolist() == [7, 11]
+
+
+# ---- streams ----
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+@pytest.mark.parametrize("prompt", [1, 16, 21])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=["gpt2", "rope"])
+def test_generation_past_block_size_equals_naive_loop(shape, prompt, block_size):
+    model, idx = build(**shape | dict(block_size=block_size)), ids(T=prompt)
+    assert torch.equal(model.generate(idx, 30, temperature=0.0), naive_generate(model, idx, 30))
+    drawn = naive_generate(model, idx, 30, 0.7, seeded())
+    assert torch.equal(model.generate(idx, 30, temperature=0.7, generator=seeded()), drawn)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
+def test_each_row_of_a_ragged_batch_equals_its_single_run(shape):
+    model, prompts = build(**shape), rows(3, 16, 1, 21, 9)  # 40 tokens: every row is full at other times, several times
+    together = run(model, prompts, 40)
+    sampled = run(model, prompts, 40, Sampling(0.9, top_k=20), [seeded(s) for s in range(5)])
+    for row, prompt in enumerate(prompts):
+        alone = naive_generate(model, prompt[None], 40)[0, len(prompt) :]
+        assert torch.equal(together[row], alone)
+        assert torch.equal(run(model, [prompt], 40)[0], alone)
+        assert torch.equal(sampled[row], run(model, [prompt], 40, Sampling(0.9, top_k=20), [seeded(row)])[0])
+
+
+def test_a_seed_means_the_same_ids_in_any_batch():
+    model, prompt = build(pos="rope"), rows(5)[0]
+    filters = Sampling(1.2, top_k=30, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
+    eight = run(model, [prompt] * 8, 70, filters, [seeded(s) for s in range(8)])
+    assert len(set(map(tuple, eight.tolist()))) == 8
+    for row in range(8):
+        assert torch.equal(run(model, prompt[None], 70, filters, [seeded(row)])[0], eight[row])
+    assert torch.equal(run(model, prompt[None], 9, filters, seeded(3))[0], eight[3, :9])  # nor on the number of tokens
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_cache(backend):
+    model, prompts = build(**SHAPES[-1]), rows(3, 16, 5)
+    expected, uniform = run(model, prompts, 40), run(model, [prompts[0]] * 3, 40)
+    torch._dynamo.reset()
+    model.compile_decoding(3, backend=backend)  # fullgraph: a break would be an error
+    memory = model.compiled[3][0].k.data_ptr()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(run(model, prompts, 40), expected)
+        assert torch.equal(run(model, [prompts[0]] * 3, 40), uniform)
+        assert torch.equal(run(model, prompts, 40), expected)
+    assert model.compiled[3][0].k.data_ptr() == memory
+    assert torch.equal(run(model, prompts[:1], 40), expected[:1])  # another batch size: without
+
+
+def test_log_probabilities_are_the_models_own_whatever_the_filters():
+    model, prompts = build(), rows(4, 8)
+    sampling = Sampling(0.5, top_k=3, repetition_penalty=2.0, vocab_size=50, logprobs=True)
+    pairs = list(model.stream(prompts, 6, sampling, [seeded(1), seeded(2)]))
+    for row, prompt in enumerate(prompts):
+        text = torch.cat((prompt, torch.stack([new[row] for new, _ in pairs])))
+        logits = model(text[None], text[None])[0][0, len(prompt) - 1 : -1, :50]
+        expected = logits.log_softmax(-1).gather(1, text[len(prompt) :, None])[:, 0]
+        torch.testing.assert_close(torch.stack([s[row] for _, s in pairs]), expected, atol=1e-5, rtol=0)
+    assert next(model.stream(prompts, 1, GREEDY))[1] is None
+
+
+def test_ids_that_pad_the_vocabulary_are_never_drawn():
+    model, idx = build(), ids(4, 3) % 7
+    with torch.no_grad():
+        model.lm_head.weight[7:] += 3.0 * torch.sign(model.transformer.ln_f.weight)
+    for more in (dict(), dict(repetition_penalty=1.5), dict(top_p=0.99), dict(top_k=50), dict(min_p=1e-9)):
+        assert model.generate(idx, 40, 5.0, generator=seeded(), vocab_size=7, **more)[:, 3:].max() < 7
+    assert model.generate(idx, 40, 0.0, vocab_size=7)[:, 3:].max() < 7
+
+
+def test_first_ids_bind_the_first_draw_only():
+    model, prompts = build(), rows(3, 6)
+    allowed = torch.zeros(2, 61, dtype=torch.bool)
+    allowed[0, [5, 9]] = allowed[1, 60] = True
+    new = run(model, prompts, 20, Sampling(3.0), seeded(), first_ids=allowed)
+    assert new[0, 0] in (5, 9) and new[1, 0] == 60 and not set(new[0, 1:].tolist()) <= {5, 9}
+
+
+def test_repetition_penalty_counts_the_prompt_and_what_was_drawn():
+    """61 greedy steps under an overwhelming penalty name every id once: first those that the prompt lacks."""
+    model, prompt = build(pos="rope"), torch.tensor([[3, 4, 5]])
+    sampling = Sampling(0, repetition_penalty=1e9)
+    with torch.no_grad():
+        model.lm_head.weight.abs_()
+        model.transformer.ln_f.weight.abs_()
+        model.transformer.ln_f.bias.fill_(50.0)  # all logits positive
+    new = run(model, prompt, 58, sampling)[0].tolist()
+    assert sorted(new) == sorted(set(range(61)) - {3, 4, 5})
+
+
+def test_edge_cases():
+    model, idx = build(), ids(T=3)
+    assert torch.equal(model.generate(idx, 0), idx)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        model.generate(idx[:, :0], 1)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        next(model.stream([idx[0], idx[0, :0]], 1))
+    with pytest.raises(IndexError):
+        model.train().generate(idx + 61, 1)
+    assert model.training  # also after an error
+    state = torch.random.get_rng_state()
+    model.generate(idx, 3, generator=seeded())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(1)
+    first = model.generate(idx, 9)
+    torch.manual_seed(1)
+    assert torch.equal(model.generate(idx, 9), first)  # nanoGPT's way
+
+
+# ---- one draw ----
+
+
+def hugging_faces(logits, seen, temperature, top_k, top_p, min_p, repetition_penalty):
+    """Probabilities (1, V) after transformers' filters in the order of its generate."""
+    import transformers as hf
+
+    filters = [hf.RepetitionPenaltyLogitsProcessor(repetition_penalty), hf.TemperatureLogitsWarper(temperature)]
+    filters += [hf.TopKLogitsWarper(top_k)] if top_k else []
+    filters += [hf.TopPLogitsWarper(top_p)] if top_p is not None else []
+    filters += [hf.MinPLogitsWarper(min_p)] if min_p is not None else []
+    return hf.LogitsProcessorList(filters)(seen.nonzero()[:, 1][None], logits).softmax(-1)[0]
+
+
+GRID = list(itertools.product((1.0, 0.6), (None, 1, 8, 99), (None, 0.01, 0.7, 0.95), (None, 0.05, 0.5), (1.0, 1.7)))
+
+
+@pytest.mark.parametrize("filters", GRID, ids=str)
+def test_draws_follow_transformers_probabilities(filters):
+    n, logits = 2000, 2 * torch.randn(1, 20, generator=seeded(4))
+    seen = torch.rand(1, 20, generator=seeded(5)) < 0.4
+    expected = hugging_faces(logits, seen, *filters)
+    uniform = (torch.arange(n) + 0.5) / n  # evenly spread: an id's share of the draws is its probability, to 1 / n
+    drawn = sample_next(logits.expand(n, -1), Sampling(*filters), uniform, seen.expand(n, -1))
+    share = torch.bincount(drawn, minlength=20) / n
+    torch.testing.assert_close(share, expected, atol=1.01 / n, rtol=0)
+    assert not share[expected == 0].any()
+
+
+def test_uniform_numbers_at_the_ends_of_their_range_draw_possible_ids():
+    logits = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]]).repeat(2, 1)
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    assert sample_next(logits, Sampling(), ends).tolist() == [2, 1]
+    assert sample_next(logits, Sampling(top_p=1.0), ends).tolist() == [1, 2]
+
+
+def test_greedy_rows_and_a_top_p_of_zero_take_the_likeliest():
+    logits = torch.tensor([[0.0, 9.0, 1.0], [3.0, 2.0, 2.5]])
+    for sampling in (GREEDY, Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0)):
+        assert sample_next(logits, sampling, torch.tensor([0.999, 0.001])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("bad", ["temperature=-1", "top_k=-1", "top_p=1.5", "min_p=-0.1", "repetition_penalty=0"])
+def test_numbers_out_of_range_are_refused_by_name(bad):
+    name, value = bad.split("=")
+    with pytest.raises(ValueError, match=bad):
+        build().generate(ids(), 1, **{name: float(value)})
+
+
+def test_a_generators_draws_do_not_depend_on_the_batch():
+    three = uniforms([seeded(s) for s in (5, 6, 7)], 3, torch.device("cpu"))
+    one = uniforms([seeded(6)], 1, torch.device("cpu"))
+    drawn = [(next(three), next(one)) for _ in range(200)]
+    assert all(many[1] == single[0] for many, single in drawn)
+    assert len({float(single[0]) for _, single in drawn}) > 195
