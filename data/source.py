@@ -230,7 +230,7 @@ class Unit:
 
     parts: tuple[Part, ...]
     reading: Reading
-    train_characters: int | None = None  # so many are train and the rest is val; None: the parts' splits
+    train_characters: int | None = None  # so many, or all, are train, the rest is val; None: the parts' splits
 
     @property
     def key(self) -> str:
@@ -282,10 +282,11 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
             if taken:
                 yield Piece(document, buffer, True, part.split)
             buffer, begun, taken = "", False, True
-    if buffer:
-        yield Piece(document, buffer, False, part.split)
     if report:
         report.line = 0 if part.last else report.line + cleaner.line - 1
+    buffer += cleaner.feed("", True)  # the line before a cut, which no newline ended
+    if buffer:
+        yield Piece(document, buffer, False, part.split)
 
 
 def cut_in(text: str) -> int:
@@ -316,8 +317,8 @@ def by_position(units: Sequence[Unit], val_fraction: float, each: bool = False) 
     for group in groups.values():
         left = int(sum(n for _, n in group) * (1 - val_fraction))
         for unit, n in group:
-            cut.append(replace(unit, train_characters=min(n, left)))
-            left -= min(n, left)
+            cut.append(replace(unit, train_characters=left))
+            left = max(0, left - n)
     return cut
 
 
