@@ -35,7 +35,7 @@ from data.formats import (
     report_skipped,
     walk,
 )
-from data.tokenizer import CUT
+from data.tokenizer import find_cut
 
 PIECE = 1 << 20  # characters: about what is encoded at a time
 LONGEST_PIECE = 1 << 22
@@ -291,8 +291,8 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
 
 def cut_in(text: str) -> int:
     """The first cut after PIECE characters; 0 if there is none yet, LONGEST_PIECE if there won't be one."""
-    match = CUT.search(text, PIECE)
-    return match.end() if match else LONGEST_PIECE if len(text) > LONGEST_PIECE else 0
+    at = find_cut(text, PIECE)
+    return at if at > 0 else LONGEST_PIECE if len(text) > LONGEST_PIECE else 0
 
 
 def is_taken(text: str, part: Part, reading: Reading) -> bool:
