@@ -27,26 +27,29 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.dataset import DATA, SPLITS, DatasetWriter, id_dtype, open_dataset, os_errors, shown
+from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
 from data.tokenizer import tokenizer_from_json
 
 FORMAT = 1  # of the parts; parts of another one are not used
 HEAD = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
 SMALL = 2**23  # bytes of text a worker process is worth starting for
-SLICE = 2**21  # ids that are copied at a time
+SLICE = 2**20  # ids that are copied at a time
+NEAR = 2**17  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
+DROPPED = len(SPLITS)  # where a duplicate goes
 ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8"), ("rank", "<u8"), ("hash", "<u8"),
                 ("split", "i1"), ("ends", "?")])  # of one document in one unit; split -1: rank decides
 
 
 def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callable, source: dict,
           config: str) -> None:
-    """Encode `units` into the dataset args.out_dir and print what one wants to check, and the next command.
+    """Encode `units` into the dataset args.out_dir, print what one wants to check, and the next command.
 
     make_tokenizer(texts) -> a tokenizer; texts() iterates over the texts of the training split, texts(None) over
     all. Of `args`: out_dir, val_fraction, dry_run (a temporary folder takes the place of out_dir) and, if there,
@@ -55,14 +58,15 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     units = list(units)
     limit = find_limit(units, args.val_fraction)
     tokenizer = make_tokenizer(partial(texts, units, limit))
+    n = n_workers(getattr(args, "workers", 0), units)
     with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
-        with (work_folder(Path(folder), tokenizer, limit) as work,
-              start_workers(getattr(args, "workers", 0), units, tokenizer) as pool):
-            ledger = Ledger(limit)
-            with DatasetWriter(folder, tokenizer, source, work) as writer:
-                assemble(units, pool, writer, ledger)
-                counts = {split: count_ids(pool, writer, split) for split in SPLITS}
-        print_report(Path(folder), tokenizer, source, ledger, counts)
+        folder = Path(folder)
+        with (work_folder(folder, tokenizer, limit) as work, workers(n, tokenizer) as pool,
+              DatasetWriter(folder, tokenizer, source, work) as writer):
+            ledger = assemble(units, pool, 3 * n, writer, limit)
+            used = {split: count_ids(pool, writer, split) for split in SPLITS}
+        print(f"source {source['from']}")
+        print_report(open_dataset(folder), ledger, used)
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
@@ -77,7 +81,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
 class Fold:
     """Hashes of a document that comes in pieces of UTF-8, which its whitespace does not change.
 
-    Runs of blanks (spaces, control characters, the no-break and the full-width space) count as one space, and as
+    Runs of blanks (spaces, control characters, the no-break and the full-width space) count as one blank, and as
     none at both ends. `rank` is the hash of the first HEAD bytes of what is left, None until they were seen.
     """
 
@@ -85,30 +89,32 @@ class Fold:
         self.sha1, self.length, self.gap, self.rank = hashlib.sha1(usedforsecurity=False), 0, False, None
 
     def add(self, text: bytes) -> None:
-        if not text:
-            return
         if not text.isascii():
             text = text.replace(b"\xc2\xa0", b" ").replace(b"\xe3\x80\x80", b" ")
-        text = np.maximum(np.frombuffer(text, np.uint8), np.uint8(32))
-        is_ink = text != 32
+        for first in range(0, len(text), NEAR):
+            self._add(np.frombuffer(text, np.uint8, min(NEAR, len(text) - first), first))
+
+    def _add(self, text: np.ndarray) -> None:
+        is_ink = text > 32
         keep = is_ink.copy()
         keep[1:] |= is_ink[:-1]
-        folded = text[keep]  # at most one space at the end, and none at the start
+        folded = (text & -is_ink.view(np.uint8))[keep]  # blanks are 0: at most one at the end, none at the start
         self.gap |= not is_ink[0]
         if folded.size:
             if self.gap and self.length:
-                self._update(b" ")
-            self.gap = bool(folded[-1] == 32)
-            self._update(folded[:folded.size - self.gap].tobytes())
+                self._hash(b"\0")
+            self.gap = not folded[-1]
+            self._hash(folded[:folded.size - self.gap].tobytes())
 
-    def _update(self, folded: bytes) -> None:
+    def _hash(self, folded: bytes) -> None:
         if self.rank is None and self.length + len(folded) >= HEAD:
-            self.sha1.update(folded[:HEAD - self.length])
+            head = HEAD - self.length
+            self.sha1.update(folded[:head])
             self.rank = self.value()
-            folded = folded[HEAD - self.length:]
-            self.length = HEAD
+            self.sha1.update(folded[head:])
+        else:
+            self.sha1.update(folded)
         self.length += len(folded)
-        self.sha1.update(folded)
 
     def value(self) -> int:
         """64 bits of the hash of all that was added."""
@@ -263,45 +269,274 @@ def start_worker(description: dict) -> None:
     use_tokenizer(tokenizer_from_json(description))
 
 
+def n_workers(wanted: int, units: list[Any]) -> int:
+    """`wanted` processes, or as many as this one may use cores, but none for less than SMALL bytes of text."""
+    if not wanted:
+        wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    worth = 1 + sum(unit.size for unit in units) // SMALL
+    return max(1, min(wanted, len(units), worth, 61))  # 61: the most that Windows can wait for
+
+
 @contextmanager
-def workers(n: int, units: list[Any], tokenizer: Any) -> Iterator[Executor]:
-    """n processes (0: one a core), or a thread of this one where so little text isn't worth starting any."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    n = n or (len(affinity(0)) if affinity else os.cpu_count() or 1)
-    n = min(n, len(units), 1 + sum(unit.size for unit in units) // SMALL, 61)  # Windows can wait for 61
+def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
+    """n processes that know the tokenizer; for n = 1 a thread of this one."""
     if n == 1:
         pool = ThreadPoolExecutor(1, initializer=use_tokenizer, initargs=(tokenizer,))
     else:
         pool = ProcessPoolExecutor(n, get_context("spawn"), start_worker, (tokenizer.to_json(),))
-    pool.n = n
     with pool:
         try:
             yield pool
         except BrokenProcessPool:
             raise ValueError("a worker process was killed, perhaps because memory ran out; the same command goes on "
-                             f"where it stopped; --workers={max(1, n // 2)} takes less memory") from None
+                             f"where it stopped, and with --workers={n // 2} it takes less memory") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def encode_unit(unit: Any, path: Path) -> None:
-    """Makes the part of a unit: path.ids, all ids in order, and then path.rows, one ROW and name a document."""
-    dtype, eot = id_dtype(TOKENIZER.vocab_size), TOKENIZER.eot
-    end = np.array([] if eot is None else [eot], dtype)
+    """Makes the part of a unit: path.ids, all ids in a row, and then path.rows, about each document."""
+    dtype = id_dtype(TOKENIZER.vocab_size)
+    end = np.array([] if TOKENIZER.eot is None else [TOKENIZER.eot], dtype)
     rows, names, fold = [], [], None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with os_errors(path.parent):
-        file = open(temp, "wb")
-    with file:
+    with open(temp, "wb") as file:
         for piece in unit.pieces():
             if fold is None:
-                fold, n_ids, n_bytes, n_characters = Fold(), 0, 0, 0
+                fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
             text = utf8(piece)
+            fold.add(text)
             try:
-                ids = TOKENIZER.encode(piece.text)
+                ids = TOKENIZER.encode(piece.text).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
-            with os_errors(path.parent):
-                for array in [ids.astype(dtype, copy=False), *[end] * piece.ends]:
+            for array in (ids, end) if piece.ends else (ids,):
+                with os_errors(path.parent):
                     file.write(array.data)
-                    n_ids += array.size
+                n_tokens += array.size
+            n_bytes, n_characters = n_bytes + len(text), n_characters + len(piece.text)
+            if piece.ends:
+                rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
+                names.append(piece.document)
+                fold = None
+        if fold is not None:
+            rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
+            names.append(piece.document)
+    with os_errors(path.parent):
+        os.replace(temp, path.with_suffix(".ids"))
+        with open(temp, "wb") as file:
+            np.save(file, np.array(rows, ROW))
+            file.write("\0".join(names).encode("utf-8", "surrogateescape"))
+        os.replace(temp, path.with_suffix(".rows"))
+
+
+def row(piece: Any, fold: Fold, n_tokens: int, n_bytes: int, n_characters: int) -> tuple:
+    split = -1 if piece.split is None else SPLITS.index(piece.split)
+    rank = fold.value() if fold.rank is None else fold.rank
+    return n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
+
+
+def read_rows(path: Path) -> tuple[np.ndarray, list[str]]:
+    """The rows (n,) of a part, and the names of their documents."""
+    with open(path.with_suffix(".rows"), "rb") as file:
+        rows = np.load(file, allow_pickle=False)
+        return rows, file.read().decode("utf-8", "surrogateescape").split("\0")
+
+
+def is_finished(path: Path, dtype: np.dtype) -> bool:
+    """Whether a part is complete; after a power failure it may have holes."""
+    try:
+        rows, _ = read_rows(path)
+        return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * dtype.itemsize
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+# ---- from parts to .bin files ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def work_folder(folder: Path, tokenizer: Any, limit: int) -> Iterator[Path]:
+    """The folder in `folder` for the parts of these ids; what is finished stays there until all is.
+
+    ValueError if another process works there.
+    """
+    key = hashlib.sha256(json.dumps([FORMAT, fingerprint(tokenizer), limit]).encode()).hexdigest()[:16]
+    work, is_new = folder / f".prepare-{key}", not folder.exists()
+    try:
+        with os_errors(folder):
+            work.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "wb") as file:
+            lock(file, folder)
+            yield work
+    finally:
+        if not any(work.glob("*.rows")):
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                if is_new:
+                    folder.rmdir()
+
+
+def lock(file: Any, folder: Path) -> None:
+    """Keeps `file` from others until it is closed or this process ends, however it does."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def assemble(units: list[Any], pool: Executor, n_ahead: int, writer: DatasetWriter, limit: int) -> Ledger:
+    """Encode what isn't, n_ahead units at a time, and append it to the writer's files in the order of the units."""
+    from tqdm import tqdm
+
+    hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
+    paths = [writer.temp / f"{i:06}-{key}" for i, key in enumerate(hashes)]
+    n_done, ledger = go_on(paths, writer, limit)
+    todo = zip(units[n_done:], paths[n_done:], strict=True)
+
+    def start_one() -> None:
+        for unit, path in islice(todo, 1):
+            finished = is_finished(path, writer.dtype)
+            started.append((unit, path, None if finished else pool.submit(encode_unit, unit, path)))
+
+    with tqdm(desc="encoding", total=sum(unit.size for unit in units), unit="B", unit_scale=True,
+              initial=sum(unit.size for unit in units[:n_done]), disable=None) as bar:
+        started = deque()
+        for _ in range(n_ahead):
+            start_one()
+        while started:
+            unit, path, future = started.popleft()
+            if future is not None:
+                future.result()
+            append(path, writer, ledger)
+            bar.update(unit.size)
+            start_one()
+    for split, counts in ledger.counts.items():
+        assert writer.counts[split]["tokens"] == counts["tokens"]
+        writer.counts[split] = {key: counts[key] for key in ("tokens", "bytes", "documents")}
+    return ledger
+
+
+def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
+    """How many of the first units the writer's files hold from an earlier run, and the ledger behind them.
+
+    The files are cut there. What else that run left is kept if it is a part of one of `paths`.
+    """
+    names = {path.name for path in paths}
+    for file in writer.temp.iterdir():
+        if file.suffix == ".tmp" or file.suffix in (".ids", ".rows") and file.stem not in names:
+            with suppress(OSError):  # Windows: a worker that has not ended yet
+                file.unlink()
+    n, ledger = 0, Ledger(limit)
+    with suppress(OSError, ValueError, EOFError):
+        while n < len(paths) and not paths[n].with_suffix(".ids").exists():
+            ledger.add(*read_rows(paths[n]))
+            n += 1
+    if not all([writer.cut(split, ledger.counts[split]["tokens"]) for split in SPLITS]):
+        n, ledger = 0, Ledger(limit)  # killed while the files were moved to their places
+        for split in SPLITS:
+            writer.cut(split, 0)
+    for path in paths[n:]:
+        if not path.with_suffix(".ids").exists():
+            path.with_suffix(".rows").unlink(missing_ok=True)
+    if n:
+        print(f"going on behind {n:,} of {len(paths):,} parts, which an earlier run finished")
+    return n, ledger
+
+
+def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
+    """Move the ids of a part to where the ledger says."""
+    rows, names = read_rows(path)
+    unfinished = ledger.open
+    where = ledger.add(rows, names)
+    if unfinished is not None and where.size and where[0] == DROPPED:
+        split = SPLITS[unfinished[0]]
+        writer.cut(split, writer.counts[split]["tokens"] - int(unfinished[1]["tokens"][0]))
+    bounds = np.concatenate([[0], np.cumsum(rows["tokens"])])
+    with os_errors(writer.folder):
+        with open(path.with_suffix(".ids"), "rb") as file:
+            for first in range(0, bounds[-1], SLICE):
+                ids = np.fromfile(file, writer.dtype, SLICE)
+                lengths = np.diff(np.clip(bounds, first, first + SLICE))
+                goes = set(where[lengths > 0].tolist())
+                of = np.repeat(where, lengths) if len(goes) > 1 else None
+                for i in goes - {DROPPED}:
+                    writer.write(SPLITS[i], ids if of is None else ids[of == i], 0, 0)
+        for file in writer.bins.values():
+            file.flush()
+        path.with_suffix(".ids").unlink()
+
+
+# ---- the report ------------------------------------------------------------------------------------------------
+
+
+def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
+    """How often each id is in the split, (vocab_size,) int64."""
+    n, path = writer.counts[split]["tokens"], writer.temp / f"{split}.bin"
+    step = max(2**25, -(-n // 64))
+    jobs = [pool.submit(count_range, path, writer.dtype, first, step, writer.tokenizer.vocab_size)
+            for first in range(0, n, step)]
+    return sum((job.result() for job in jobs), np.zeros(writer.tokenizer.vocab_size, np.int64))
+
+
+def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int) -> np.ndarray:
+    counts = np.zeros(vocab_size, np.int64)
+    with open(path, "rb") as file:
+        file.seek(first * dtype.itemsize)
+        for done in range(0, n, NEAR):
+            ids = np.fromfile(file, dtype, min(NEAR, n - done))
+            counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) -> None:
+    """What a person wants to check of a dataset; `used` has the number of occurrences of each id, per split."""
+    tokenizer = dataset.tokenizer
+    for counts in used.values():
+        if tokenizer.eot is not None:
+            counts[tokenizer.eot] = 0
+    print(table(ledger.counts, used))
+    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
+    for split in SPLITS:
+        n, name = ledger.longest[split]
+        print(f"\n{split}: longest document {name}, {n:,} characters")
+        print(f"most frequent: {frequent(tokenizer, used[split])}")
+        ids = dataset.array(split)
+        for part in range(1, 6, 2):
+            sample = tokenizer.decode(ids[ids.size * part // 6:][:40]).strip("\ufffd")
+            print(f"sample: {sample[:200]!r}")
+    print()
+
+
+def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
+    keys = ("documents", "duplicates", "characters", "bytes", "tokens")
+    rows = {split: [counts[split][key] for key in keys] for split in SPLITS}
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    used = used | {"all": sum(used.values())}
+    lines = ["        documents duplicates      characters           bytes          tokens  bytes/token  ids used"]
+    for name, (n_documents, n_copies, n_characters, n_bytes, n_tokens) in rows.items():
+        lines.append(f"{name:5}{n_documents:12,}{n_copies:11,}{n_characters:16,}{n_bytes:16,}{n_tokens:16,}"
+                     f"{n_bytes / n_tokens:13.2f}{np.count_nonzero(used[name]):10,}")
+    return "\n".join(lines)
+
+
+def frequent(tokenizer: Any, counts: np.ndarray) -> str:
+    """The 20 most frequent tokens with their share of all, in percent."""
+    shown = []
+    for id in np.argsort(-counts, kind="stable")[:min(20, np.count_nonzero(counts))].tolist():
+        token = tokenizer.token_bytes(id)
+        with suppress(UnicodeDecodeError):  # then it shows as bytes
+            token = token.decode()
+        shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
+    return "  ".join(shown) + " %"
+
+
+def fingerprint(tokenizer: Any) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]
