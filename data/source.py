@@ -231,6 +231,7 @@ class Unit:
     parts: tuple[Part, ...]
     reading: Reading
     train_characters: int | None = None  # so many, or all, are train, the rest is val; None: the parts' splits
+    whole_words: bool = False  # and a few more, up to where a tokenizer allows a cut
 
     @property
     def key(self) -> str:
@@ -244,7 +245,7 @@ class Unit:
     def pieces(self, report: Report | None = None) -> Iterator[Piece]:
         """Streams the unit's text; memory does not grow with it."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
-        return pieces if self.train_characters is None else cut_at(pieces, self.train_characters)
+        return pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
 
 
 def units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, single: bool = False) -> list[Unit]:
@@ -301,23 +302,25 @@ def is_taken(text: str, part: Part, reading: Reading) -> bool:
     return share < reading.fraction or part.split == "val"
 
 
-def by_position(units: Sequence[Unit], val_fraction: float, each: bool = False) -> list[Unit]:
-    """Cut the text (each: every file by itself) once: the first 1 - val_fraction of all characters are train.
+def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:
+    """Units whose text (each: every file's) is cut once: the first 1 - val_fraction of all characters are train.
 
-    The units must be single parts. This reads all of them once, to count their characters.
+    Exactly so for characters and bytes; for other tokenizers no word is cut in two, so that the ids are those of the
+    whole text. This reads everything once, to count the characters.
     """
     from tqdm import tqdm
 
     groups: dict[str, list[tuple[Unit, int]]] = {}
-    for unit in tqdm(units, desc="counting characters", unit=" parts", disable=None):
-        assert len(unit.parts) == 1
+    whole_words = args.tokenizer not in ("char", "byte")
+    single = units(args, parts, reading, single=True)
+    for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
         n = sum(len(piece.text) for piece in unit.pieces())
         groups.setdefault(unit.parts[0].name if each else "", []).append((unit, n))
     cut = []
     for group in groups.values():
-        left = int(sum(n for _, n in group) * (1 - val_fraction))
+        left = int(sum(n for _, n in group) * (1 - args.val_fraction))
         for unit, n in group:
-            cut.append(replace(unit, train_characters=left))
+            cut.append(replace(unit, train_characters=left, whole_words=whole_words))
             left = max(0, left - n)
     return cut
 
@@ -329,9 +332,11 @@ def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
             and kind not in (*ROWS, ".parquet", ".tar"))
 
 
-def cut_at(pieces: Iterable[Piece], left: int) -> Iterator[Piece]:
+def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:
     """The first `left` characters as train, and what follows as val; each side's last piece ends a document."""
     for piece in pieces:
+        if whole_words and 0 < left < len(piece.text):
+            left = max(left, find_cut(piece.text, left))
         head, tail = piece.text[:left], piece.text[left:]
         if head:
             left -= len(head)

@@ -18,7 +18,7 @@ from configurator import exit_on_error
 from data.build import build
 from data.download import github_urls
 from data.hongloumeng import prepare as hongloumeng
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
 BOOKS = "hexhero/book-txt", "b46b8dda733b74f0173757d37a513099c9690173"
 NOVELS = {
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
             return
     reading = reading_of(args)
     parts = find(args, reading, hongloumeng.SHA256)
-    texts = by_position(units(args, parts, reading, single=True), args.val_fraction, each=True)
+    texts = by_position(args, parts, reading, each=True)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_classics_bpe.py")
 
 

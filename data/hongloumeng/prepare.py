@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import github_urls
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
 URLS = github_urls("ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24",
                    "data/hongloumeng_char_local/input.txt")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find(args, reading, SHA256)
-    texts = by_position(units(args, parts, reading, single=True), args.val_fraction)
+    texts = by_position(args, parts, reading)
     config = name if name in ("bpe", "qwen2") else "char"
     build(args, texts, tokenizer_of(args), origin(args, parts), f"config/train_hongloumeng_{config}.py")
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.shakespeare_char.prepare import SHA256, URLS
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find(args, reading, SHA256)
-    texts = by_position(units(args, parts, reading, single=True), args.val_fraction)
+    texts = by_position(args, parts, reading)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_shakespeare.py")
 
 

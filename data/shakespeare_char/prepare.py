@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import github_urls
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
 URLS = github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e",
                    "data/tinyshakespeare/input.txt")
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find(args, reading, SHA256)
-    texts = by_position(units(args, parts, reading, single=True), args.val_fraction)
+    texts = by_position(args, parts, reading)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_shakespeare_char.py")
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     reading = reading_of(args)
     parts = find(args, reading)
     if is_one_text(parts, reading):
-        texts = by_position(units(args, parts, reading, single=True), args.val_fraction)
+        texts = by_position(args, parts, reading)
     else:
         texts = units(args, parts, reading)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_classics_bpe.py")
