@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 NORMALIZE = ("bom", "newlines")  # --normalize is these two
 RULES = {  # rule: what it does, in the order in which the rules are applied
-    "bom": "byte-order marks at the beginning of a line",
+    "bom": "a byte-order mark at the beginning of the document",
     "newlines": "CRLF becomes LF",
-    "control": "control characters and zero-width spaces",
+    "control": "control characters, zero-width spaces, and byte-order marks at the beginning of other lines",
     "html": "tags and entities of web pages, and what hides in them",
     "ads": "lines and brackets that advertise a site",
     "urls": "addresses that begin with http:// or www.",
@@ -26,7 +26,7 @@ RULES = {  # rule: what it does, in the order in which the rules are applied
 LONGEST = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
 
-BOM = re.compile(r"^\ufeff+")
+BOM = re.compile("^\ufeff+")
 # C0 and C1 without tab and newlines, zero-width space, word joiner, noncharacters; not the joiners of emoji
 CONTROL_CHARS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufffe\uffff"
 CONTROL = re.compile(f"[{CONTROL_CHARS}]+")
@@ -80,7 +80,7 @@ class Cleaner:
                  midway: bool = False):
         self.rules, self.report = set(rules), report or (lambda *_: None)
         self.by_line = bool(self.rules - set(NORMALIZE))
-        self.rest, self.line, self.blank, self.midway = "", 1, False, midway
+        self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
 
     def feed(self, text: str, ends: bool) -> str:
         """What is left of the next part of a document; `ends` is True with the last one."""
@@ -90,15 +90,13 @@ class Cleaner:
         if "newlines" in self.rules and "\r\n" in text:
             self.report(self.line, "newlines", "\r" * text.count("\r\n"))
             text = text.replace("\r\n", "\n")
-        if self.by_line:
-            text, self.rest = self.clean_lines(text, ends)
-        else:
-            if "bom" in self.rules and not self.midway:
-                text = self.cut("bom", BOM, text)
-            self.rest, self.midway = "", self.midway or bool(text)
+        if "bom" in self.rules and text and not self.begun:
+            text = self.cut("bom", BOM, text)
+        self.begun = self.begun or bool(text)
+        text, self.rest = self.clean_lines(text, ends) if self.by_line else (text, "")
         self.rest += held
         if ends:
-            self.rest, self.line, self.blank, self.midway = "", 1, False, False
+            self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, False, False
         return text
 
     def clean_lines(self, text: str, ends: bool) -> tuple[str, str]:
@@ -132,10 +130,8 @@ class Cleaner:
         return line
 
     def clean_text(self, line: str, is_whole: bool) -> str:
-        if "bom" in self.rules and is_whole:
-            line = self.cut("bom", BOM, line)
         if "control" in self.rules:
-            line = self.cut("control", CONTROL, line)
+            line = self.cut("control", CONTROL, self.cut("control", BOM, line) if is_whole else line)
         if "html" in self.rules and ("<" in line or "&" in line):
             line = self.cut("html", HIDDEN, line, lambda match: "" if HIDDEN_MARK.search(fold(match[2])) else match[0])
             line = self.cut("html", TAG, line)
@@ -183,8 +179,8 @@ def is_advertisement(line: str) -> bool:
     site = SITE.search(line)
     if not site:
         return False
-    if ADDRESS.search(line) and len(PUNCTUATION.sub("", SITE.sub("", line))) <= 6:
-        return True  # an address and a name for it
+    if ADDRESS.search(line) and not PUNCTUATION.sub("", SITE.sub("", line)):
+        return True  # nothing but an address
     before = line[:site.start()].strip()
     begins = not before or len(before) <= 24 and AD_WORDS.search(before)
     return bool(begins) and len(set(AD_WORDS.findall(line.lower()))) >= 2

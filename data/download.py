@@ -36,9 +36,9 @@ def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
     """Fetch dest from the first address that delivers the file with this sha256, resuming an earlier attempt.
 
     Without a sha256, the one that the Hugging Face hub states for its large files is used; an address that
-    states none is trusted for a file of the length that it announced. What has arrived stays in dest + '.part'
-    until it is complete. ValueError, one line, if no address works: what failed where, where to put the file,
-    and how to pass it.
+    states none is trusted, if the length is the one announced. What has arrived stays in dest + '.part' until
+    it is complete. ValueError, one line, if no address works: what failed where, where to put the file, and
+    how to pass it.
     """
     part, failures = dest.with_name(dest.name + ".part"), []
     for url in map(mirrored, urls):
@@ -84,10 +84,8 @@ def fetch(url: str, sha256: str | None, part: Path) -> None:
                 raise
             continue
         expected = sha256 or stated
-        if expected is None and not resumed:
-            return
-        found = hash_file(part)
-        if found == expected:
+        found = hash_file(part) if expected else None
+        if found == expected and (expected or not resumed):
             return
         part.unlink()
         if not resumed:
