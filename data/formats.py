@@ -29,6 +29,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.clean import NORMALIZE
 from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes: about what a worker reads at a time
@@ -197,7 +198,7 @@ def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     """A file of text or of rows as ranges of bytes that can be read, and encoded, by themselves."""
     text = kind not in ROWS and not reading.separator  # one document goes through all ranges
     if text:
-        find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=bool(reading.rules))
+        find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
     else:
         find_cut = partial(cut_after, mark=(reading.separator if kind not in ROWS else "\n").encode(whole.encoding))
     # a byte 0x0A that is no newline (UTF-16), or text that depends on what was before: such a file is read whole

@@ -123,7 +123,7 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
             found = list(parts_under(path, reading, args.skip_bad))
-            if not found:
+            if not found and not args.skip_bad:
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
             if known and path.is_file() and hash_file(path) == known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
@@ -132,6 +132,8 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         parts = [replace(part, split=split_of(part.name)) for part in parts if split_of(part.name) != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
+    if not parts:
+        raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
 
@@ -283,9 +285,10 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
             if taken:
                 yield Piece(document, buffer, True, part.split)
             buffer, begun, taken = "", False, True
-    if report:
-        report.line = 0 if part.last else report.line + cleaner.line - 1
+    lines = cleaner.line - 1
     buffer += cleaner.feed("", True)  # the line before a cut, which no newline ended
+    if report:
+        report.line = 0 if part.last else report.line + lines
     if buffer:
         yield Piece(document, buffer, False, part.split)
 
