@@ -1,21 +1,22 @@
 """Tokenizers: text to ids and back, as bytes, as characters, or as byte-level BPE, ours or anyone's.
 
     from data.tokenizer import make_tokenizer, tokenizer_from_json, BPETokenizer, TrimmedTokenizer, ...
-    tokenizer = make_tokenizer("bpe", texts, vocab_size=8192)    # what --tokenizer=... names; see there
-    tokenizer = CharTokenizer.train([text])                      # nanoGPT's character vocabulary
-    tokenizer = BPETokenizer.train(texts, 4096)                  # byte-level BPE, trained here
-    tokenizer = BPETokenizer.from_file("tokenizer.json")         # Qwen2, Llama-2, Llama-3, GPT-2, ...
-    tokenizer = TiktokenTokenizer("cl100k_base")                 # or ("gpt2", "folder/with/encoder.json/in/it")
-    tokenizer = TrimmedTokenizer.train(tokenizer, texts)         # only the ids that the texts use, and all bytes
-    ids = tokenizer.encode("To be")                              # 1-D uint16, or uint32 for more than 65,536 ids
-    same = tokenizer_from_json(tokenizer.to_json())              # needs no other file; goes into checkpoints
+    tokenizer = make_tokenizer("bpe", texts, vocab_size=8192)  # what --tokenizer=... names; see there
+    tokenizer = CharTokenizer.train([text])                    # nanoGPT's character vocabulary
+    tokenizer = BPETokenizer.train(texts, 4096)                # byte-level BPE, trained here
+    tokenizer = BPETokenizer.from_file("tokenizer.json")       # Qwen2, Llama-2, Llama-3, GPT-2, ...
+    tokenizer = TiktokenTokenizer("cl100k_base")               # or ("gpt2", "encoder.json" or its folder)
+    tokenizer = TrimmedTokenizer.train(tokenizer, texts)       # the ids that the texts use, and all bytes
+    ids = tokenizer.encode("To be")                            # 1-D uint16, uint32 above 65,536 ids
+    same = tokenizer_from_json(tokenizer.to_json())            # needs no other file; goes into checkpoints
 
-Every kind has .kind, .vocab_size, .eot (end-of-text id or None), .special_tokens (spelling -> id), .to_json() and
-    encode(text, special=False, num_threads=None)    ids; joined, the bytes of the ids are the text's UTF-8
-    decode(ids), token_bytes(id)                     text, bytes; special tokens and unused ids stand for none
-    find_cut(text, start)                            where text can be cut in two that give the same ids as it
-A special token that is typed in a text is plain text, unless encode is asked for special=True. num_threads=1 keeps
-to one core, for workers that share a machine. An id outside 0..vocab_size-1 is a ValueError, as is a lone surrogate.
+Every kind has .kind, .vocab_size, .eot (the end-of-text id or None), .special_tokens (spelling -> id), and
+    encode(text, special=False, num_threads=None)   ids; their bytes, joined, are the text's UTF-8
+    decode(ids), token_bytes(id)                    special tokens and unused ids stand for no text
+    find_cut(text, start)                           where a text may be cut: see the function find_cut
+    to_json()                                       a dict that rebuilds it
+A special token that is typed in a text is plain text, unless encode is asked for special=True. num_threads=1
+keeps to one core, for workers that share a machine. An id outside 0..vocab_size-1 is a ValueError.
 """
 
 import codecs
@@ -35,38 +36,49 @@ from pathlib import Path
 
 import numpy as np
 
-from data.vocabulary import BYTE, HUB, SYMBOL, from_symbols, read_ranks, read_tokenizer_json, to_symbols
+from data.vocabulary import (
+    HUB,
+    bpe_token_bytes,
+    byte_spellings,
+    from_symbols,
+    list_parts,
+    parse_bpe,
+    read_ranks,
+    read_tokenizer_json,
+    to_symbols,
+)
 
 EOT = "<|endoftext|>"
-# What published vocabularies call it, in the order of preference: ours and GPT-2's, Llama-3's, Llama-2's, Gemma's, ...
+# what vocabularies call it: GPT-2's, Qwen2's, ours; Llama-3's; Llama-2's and Mistral's; Gemma's; DeepSeek's
 EOTS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+SPACE_SIGN = "\u2581"  # in the tokens of Llama-2's kind
 CHUNK = 1 << 14  # characters: longer texts go to the libraries in pieces of about this size, in parallel
 GROUP = 64       # pieces held as Python objects at a time
-TRAIN_BUDGET = 80_000_000  # what BPETokenizer.train reads of a corpus: see _sample; it takes up to 1 GB of memory
+TRAIN_BUDGET = 80_000_000  # of BPETokenizer.train, as _sample counts: 80 MB of English, 3 million Han
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).
 SPACE = r" \t-\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # Between a letter and one of these, GPT-2's pattern, GPT-4's and ours end a pre-token, whatever is around.
 STOPS = " \t\n\r\u3000,.;:!?，。、；：！？"
 CUT = re.compile(rf"[A-Za-z\u4e00-\u9fa5](?=[{STOPS}])")
-# OpenAI's patterns also end one before the last of several spaces, GPT-4's only if that is no newline. tiktoken needs
-# that cut: its regex engine panics on some hundred thousand spaces followed by text.
+PROBE = "".join(letter + stop for stop in STOPS for letter in "Az文é")
+# OpenAI's patterns also end one before the last of several spaces, from GPT-4 on if that is no newline.
+# tiktoken needs that cut: its regex engine gives up on some hundred thousand spaces followed by text.
 CUT_GPT2 = re.compile(CUT.pattern + rf"|[{SPACE}](?=[{SPACE}][^{SPACE}])")
 CUT_GPT4 = re.compile(CUT.pattern + rf"|[{SPACE}](?=(?![\r\n])[{SPACE}][^{SPACE}])")
 
-# OpenAI's patterns, those of GPT-2 and GPT-4 with possessive quantifiers (same matches, no backtracking).
+# OpenAI's patterns with possessive quantifiers, the same matches without backtracking where runs can be long
 PATTERN_GPT2 = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-PATTERN_GPT4 = (r"'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
-                r"|\s*[\r\n]|\s+(?!\S)|\s")
+PATTERN_GPT4 = (r"'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+                r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 PATTERN_GPT4O = "|".join([
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
     r"\p{N}{1,3}",
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-    r"\s*[\r\n]+",
-    r"\s+(?!\S)",
-    r"\s+",
+    r"(?:[^\S\r\n]*+[\r\n]++)++",
+    r"\s++$|\s+(?!\S)|\s",
 ])
 _FIM = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
 # name: pattern, cuts that it allows, ids up to the last merge's, special tokens
@@ -192,11 +204,11 @@ class CharTokenizer:
 
 
 class BPETokenizer:
-    """BPE in the format of the `tokenizers` library, given as the text of a tokenizer.json. Its tokens are spelled
-    in bytes (GPT-2, Qwen2, Llama-3), or in characters with a fallback to bytes (Llama-2, Mistral, Gemma).
+    """BPE of the `tokenizers` library, given as the text of a tokenizer.json: byte-level (GPT-2, Qwen2,
+    Llama-3), or of characters with a fallback to bytes (Llama-2, Mistral, Gemma).
 
-    Texts come back as they were, for which some habits of such files are dropped (see _keep_text). Llama-2's puts a
-    space before every text: encode(" " + text) gives its ids. A "▁" in a text, its sign for a space, is three bytes.
+    Texts come back as they were, for which parse_bpe drops some habits of such files. Llama-2's puts a space
+    before every text: encode(" " + text) gives its ids. Its sign for a space, if typed, is three byte tokens.
     """
 
     kind = "bpe"
@@ -204,7 +216,7 @@ class BPETokenizer:
     def __init__(self, tokenizer_json: str, source: str = "tokenizer.json"):
         """Raises ValueError, naming `source`, for a file that is no such BPE or changes the text."""
         from tokenizers import Tokenizer
-        d = _parse_bpe(tokenizer_json, source)
+        d = parse_bpe(tokenizer_json, source)
         self._json = json.dumps(d, ensure_ascii=False, separators=(",", ":"))
         try:
             self._tokenizer = Tokenizer.from_str(self._json)
@@ -215,28 +227,30 @@ class BPETokenizer:
         self._ids = self._tokenizer.get_vocab()
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_tokens = {token.content: id for id, token in added.items() if token.special}
-        self._bytes = _bpe_token_bytes(self._ids, added, self._fallback, source)
-        self.byte_ids = [self._ids[symbol] for symbol in _alphabet(self._fallback)]
+        self._added = {id: token.content for id, token in added.items() if not token.special}
+        self._bytes = bpe_token_bytes(self._ids, added, self._fallback, source)
+        self.byte_ids = [self._ids[symbol] for symbol in byte_spellings(self._fallback)]
         self.vocab_size = len(self._bytes)
         self.eot = next((self.special_tokens[name] for name in EOTS if name in self.special_tokens), None)
 
         self._cut = self._pairs = None  # where find_cut may cut; nowhere as yet
-        probe = "".join(letter + stop for stop in STOPS for letter in "Az文é")
-        echo = self.decode(self.encode(probe))
-        if echo != probe:
-            raise ValueError(f"{source}: gives back {echo!r} for {probe!r}; expected a BPE that keeps the text "
-                             "(no stripping, no change of characters)")
-        self._learn_cuts(_parts(d.get("pre_tokenizer")), probe, added)
+        for text in f" {PROBE}", "  \0\ufeffe\u03018\U0001f642\u2581\r\n\t":
+            echo = self.decode(self.encode(text))
+            if echo != text:
+                raise ValueError(f"{source}: gives back {echo!r} for {text!r}, expected the same text")
+        self._learn_cuts(list_parts(d.get("pre_tokenizer")))
 
-    def _learn_cuts(self, splits: list[dict], probe: str, added: dict) -> None:
-        """CUT, if the file's words end there; between characters that no token has in a row, if it has no words."""
-        texts = [token.content for token in added.values() if not token.special]
-        if self._fallback and all(s["type"] == "Metaspace" or "String" in s.get("pattern", {}) for s in splits):
-            texts += [token.replace("▁", " ") for token in self._ids]
+    def _learn_cuts(self, splits: list[dict]) -> None:
+        """CUT, if words end there and added tokens do not contain it. If there are no words, as with Llama-2,
+        BPE itself allows a cut between two characters that no token has side by side."""
+        texts = list(self._added.values())
+        wordless = all(s["type"] == "Metaspace" or "String" in s.get("pattern", ()) for s in splits)
+        if self._fallback and wordless:
+            texts += [token.replace(SPACE_SIGN, " ") for token in self._ids]
             self._pairs = {a + b for text in texts for a, b in itertools.pairwise(text)}
-        elif not any(m.end() < len(text) for text in texts for m in CUT.finditer(text)):
-            words = self._tokenizer.pre_tokenizer and self._tokenizer.pre_tokenizer.pre_tokenize_str(probe)
-            if {m.end() for m in CUT.finditer(probe)} <= {end for _, (_, end) in words or ()}:
+        elif not any(find_cut(text, 0) > 0 for text in texts):
+            words = self._tokenizer.pre_tokenizer and self._tokenizer.pre_tokenizer.pre_tokenize_str(PROBE)
+            if {m.end() for m in CUT.finditer(PROBE)} <= {end for _, (_, end) in words or ()}:
                 self._cut = CUT
 
     @classmethod
@@ -244,15 +258,15 @@ class BPETokenizer:
               budget: int = TRAIN_BUDGET) -> "BPETokenizer":
         """Merges learned from a stream of texts; the same texts give the same ids, on any number of threads.
 
-        The ids are 256 bytes, then merges, then end of text and the other special tokens. vocab_size counts all of
-        them; a text with too few pairs that occur twice gives a smaller vocabulary. Words are found by TRAIN_PATTERN.
-        Of a large corpus, a fixed random sample is read: see _sample.
+        The ids are 256 bytes, then merges, then end of text and the other special tokens. vocab_size counts
+        all of them; a text with too few pairs that occur twice gives a smaller vocabulary. Words are found by
+        TRAIN_PATTERN. Of a corpus beyond `budget`, a fixed random sample counts: see _sample.
         """
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
         special = list(dict.fromkeys([EOT, *special_tokens]))
         if vocab_size < 256 + len(special) or "" in special:
-            raise ValueError(f"bpe tokenizer: vocab_size is {vocab_size}, expected at least {256 + len(special)}: "
-                             f"256 bytes and {', '.join(special)}")
+            raise ValueError(f"bpe tokenizer: vocab_size is {vocab_size}, expected at least "
+                             f"{256 + len(special)}: 256 bytes and {', '.join(special)}")
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(TRAIN_PATTERN), "isolated"),
@@ -262,25 +276,31 @@ class BPETokenizer:
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special), min_frequency=2,
                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                       show_progress=sys.stderr.isatty())
-        tokenizer.train_from_iterator(_sample([texts] if isinstance(texts, str) else texts, budget), trainer)
+        sample = _sample([texts] if isinstance(texts, str) else texts, budget)
+        tokenizer.train_from_iterator(sample, trainer)
+        learned = [token for token in special if tokenizer.token_to_id(token) is not None]
+        if learned:
+            raise ValueError(f"bpe tokenizer: special token {learned[0]!r} is an ordinary one of this text, "
+                             "expected something like <|name|>")
         tokenizer.add_special_tokens(special)
         return cls(tokenizer.to_str())
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> "BPETokenizer":
-        """A tokenizer.json of `tokenizers` or of the hub, perhaps packed as .xz, or the folder that has it. eot is
-        the special token that is called so in EOTS, or None."""
+        """A tokenizer.json, perhaps packed as .xz, or its folder. eot is the first of EOTS that it has."""
         return cls(*read_tokenizer_json("", path))
 
     def encode(self, text: str, special: bool = False, num_threads: int | None = None) -> np.ndarray:
         if special:
             return _encode_special(self, text, num_threads)
-        if self._fallback and "▁" in text:
-            return _encode_around(text, {"▁": [self.byte_ids[b] for b in "▁".encode()]}, self, num_threads)
+        if self._fallback and SPACE_SIGN in text:
+            sign = [self.byte_ids[b] for b in SPACE_SIGN.encode("utf-8")]
+            return _encode_around(text, {SPACE_SIGN: sign}, self, num_threads)
 
-        def batch(pieces):
+        def batch(pieces):  # by as many threads as RAYON_NUM_THREADS says, but one for one piece
             return (e.ids for e in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
-        return _encode_pieces(text, self.find_cut, batch, _dtype(self.vocab_size), 1 if num_threads == 1 else GROUP)
+        group = 1 if num_threads == 1 else GROUP
+        return _encode_pieces(text, self.find_cut, batch, _dtype(self.vocab_size), group)
 
     def decode(self, ids) -> str:
         return _join(self._bytes, ids)
@@ -296,49 +316,52 @@ class BPETokenizer:
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
-        """The pairs of tokens, spelled as in the file, in the order in which they are merged."""
+        """The pairs of tokens, spelled as in the file, in the order of their priority."""
         merges = json.loads(self._json)["model"]["merges"]
         return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
-        return {pair: rank for rank, pair in reversed(list(enumerate(self.merges)))}  # the first of equals counts
+        return {pair: rank for rank, pair in enumerate(self.merges)}
 
     @cached_property
     def _spelling(self) -> dict[int, str]:
         return {id: token for token, id in self._ids.items()}
 
     def unmerge(self, id: int) -> list[int]:
-        """The ids, mostly two, that the last merge joined to this one, or else those of its bytes; [] for a byte."""
+        """The ids, mostly two, that the last merge joins to this one, or its bytes' ids; [] for a byte."""
         if id in self.byte_ids or not self._bytes[id]:
             return []
         token, rank = self._spelling[id], self._ranks.get
         parts = _merge(list(token), lambda a, b: rank((a, b), math.inf) if a + b != token else math.inf)
-        if len(parts) > 1 and self._ids.keys() >= set(parts):
-            return [self._ids[part] for part in parts]
-        return [self.byte_ids[b] for b in self._bytes[id]]
+        ids = [self._ids[part] for part in parts if part in self._ids]
+        if len(ids) > 1 and b"".join(map(self._bytes.__getitem__, ids)) == self._bytes[id]:
+            return ids
+        return [self.byte_ids[b] for b in self._bytes[id]]  # a character, or an added token
 
     def to_json(self) -> dict:
-        """"tokenizer" is the whole tokenizer.json, as text, without what would change texts."""
+        """"tokenizer" is the whole tokenizer.json, as text, less what parse_bpe drops."""
         return {"kind": "bpe", "tokenizer": self._json}
 
 
 class TiktokenTokenizer:
-    """One of OPENAI's vocabularies through tiktoken: byte strings in the order of their merges, and special tokens."""
+    """One of OPENAI's vocabularies through tiktoken: byte strings by merge rank, and special tokens."""
 
     kind = "tiktoken"
 
-    def __init__(self, name: str = "gpt2", file: str | os.PathLike | None = None, tokens: list[bytes] | None = None):
-        """The vocabulary is `tokens`, in id order (b"" is none), or else what read_ranks finds for name and file."""
+    def __init__(self, name: str = "gpt2", file: str | os.PathLike | None = None,
+                 tokens: list[bytes] | None = None):
+        """The vocabulary is `tokens`, in id order (b"" is none), or else what read_ranks finds."""
         import tiktoken
         if name not in OPENAI:
-            raise ValueError(f"tiktoken tokenizer: {name!r} is not known, expected one of {', '.join(OPENAI)}")
+            raise ValueError(f"tiktoken tokenizer: {name!r} is not known, expected {', '.join(OPENAI)}")
         pattern, self._cut, size, self.special_tokens = OPENAI[name]
         tokens = read_ranks(name, file) if tokens is None else tokens
         self.ranks = {token: id for id, token in enumerate(tokens) if token}
         expected = size - sum(id < size for id in self.special_tokens.values())
         if len(tokens) != size or len(self.ranks) != expected:
-            raise ValueError(f"tiktoken tokenizer: {len(self.ranks)} distinct tokens, expected {name}'s {expected}")
+            raise ValueError(f"tiktoken tokenizer: {len(self.ranks)} distinct tokens, "
+                             f"expected {name}'s {expected}")
         self.name, self.pattern = name, pattern
         self.eot = self.special_tokens[EOT]
         self.vocab_size = max(size, *(id + 1 for id in self.special_tokens.values()))
@@ -373,7 +396,7 @@ class TiktokenTokenizer:
         return _search(self._cut, text, start)
 
     def unmerge(self, id: int) -> list[int]:
-        """The ids, mostly two, that the last merge joined to this one; [] for a byte."""
+        """The ids, mostly two, that the last merge joins to this one; [] for a byte."""
         token, rank = self._bytes[id], self.ranks.get
         parts = [token[i:i + 1] for i in range(len(token))]
         parts = _merge(parts, lambda a, b: r if (r := rank(a + b, math.inf)) < id else math.inf)
@@ -382,27 +405,29 @@ class TiktokenTokenizer:
     def to_json(self) -> dict:
         """"tokens" is the vocabulary in id order, spelled as in encoder.json, with spaces between."""
         size = OPENAI[self.name][2]
-        return {"kind": "tiktoken", "name": self.name, "tokens": " ".join(map(to_symbols, self._bytes[:size]))}
+        tokens = " ".join(map(to_symbols, self._bytes[:size]))
+        return {"kind": "tiktoken", "name": self.name, "tokens": tokens}
 
 
 class TrimmedTokenizer:
-    """The ids of a bpe or tiktoken tokenizer that a text uses, renumbered, for a large vocabulary on a small corpus.
+    """The ids of a bpe or tiktoken tokenizer that a text uses, renumbered: most of a large vocabulary's
+    embeddings would never be trained on a small corpus.
 
-    All single bytes and special tokens are kept too, so that any text has ids: a token that was dropped is taken
-    apart into those that its last merge joined, they into theirs, until all parts are kept.
+    All single bytes and special tokens are kept too, so that any text has ids: a token that was dropped is
+    taken apart into those that its last merge joined, they into theirs, until all parts are kept.
     """
 
     kind = "trimmed"
 
     def __init__(self, base: "BPETokenizer | TiktokenTokenizer", ids: Sequence[int]):
-        """`ids` of base, in the order of the new ids."""
+        """New id i stands for ids[i] of base, a bpe or tiktoken tokenizer."""
         if base.kind not in ("bpe", "tiktoken"):
-            raise ValueError(f"a {base.kind} tokenizer cannot be trimmed, expected a bpe or tiktoken one")
+            raise ValueError(f"a {base.kind} tokenizer cannot be trimmed, expected bpe or tiktoken")
         self.base, self.ids = base, _check_ids(ids, base.vocab_size)
         self._new = np.full(base.vocab_size, -1, np.int32)  # base's id -> ours, -1 = dropped
         self._new[self.ids] = np.arange(len(self.ids))
         if len(set(ids)) != len(ids) or (self._new[base.byte_ids] < 0).any():
-            raise ValueError(f"trimmed tokenizer: {len(self.ids)} ids, expected distinct ones and all 256 bytes")
+            raise ValueError(f"trimmed tokenizer: {len(ids)} ids, expected distinct ones with all 256 bytes")
         self.vocab_size = len(self.ids)
         self.special_tokens = {name: int(self._new[id]) for name, id in base.special_tokens.items()
                                if self._new[id] >= 0}
@@ -428,7 +453,7 @@ class TrimmedTokenizer:
         new = self._new[old]
         dropped = new < 0
         if dropped.any():
-            parts = [self._take_apart(id) for id in old[dropped].tolist()]
+            parts = [self._parts.get(id) or self._take_apart(id) for id in old[dropped].tolist()]
             lengths = np.ones(len(old), np.int64)
             lengths[dropped] = [len(part) for part in parts]
             new = np.repeat(new, lengths)
@@ -468,23 +493,27 @@ def make_tokenizer(name: str, texts: Callable[[str | None], Iterable[str]] | Non
     byte, char       with an end-of-text id if `eot`; char has the characters of all of texts(None)
     bpe              trained on texts("train"): vocab_size ids (8,192), special_tokens among them
     gpt2, ...        one of OPENAI, from `file` (or its folder), tiktoken's cache or the network
-    qwen2, llama2    the tokenizer.json in `file`, data/<name>/, or of that repository of the hub
+    qwen2, llama2    the tokenizer.json in `file` or data/<name>/, or of that repository of the hub
     owner/name       that of any repository of the hub
-    a path           of a tokenizer.json, as is `file` with bpe
+    a path           of a tokenizer.json; so is `file` with bpe
 
-    texts(split) gives the texts of a split, None = all, afresh at each call. `trim` keeps the ids that texts("train")
-    has min_count times (TrimmedTokenizer). Raises ValueError, in one line, for what it can't find or use.
+    texts(split) gives the texts of a split, None = all, afresh at each call. `trim` keeps the ids that
+    texts("train") has min_count times (TrimmedTokenizer). ValueError, one line: what can't be found or used.
     """
-    tokenizer = _make_untrimmed(name, texts, file, 8192 if vocab_size is None else vocab_size, special_tokens, eot)
+    if trim and name in ("byte", "char"):
+        raise ValueError(f"--tokenizer={name} cannot be trimmed, expected another, or no --trim")
+    vocab_size = 8192 if vocab_size is None else vocab_size
+    tokenizer = _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot)
     return TrimmedTokenizer.train(tokenizer, texts("train"), min_count) if trim else tokenizer
 
 
 def _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot) -> AnyTokenizer:
     if name in ("byte", "char"):
         if file:
-            raise ValueError(f"--tokenizer={name} is made of no file, found --tokenizer_file={file}; expected none, or "
-                             "another --tokenizer")
-        return ByteTokenizer(255 if eot else None) if name == "byte" else CharTokenizer.train(texts(None), eot)
+            raise ValueError(f"--tokenizer={name} needs no file, found --tokenizer_file={file}; leave it out")
+        if name == "char":
+            return CharTokenizer.train(texts(None), eot)
+        return ByteTokenizer(255 if eot else None)
     if name == "bpe" and not file:
         return BPETokenizer.train(texts("train"), vocab_size, special_tokens)
     if name in OPENAI and not (file and Path(file).name.startswith("tokenizer.json")):
@@ -493,8 +522,9 @@ def _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot) -> AnyTo
         return BPETokenizer.from_file(file or name)
     if name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return BPETokenizer(*read_tokenizer_json(name))
-    raise ValueError(f"--tokenizer={name} is no file, and none of byte, char, bpe, {', '.join([*OPENAI, *HUB])} or a "
-                     "repository of the hub (owner/name)")
+    names = ", ".join(["byte", "char", "bpe", *OPENAI, *HUB])
+    raise ValueError(f"--tokenizer={name} is no file; expected one of {names}, a repository of the hub "
+                     "(owner/name), or the path of a tokenizer.json")
 
 
 def tokenizer_from_json(d: dict) -> AnyTokenizer:
@@ -513,7 +543,7 @@ def tokenizer_from_json(d: dict) -> AnyTokenizer:
             return TrimmedTokenizer(tokenizer_from_json(d["base"]), d["ids"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"tokenizer description of kind {kind!r} is damaged: {error!r}") from None
-    raise ValueError(f"tokenizer description has kind {kind!r}, expected 'byte', 'char', 'bpe', 'tiktoken' or 'trimmed'")
+    raise ValueError(f"tokenizer description has kind {kind!r}, not byte, char, bpe, tiktoken or trimmed")
 
 
 def fingerprint(tokenizer: AnyTokenizer) -> str:
@@ -551,9 +581,9 @@ class IncrementalDecoder:
 def find_cut(text: str, start: int) -> int:
     """The first place i >= start, 0 < i < len(text), where CUT lets a text be cut; -1 if there is none.
 
-    There encode(text[:i]) followed by encode(text[i:]) is encode(text), whatever follows, for every tokenizer whose
-    words end there: all of this module's, and all usual ones. tokenizer.find_cut is the same for one tokenizer, and
-    knows more places, or better, that there are none.
+    There encode(text[:i]) followed by encode(text[i:]) is encode(text), however the text goes on: for the
+    byte, char and tiktoken kinds, for bpe trained here, for all usual files. tokenizer.find_cut says the same
+    of that tokenizer; it knows more places, or that a strange file has none.
     """
     return _search(CUT, text, start)
 
@@ -576,7 +606,8 @@ def _pieces(text: str, find_cut: Callable[[str, int], int]) -> Iterator[str]:
     yield text[start:]
 
 
-def _encode_pieces(text: str, find_cut: Callable[[str, int], int], batch, dtype: type, group: int) -> np.ndarray:
+def _encode_pieces(text: str, find_cut: Callable[[str, int], int], batch, dtype: type,
+                   group: int) -> np.ndarray:
     """batch: list of pieces, up to `group` -> iterable of their ids."""
     pieces, ids = _pieces(text, find_cut), []
     while some := list(itertools.islice(pieces, group)):
@@ -589,30 +620,31 @@ def _encode_special(tokenizer, text: str, num_threads: int | None) -> np.ndarray
     return _encode_around(text, inserts, tokenizer, num_threads) if inserts else tokenizer.encode(text)
 
 
-def _encode_around(text: str, inserts: dict[str, list[int]], tokenizer, num_threads: int | None) -> np.ndarray:
-    """The ids of a text in which the strings of `inserts` have theirs; of several, the longest at each place."""
+def _encode_around(text: str, inserts: dict[str, list[int]], tokenizer, num_threads) -> np.ndarray:
+    """The ids of a text in which the strings of `inserts` have theirs, the longest one at each place."""
     _to_bytes(text)  # for its error, which names the place
     names = sorted(inserts, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # every other one is a name
-    dtype = _dtype(tokenizer.vocab_size)
-    return np.concatenate([np.array(inserts[part], dtype) if i % 2 else tokenizer.encode(part, num_threads=num_threads)
-                           for i, part in enumerate(parts)])
+    ids = [inserts[part] if i % 2 else tokenizer.encode(part, num_threads=num_threads)
+           for i, part in enumerate(parts)]
+    return np.concatenate(ids, dtype=_dtype(tokenizer.vocab_size), casting="unsafe")
 
 
 def _sample(texts: Iterable[str], budget: int) -> Iterator[str]:
-    """The pieces of `texts`, in order, or, if they cost more than `budget`, as many as fit it, drawn by chance, always
-    the same. All that is kept is in memory, but no more.
+    """The pieces of `texts`, or, if they cost more than `budget`, as many as fit it, drawn by lot, always the
+    same ones.
 
-    What a piece costs is the memory that training takes for it: for each different word, not for each one, so that
-    characters of scripts without spaces (and others from U+0800 on) count 25.
+    The cost is memory: training keeps every different word. A letter of a script with spaces costs little
+    and counts 1; one from U+0800 on, where those without spaces are, counts 25 (some 250 bytes).
     """
-    rng, kept, cost = random.Random(0), [], 0  # a heap of (-lot, place, cost, piece): the highest lots leave first
+    rng, cost, places = random.Random(0), 0, itertools.count()
+    kept = []  # a heap of (-lot, place, price, piece): the highest lots leave first
     for text in texts:
         for long in _pieces(text, find_cut):
             for i in range(0, len(long), 4 * CHUNK):  # a text without cuts loses one word here
                 piece = long[i:i + 4 * CHUNK]
                 price = len(piece) + 24 * int((_code_points(piece) >= 0x800).sum())
-                heapq.heappush(kept, (-rng.random(), len(kept), price, piece))
+                heapq.heappush(kept, (-rng.random(), next(places), price, piece))
                 cost += price
                 while cost > budget and len(kept) > 1:
                     cost -= heapq.heappop(kept)[2]
@@ -620,7 +652,7 @@ def _sample(texts: Iterable[str], budget: int) -> Iterator[str]:
 
 
 def _merge(parts: list, rank: Callable) -> list:
-    """BPE of a few parts: again and again the pair of lowest rank, the first of equals, until all are infinite."""
+    """BPE of a few parts: joins the pair of lowest rank, the first of equals, until all are infinite."""
     while len(parts) > 1:
         ranks = [rank(a, b) for a, b in itertools.pairwise(parts)]
         i = ranks.index(min(ranks))
@@ -628,73 +660,6 @@ def _merge(parts: list, rank: Callable) -> list:
             break
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
     return parts
-
-
-# ---- a tokenizer.json --------------------------------------------------------------------------------------
-
-
-def _parse_bpe(text: str, source: str) -> dict:
-    """A tokenizer.json as a dict without the habits that change texts: a space before the first word, Unicode's NFC,
-    no spaces around some added tokens, random merges (dropout), cutting and padding. ValueError for any others.
-    """
-    try:
-        d = json.loads(text)
-        model = d["model"]
-        kind = model.get("type", "BPE")
-        normalizers = _parts(d.get("normalizer"))
-        splits, decoders = _parts(d.get("pre_tokenizer")), _parts(d.get("decoder"))
-        d["added_tokens"] = [token | {"lstrip": False, "rstrip": False} for token in d.get("added_tokens") or ()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source}: not a tokenizer.json ({error!r})") from None
-    if kind != "BPE":
-        raise ValueError(f"{source}: its model is {kind}, expected a BPE")
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    changes = [n["type"] for n in normalizers if n != spaces and n["type"] not in ("NFC", "Prepend")]
-    changes += [s["type"] for s in splits if s.get("behavior") == "Removed"]
-    if changes:
-        raise ValueError(f"{source}: its {changes[0]} changes texts; expected a BPE that keeps them")
-    for part in splits + decoders:
-        part |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
-        part |= {"prepend_scheme": "never"} if "prepend_scheme" in part else {}
-    d["normalizer"] = spaces if spaces in normalizers else None
-    if decoders:
-        d["decoder"] = {"type": "Sequence", "decoders": [part for part in decoders if part["type"] != "Strip"]}
-    d["truncation"] = d["padding"] = model["dropout"] = None
-    return d
-
-
-def _parts(part: dict | None) -> list[dict]:
-    """A normalizer, pre-tokenizer or decoder as the list of those it consists of."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [p for inner in part.values() if isinstance(inner, list) for p in itertools.chain(*map(_parts, inner))]
-
-
-def _alphabet(fallback: bool) -> list[str]:
-    """How a tokenizer.json spells the 256 bytes."""
-    return [f"<0x{b:02X}>" if fallback else SYMBOL[b] for b in range(256)]
-
-
-def _bpe_token_bytes(vocab: dict[str, int], added: dict, fallback: bool, source: str) -> list[bytes]:
-    """The bytes of every id of a tokenizer.json; b"" for special tokens and unused ids."""
-    alphabet = {token: bytes([b]) for b, token in enumerate(_alphabet(fallback))}
-    missing = len(alphabet.keys() - vocab.keys())
-    if missing:
-        raise ValueError(f"{source}: {missing} of the 256 bytes have no token, expected a byte-level BPE, or one with "
-                         "byte_fallback")
-    table = [b""] * (max(vocab.values()) + 1)
-    for token, id in vocab.items():
-        if id in added:
-            table[id] = b"" if added[id].special else token.encode("utf-8")
-        elif fallback:
-            table[id] = alphabet.get(token) or token.replace("▁", " ").encode("utf-8")
-        elif BYTE.keys() >= set(token):
-            table[id] = from_symbols(token)
-        else:
-            raise ValueError(f"{source}: token {token!r} is not spelled in bytes, expected a byte-level BPE")
-    return table
 
 
 # ---- small things ------------------------------------------------------------------------------------------

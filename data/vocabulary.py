@@ -1,17 +1,18 @@
-"""The published files that tokenizers are made of: found on disk, in a cache, or downloaded.
+"""The published files that tokenizers are made of: found on disk, in a cache, or downloaded, and read.
 
     from data.vocabulary import read_ranks, read_tokenizer_json
     tokens = read_ranks("cl100k_base")                   # OpenAI's vocabularies: a list of bytes, by id
     tokens = read_ranks("gpt2", "folder/or/encoder.json")
     text, path = read_tokenizer_json("qwen2")            # a tokenizer.json of the Hugging Face hub
 
-Without a file, OpenAI's come from $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and data/<name>/, the hub's
-from data/<name>/ and its library's cache; then from the network, through HTTPS_PROXY and HF_ENDPOINT (a mirror of
-the hub) if they are set. Files may be packed with xz (encoder.json.xz). Each OpenAI file is known by its sha256.
+Without a file, OpenAI's come from $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and data/<name>/, the
+hub's from data/<name>/ and its library's cache; then from the network, through HTTPS_PROXY and HF_ENDPOINT (a
+mirror of the hub) if they are set. Files may be packed with xz. OpenAI's are known by their sha256.
 """
 
 import base64
 import hashlib
+import itertools
 import json
 import lzma
 import os
@@ -74,13 +75,13 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     urls = _addresses(needed[0])
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
-        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put "
-                         "it there")
+        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and "
+                         "put it there")
     data, failures = _download(urls, FILES[needed[0]][0])
     if data is None:
-        raise ValueError(f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and save it "
-                         f"as {home / needed[0]} or in the folder that TIKTOKEN_CACHE_DIR names, or pass "
-                         "--tokenizer_file=FILE")
+        raise ValueError(f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and "
+                         f"save it as {home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it "
+                         "with --tokenizer_file")
     _keep(data, _cache() / _cache_key(needed[0]))
     return _parse(needed[0], data)
 
@@ -94,21 +95,18 @@ def _known(path: Path, needed) -> tuple[str, bytes]:
             return name, data
     name = needed[0]
     raise ValueError(f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-                     f"{digest[:16]}..., expected {FILES[name][0][:16]}...; get it again from {_addresses(name)[0]}")
+                     f"{digest[:16]}..., expected {FILES[name][0][:16]}..., from {_addresses(name)[0]}")
 
 
 def _parse(name: str, data: bytes) -> list[bytes]:
     if name == "encoder.json":
         ids = json.loads(data)
         return [from_symbols(token) for token in sorted(ids, key=ids.get) if token != "<|endoftext|>"]
-    if name == "vocab.bpe":  # a comment, then a merge in each line; ids 0-255 are the symbols in their own order
+    if name == "vocab.bpe":  # a comment, then a merge in each line; ids 0-255 are the symbols in their order
         merges = data.decode("utf-8").splitlines()[1:]
         return [bytes([BYTE[s]]) for s in sorted(BYTE)] + [from_symbols(m.replace(" ", "")) for m in merges]
-    ranks = [line.split() for line in data.splitlines() if line]
-    tokens = [b""] * (int(ranks[-1][1]) + 1)
-    for token, id in ranks:
-        tokens[int(id)] = base64.b64decode(token)
-    return tokens
+    ranks = {int(id): base64.b64decode(token) for token, id in map(bytes.split, data.splitlines())}
+    return [ranks.get(id, b"") for id in range(max(ranks) + 1)]
 
 
 def _cache() -> Path:
@@ -158,20 +156,18 @@ def _keep(data: bytes, path: Path) -> None:
 
 
 def read_tokenizer_json(name: str, file: str | os.PathLike | None = None) -> tuple[str, str]:
-    """The text of a tokenizer.json, and where it is: `file` (or a folder that has it), else that of `name`, one of
-    HUB or any repository of the hub. Raises ValueError, in one line, as read_ranks does.
+    """The text of a tokenizer.json, and where it is: `file` (or the folder that has it), else that of `name`,
+    one of HUB or any repository of the hub. Raises ValueError, in one line, as read_ranks does.
     """
-    if file:
-        path = Path(file)
-        for inside in ("tokenizer.json", "tokenizer.json.xz") if path.is_dir() else ():
-            if (path / inside).is_file():
-                return _utf8(path / inside)
-        return _utf8(path / "tokenizer.json" if path.is_dir() else path)
-    home = HERE / (name if name in HUB else name.split("/")[-1]) / "tokenizer.json"
-    for path in home, home.with_name("tokenizer.json.xz"):
+    if file and not Path(file).is_dir():
+        return _utf8(Path(file))
+    folder = Path(file) if file else HERE / name.split("/")[-1]
+    for path in folder / "tokenizer.json", folder / "tokenizer.json.xz":
         if path.is_file():
             return _utf8(path)
-    return _utf8(_from_hub(HUB.get(name, name), home))
+    if file:
+        raise ValueError(f"{folder} has no tokenizer.json")
+    return _utf8(_from_hub(HUB.get(name, name), folder / "tokenizer.json"))
 
 
 def _from_hub(repo: str, home: Path) -> Path:
@@ -188,9 +184,10 @@ def _from_hub(repo: str, home: Path) -> Path:
     except Exception as error:  # of the library, of requests or httpx, of the disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        raise ValueError(f"cannot get the tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of the "
-                         f"hub, or get {hub.rstrip('/')}/{repo}/resolve/main/tokenizer.json by other means and "
-                         f"save it as {home} or pass --tokenizer_file=FILE") from None
+        url = f"{hub.rstrip('/')}/{repo}/resolve/main/tokenizer.json"
+        raise ValueError(f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of the "
+                         f"hub, or get {url} by other means and save it as {home}, or pass it with "
+                         "--tokenizer_file") from None
 
 
 # ---- both --------------------------------------------------------------------------------------------------
@@ -216,6 +213,77 @@ def _utf8(path: Path) -> tuple[str, str]:
                          f"{hint * (path.suffix == '.model')}; expected a tokenizer.json") from None
 
 
+# ---- what is in them ---------------------------------------------------------------------------------------
+
+
+def parse_bpe(text: str, source: str) -> dict:
+    """A tokenizer.json as a dict, less its habits that change texts: a space before the first word, Unicode's
+    NFC, no spaces around some added tokens, random merges (dropout), truncation, padding.
+
+    Raises ValueError, naming `source`, for another model than BPE, and for other habits of that sort.
+    """
+    try:
+        d = json.loads(text)
+        kind = d["model"].get("type", "BPE")
+        normalizers = list_parts(d.get("normalizer"))
+        splits, decoders = list_parts(d.get("pre_tokenizer")), list_parts(d.get("decoder"))
+        added = d.get("added_tokens") or []
+        d["added_tokens"] = [{**token, "lstrip": False, "rstrip": False} for token in added]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is no tokenizer.json: {error!r}") from None
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    changes = [n["type"] for n in normalizers if n != spaces and n["type"] not in ("NFC", "Prepend")]
+    changes += [s["type"] for s in splits if s.get("behavior") == "Removed"]
+    if kind != "BPE" or changes:
+        found = f"its {changes[0]} changes texts" if kind == "BPE" else f"its model is {kind}"
+        raise ValueError(f"{source}: {found}, expected a BPE that keeps them")
+    for part in splits + decoders:
+        part.update({"add_prefix_space": False} if "add_prefix_space" in part else {})
+        part.update({"prepend_scheme": "never"} if "prepend_scheme" in part else {})
+    d["normalizer"] = spaces if spaces in normalizers else None
+    if decoders:
+        decoders = [part for part in decoders if part["type"] != "Strip"]  # the space before the first word
+        d["decoder"] = {"type": "Sequence", "decoders": decoders}
+    d["truncation"] = d["padding"] = d["model"]["dropout"] = None
+    return d
+
+
+def list_parts(part: dict | None) -> list[dict]:
+    """A normalizer, pre-tokenizer or decoder as the list of those that it consists of."""
+    if part is None or part["type"] != "Sequence":
+        return [] if part is None else [part]
+    lists = [value for value in part.values() if isinstance(value, list)]
+    return [p for inner in itertools.chain(*lists) for p in list_parts(inner)]
+
+
+def bpe_token_bytes(vocab: dict[str, int], added: dict, fallback: bool, source: str) -> list[bytes]:
+    """The bytes of every id of a tokenizer.json, b"" for special tokens and unused ids. `added`: id -> the
+    library's AddedToken; `fallback`: spelled as Llama-2's, not as GPT-2's. ValueError if a byte has no token.
+    """
+    spellings = {token: bytes([b]) for b, token in enumerate(byte_spellings(fallback))}
+    missing = len(spellings.keys() - vocab.keys())
+    if missing:
+        raise ValueError(f"{source}: {missing} of the 256 bytes have no token, expected a byte-level BPE, or "
+                         "one with byte_fallback")
+    table = [b""] * (max(vocab.values()) + 1)
+    for token, id in vocab.items():
+        if id in added:
+            table[id] = b"" if added[id].special else token.encode("utf-8")
+        elif fallback:
+            table[id] = spellings.get(token) or token.replace("\u2581", " ").encode("utf-8")
+        else:
+            try:
+                table[id] = from_symbols(token)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from None
+    return table
+
+
+def byte_spellings(fallback: bool) -> list[str]:
+    """How a tokenizer.json spells the 256 bytes: as Llama-2's, or as GPT-2's."""
+    return [f"<0x{b:02X}>" if fallback else SYMBOL[b] for b in range(256)]
+
+
 def _byte_symbols() -> dict[int, str]:
     """GPT-2's printable stand-in for each byte: itself where Latin-1 prints it, else U+0100 and on."""
     printable = {b for b in range(256) if chr(b).isprintable() and b != 0x20}
@@ -225,6 +293,8 @@ def _byte_symbols() -> dict[int, str]:
 
 SYMBOL = _byte_symbols()
 BYTE = {symbol: b for b, symbol in SYMBOL.items()}
+# characters below U+0100 that stand for no byte must not pass for one
+_LATIN_1 = {**dict.fromkeys(range(256), 0xFFFD), **{ord(symbol): b for symbol, b in BYTE.items()}}
 
 
 def to_symbols(token: bytes) -> str:
@@ -232,5 +302,8 @@ def to_symbols(token: bytes) -> str:
 
 
 def from_symbols(token: str) -> bytes:
-    """Raises KeyError for a character that stands for no byte."""
-    return bytes(map(BYTE.__getitem__, token))
+    """Raises ValueError for a character that stands for no byte."""
+    try:
+        return token.translate(_LATIN_1).encode("latin-1")
+    except UnicodeEncodeError:
+        raise ValueError(f"token {token!r} is not spelled in bytes, expected a byte-level BPE") from None
