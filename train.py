@@ -57,6 +57,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 5 * 8  # micro-batches a step, over all processes together
     batch_size: int = 12  # sequences a micro-batch
     block_size: int = 1024  # tokens of context
+    sampling: Literal["contiguous", "line"] = "contiguous"  # line: windows begin with a line and end with their file
     # Model
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads
@@ -219,7 +220,8 @@ def main(argv: list[str]) -> int:
             windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
             total, count = torch.zeros((), device=device), 0
             for first in range(ranks.rank * config.batch_size, len(windows), ranks.world_size * config.batch_size):
-                x, y = eval_batch(dataset, split, windows[first : first + config.batch_size], config.block_size)
+                chosen = windows[first : first + config.batch_size]
+                x, y = eval_batch(dataset, split, chosen, config.block_size, config.sampling)
                 valid = int((y >= 0).sum())
                 with autocast:
                     _, loss = local_model(to_device(x), to_device(y), return_logits=False)
@@ -238,7 +240,7 @@ def main(argv: list[str]) -> int:
         """x, y (batch_size, block_size) of this process: its slice of the step's global batch."""
         first = iter_num * samples + (micro_step * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
-        x, y = batch(dataset, "train", config.seed, index, config.block_size)
+        x, y = batch(dataset, "train", config.seed, index, config.block_size, config.sampling)
         return to_device(x), to_device(y), int((y >= 0).sum())
 
     def clock() -> float:

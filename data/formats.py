@@ -82,6 +82,11 @@ class Part:
     split: str | None = None
 
     @property
+    def where(self) -> str:
+        """What to call it in an error: the path as the user typed it, or the name of a member."""
+        return self.name if self.member else self.path
+
+    @property
     def label(self) -> str:
         """The name, and where the part begins if that is not at the file's beginning."""
         return self.name if self.member or not self.start else f"{self.name}@{self.start}"
@@ -253,11 +258,11 @@ def documents(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
             with open_part(part) as stream:
                 yield from read_stream(stream, part.member or part.path, part, reading, part.label)
     except DAMAGE as error:
-        raise ValueError(cannot_read(part.name, error)) from error
+        raise ValueError(cannot_read(part.where, error)) from error
     except Exception as error:
         if type(error).__name__ != "ZstdError":  # of a module that need not be there
             raise
-        raise ValueError(cannot_read(part.name, error)) from error
+        raise ValueError(cannot_read(part.where, error)) from error
 
 
 def open_part(part: Part) -> BinaryIO:
@@ -379,7 +384,8 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Itera
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
-            raise ValueError(wrong_encoding(name, encoding, error, offset - len(pending))) from error
+            where = part.where if name == part.name else name
+            raise ValueError(wrong_encoding(where, encoding, error, offset - len(pending))) from error
         if part.lenient and "\0" in text:
             raise ValueError(f"{name} has a NUL character; it is no text")
         offset += len(data)
@@ -457,7 +463,7 @@ def open_parquet(part: Part) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(part.path, buffer_size=CHUNK, pre_buffer=False) as file:
             yield file
     except pyarrow.ArrowException as error:
-        raise ValueError(cannot_read(part.name, error)) from error
+        raise ValueError(cannot_read(part.where, error)) from error
 
 
 def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
@@ -465,7 +471,7 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
         schema, groups = file.schema_arrow, range(part.start, part.stop)
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
         if field is None or "string" not in str(schema.field(field).type):
-            raise ValueError(f"{part.name} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
+            raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
                              f"{', '.join(schema.names)}; choose with --field")
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
@@ -509,7 +515,7 @@ def with_encoding(part: Part, reading: Reading) -> Part:
     with open_part(part) as stream:
         head, _ = peek(decompressed(stream, compression) if compression else stream, HEAD)
     try:
-        return replace(part, encoding=detect(head, part.name))
+        return replace(part, encoding=detect(head, part.where))
     except ValueError:
         if not part.lenient:
             raise

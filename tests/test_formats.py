@@ -260,15 +260,15 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("a.txt.gz", gzip.compress(GOOD)[:-2000], "cannot read a.txt.gz: .*damaged"),
-    ("a.txt.xz", lzma.compress(GOOD)[:-2000], "cannot read a.txt.xz: .*damaged"),
-    ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read a.txt.bz2: .*damaged"),
-    ("a.txt.gz", b"no gzip", "cannot read a.txt.gz: .*damaged"),
-    ("a.txt.zst", b"no zstandard", "cannot read a.txt.zst: .*damaged|pip install zstandard"),
+    ("a.txt.gz", gzip.compress(GOOD)[:-2000], "cannot read .*a.txt.gz: .*damaged"),
+    ("a.txt.xz", lzma.compress(GOOD)[:-2000], "cannot read .*a.txt.xz: .*damaged"),
+    ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read .*a.txt.bz2: .*damaged"),
+    ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
+    ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
     ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
     ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
-    ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read a.tgz: .*damaged"),
-    ("a.parquet", b"PAR1 no parquet", "cannot read a.parquet: .*damaged|pip install pyarrow"),
+    ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
+    ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
     ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
     ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or content or story, but: title, body; .*--field"),
     ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
