@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -53,17 +53,20 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
 
     make_tokenizer(texts) -> a tokenizer; texts() iterates over the texts of the training split, texts(None) over
     all. Of `args`: out_dir, val_fraction, dry_run (a temporary folder takes the place of out_dir) and, if there,
-    workers (processes; 0 = all cores). `source` goes into meta.json. ValueError: whatever a user can mend.
+    workers (processes; 0 = all cores) and eot (False: documents don't end with the tokenizer's end-of-text id).
+    `source` goes into meta.json. ValueError: whatever a user can mend.
     """
     units = list(units)
     limit = find_limit(units, args.val_fraction)
     tokenizer = make_tokenizer(partial(texts, units, limit))
+    end = tokenizer.eot if getattr(args, "eot", True) else None
     n = n_workers(getattr(args, "workers", 0), units)
     with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
-        with (work_folder(folder, tokenizer, limit) as work, workers(n, tokenizer) as pool,
+        with (work_folder(folder, [fingerprint(tokenizer), end, limit]) as work, workers(n, tokenizer) as pool,
               DatasetWriter(folder, tokenizer, source, work) as writer):
-            ledger = assemble(units, pool, 3 * n, writer, limit)
+            start = partial(pool.submit, encode_unit, end)
+            ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
         print(f"source {source['from']}")
         print_report(open_dataset(folder), ledger, used)
@@ -294,10 +297,10 @@ def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def encode_unit(unit: Any, path: Path) -> None:
-    """Makes the part of a unit: path.ids, all ids in a row, and then path.rows, about each document."""
+def encode_unit(end: int | None, unit: Any, path: Path) -> None:
+    """Makes the part of a unit: path.ids, all ids in a row, documents with `end` behind, then path.rows."""
     dtype = id_dtype(TOKENIZER.vocab_size)
-    end = np.array([] if TOKENIZER.eot is None else [TOKENIZER.eot], dtype)
+    ends = np.array([] if end is None else [end], dtype)
     rows, names, fold = [], [], None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temp, "wb") as file:
@@ -310,7 +313,7 @@ def encode_unit(unit: Any, path: Path) -> None:
                 ids = TOKENIZER.encode(piece.text).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
-            for array in (ids, end) if piece.ends else (ids,):
+            for array in (ids, ends) if piece.ends else (ids,):
                 with os_errors(path.parent):
                     file.write(array.data)
                 n_tokens += array.size
@@ -356,12 +359,12 @@ def is_finished(path: Path, dtype: np.dtype) -> bool:
 
 
 @contextmanager
-def work_folder(folder: Path, tokenizer: Any, limit: int) -> Iterator[Path]:
-    """The folder in `folder` for the parts of these ids; what is finished stays there until all is.
+def work_folder(folder: Path, settings: list) -> Iterator[Path]:
+    """The folder in `folder` for parts made with these settings; what is finished stays there until all is.
 
     ValueError if another process works there.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, fingerprint(tokenizer), limit]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
     work, is_new = folder / f".prepare-{key}", not folder.exists()
     try:
         with os_errors(folder):
@@ -392,8 +395,9 @@ def lock(file: Any, folder: Path) -> None:
         pass  # a file system without locks
 
 
-def assemble(units: list[Any], pool: Executor, n_ahead: int, writer: DatasetWriter, limit: int) -> Ledger:
-    """Encode what isn't, n_ahead units at a time, and append it to the writer's files in the order of the units."""
+def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter,
+             limit: int) -> Ledger:
+    """Append all units' ids to the writer's files, in order; `start` encodes, n_ahead units are under way."""
     from tqdm import tqdm
 
     hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
@@ -404,7 +408,7 @@ def assemble(units: list[Any], pool: Executor, n_ahead: int, writer: DatasetWrit
     def start_one() -> None:
         for unit, path in islice(todo, 1):
             finished = is_finished(path, writer.dtype)
-            started.append((unit, path, None if finished else pool.submit(encode_unit, unit, path)))
+            started.append((unit, path, None if finished else start(unit, path)))
 
     with tqdm(desc="encoding", total=sum(unit.size for unit in units), unit="B", unit_scale=True,
               initial=sum(unit.size for unit in units[:n_done]), disable=None) as bar:
@@ -490,9 +494,9 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
     counts = np.zeros(vocab_size, np.int64)
     with open(path, "rb") as file:
         file.seek(first * dtype.itemsize)
-        for done in range(0, n, NEAR):
-            ids = np.fromfile(file, dtype, min(NEAR, n - done))
+        while (ids := np.fromfile(file, dtype, min(NEAR, n))).size:
             counts += np.bincount(ids, minlength=vocab_size)
+            n -= ids.size
     return counts
 
 
