@@ -169,7 +169,7 @@ def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
         patch.setattr(module, "HEAD", head)
         patch.setattr(module, "NEAR", 7)
         for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(text)], strict=True):
-            fold.add(text[a:b].encode())
+            assert fold.add(Piece("", text[a:b], False, None)) == len(text[a:b].encode())
     whole = folded(text)
     assert fold.value() == hash64(whole)
     assert fold.rank == (hash64(whole[:head]) if len(whole) >= head else None)
