@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 
 from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
-from data.tokenizer import tokenizer_from_json
+from data.tokenizer import fingerprint, tokenizer_from_json
 
 FORMAT = 1  # of the parts; parts of another one are not used
 HEAD = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
 SMALL = 2**23  # bytes of text a worker process is worth starting for
 SLICE = 2**20  # ids that are copied at a time
-NEAR = 2**17  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
+NEAR = 2**16  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
 DROPPED = len(SPLITS)  # where a duplicate goes
 ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8"), ("rank", "<u8"), ("hash", "<u8"),
                 ("split", "i1"), ("ends", "?")])  # of one document in one unit; split -1: rank decides
@@ -82,7 +82,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
 
 
 class Fold:
-    """Hashes of a document that comes in pieces of UTF-8, which its whitespace does not change.
+    """Hashes of a document that comes in pieces, which its whitespace does not change.
 
     Runs of blanks (spaces, control characters, the no-break and the full-width space) count as one blank, and as
     none at both ends. `rank` is the hash of the first HEAD bytes of what is left, None until they were seen.
@@ -91,11 +91,18 @@ class Fold:
     def __init__(self) -> None:
         self.sha1, self.length, self.gap, self.rank = hashlib.sha1(usedforsecurity=False), 0, False, None
 
-    def add(self, text: bytes) -> None:
-        if not text.isascii():
-            text = text.replace(b"\xc2\xa0", b" ").replace(b"\xe3\x80\x80", b" ")
+    def add(self, piece: Any) -> int:
+        """Returns how many bytes of UTF-8 the piece has."""
+        spaced = piece.text if piece.text.isascii() else piece.text.replace("\xa0", " ").replace("\u3000", " ")
+        try:
+            text = spaced.encode()
+            n_bytes = len(text) if spaced is piece.text else len(piece.text.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{piece.document}: the text has a lone surrogate, U+{ord(spaced[error.start]):04X}, "
+                             "which cannot be written as UTF-8; remove or replace it") from None
         for first in range(0, len(text), NEAR):
             self._add(np.frombuffer(text, np.uint8, min(NEAR, len(text) - first), first))
+        return n_bytes
 
     def _add(self, text: np.ndarray) -> None:
         is_ink = text > 32
@@ -105,11 +112,11 @@ class Fold:
         self.gap |= not is_ink[0]
         if folded.size:
             if self.gap and self.length:
-                self._hash(b"\0")
+                self._hash(memoryview(b"\0"))
             self.gap = not folded[-1]
-            self._hash(folded[:folded.size - self.gap].tobytes())
+            self._hash(folded[:folded.size - self.gap].data)
 
-    def _hash(self, folded: bytes) -> None:
+    def _hash(self, folded: memoryview) -> None:
         if self.rank is None and self.length + len(folded) >= HEAD:
             head = HEAD - self.length
             self.sha1.update(folded[:head])
@@ -132,7 +139,7 @@ def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
         for piece in unit.pieces():
             held.append(piece)
             if document is None:
-                fold.add(utf8(piece))
+                fold.add(piece)
                 document = piece.split or fold.rank
                 if document is None and piece.ends:
                     document = fold.value()
@@ -171,14 +178,6 @@ def texts(units: Iterable[Any], limit: int, split: str | None = "train") -> Iter
     for piece, rank in ranked(units):
         if split in (None, rank if isinstance(rank, str) else SPLITS[rank <= limit]):
             yield piece.text
-
-
-def utf8(piece: Any) -> bytes:
-    try:
-        return piece.text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{piece.document}: the text has a lone surrogate, U+{ord(piece.text[error.start]):04X}, "
-                         "which cannot be written as UTF-8; remove or replace it") from None
 
 
 class Seen:
@@ -252,12 +251,12 @@ class Ledger:
 
 # ---- workers -------------------------------------------------------------------------------------------------
 
-TOKENIZER = None  # of this worker
+ENCODE = None  # of this worker: its tokenizer, how many threads it may use
 
 
-def use_tokenizer(tokenizer: Any) -> None:
-    global TOKENIZER
-    TOKENIZER = tokenizer
+def use_tokenizer(tokenizer: Any, num_threads: int | None) -> None:
+    global ENCODE
+    ENCODE = tokenizer, num_threads
 
 
 def start_worker(description: dict) -> None:
@@ -268,8 +267,7 @@ def start_worker(description: dict) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=follow_parent, daemon=True).start()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    use_tokenizer(tokenizer_from_json(description))
+    use_tokenizer(tokenizer_from_json(description), 1)
 
 
 def n_workers(wanted: int, units: list[Any]) -> int:
@@ -284,7 +282,7 @@ def n_workers(wanted: int, units: list[Any]) -> int:
 def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
     """n processes that know the tokenizer; for n = 1 a thread of this one."""
     if n == 1:
-        pool = ThreadPoolExecutor(1, initializer=use_tokenizer, initargs=(tokenizer,))
+        pool = ThreadPoolExecutor(1, initializer=use_tokenizer, initargs=(tokenizer, None))
     else:
         pool = ProcessPoolExecutor(n, get_context("spawn"), start_worker, (tokenizer.to_json(),))
     with pool:
@@ -299,7 +297,8 @@ def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
 
 def encode_unit(end: int | None, unit: Any, path: Path) -> None:
     """Makes the part of a unit: path.ids, all ids in a row, documents with `end` behind, then path.rows."""
-    dtype = id_dtype(TOKENIZER.vocab_size)
+    tokenizer, num_threads = ENCODE
+    dtype = part_dtype(tokenizer.vocab_size)
     ends = np.array([] if end is None else [end], dtype)
     rows, names, fold = [], [], None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -307,17 +306,16 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
         for piece in unit.pieces():
             if fold is None:
                 fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
-            text = utf8(piece)
-            fold.add(text)
+            n_bytes += fold.add(piece)
+            n_characters += len(piece.text)
             try:
-                ids = TOKENIZER.encode(piece.text).astype(dtype, copy=False)
+                ids = tokenizer.encode(piece.text, num_threads=num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
             for array in (ids, ends) if piece.ends else (ids,):
                 with os_errors(path.parent):
                     file.write(array.data)
                 n_tokens += array.size
-            n_bytes, n_characters = n_bytes + len(text), n_characters + len(piece.text)
             if piece.ends:
                 rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
                 names.append(piece.document)
@@ -333,6 +331,11 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
         os.replace(temp, path.with_suffix(".rows"))
 
 
+def part_dtype(vocab_size: int) -> np.dtype:
+    """Of the ids in a part: bytes where they do, since writing is a good part of the work."""
+    return np.dtype(np.uint8) if vocab_size <= 256 else id_dtype(vocab_size)
+
+
 def row(piece: Any, fold: Fold, n_tokens: int, n_bytes: int, n_characters: int) -> tuple:
     split = -1 if piece.split is None else SPLITS.index(piece.split)
     rank = fold.value() if fold.rank is None else fold.rank
@@ -346,11 +349,11 @@ def read_rows(path: Path) -> tuple[np.ndarray, list[str]]:
         return rows, file.read().decode("utf-8", "surrogateescape").split("\0")
 
 
-def is_finished(path: Path, dtype: np.dtype) -> bool:
-    """Whether a part is complete; after a power failure it may have holes."""
+def is_finished(path: Path, vocab_size: int) -> bool:
+    """Whether a part is there, and whole."""
     try:
         rows, _ = read_rows(path)
-        return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * dtype.itemsize
+        return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * part_dtype(vocab_size).itemsize
     except (OSError, ValueError, EOFError):
         return False
 
@@ -407,7 +410,7 @@ def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: in
 
     def start_one() -> None:
         for unit, path in islice(todo, 1):
-            finished = is_finished(path, writer.dtype)
+            finished = is_finished(path, writer.tokenizer.vocab_size)
             started.append((unit, path, None if finished else start(unit, path)))
 
     with tqdm(desc="encoding", total=sum(unit.size for unit in units), unit="B", unit_scale=True,
@@ -467,7 +470,7 @@ def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
     with os_errors(writer.folder):
         with open(path.with_suffix(".ids"), "rb") as file:
             for first in range(0, bounds[-1], SLICE):
-                ids = np.fromfile(file, writer.dtype, SLICE)
+                ids = np.fromfile(file, part_dtype(writer.tokenizer.vocab_size), SLICE)
                 lengths = np.diff(np.clip(bounds, first, first + SLICE))
                 goes = set(where[lengths > 0].tolist())
                 of = np.repeat(where, lengths) if len(goes) > 1 else None
@@ -540,7 +543,3 @@ def frequent(tokenizer: Any, counts: np.ndarray) -> str:
             token = token.decode()
         shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
     return "  ".join(shown) + " %"
-
-
-def fingerprint(tokenizer: Any) -> str:
-    return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]

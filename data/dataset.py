@@ -1,6 +1,6 @@
 """Token files: write them atomically, open anyone's, and cut deterministic batches from them.
 
-    with DatasetWriter(folder, tokenizer, source) as writer:      # what prepare.py does
+    with DatasetWriter(folder, tokenizer, source) as writer:      # data/build.py does it on all cores
         writer.write("train", tokenizer.encode(text), n_bytes=len(text.encode()))
         writer.write("val", ...)
 
@@ -12,7 +12,6 @@ else uint32) and meta.json, which says what the ids mean. nanoGPT's folders, wit
 alone, are read too. Only the windows of a batch are ever read from a .bin, never the whole file.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,9 +21,9 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -179,43 +178,6 @@ def os_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"cannot write the dataset in {folder}: {error}") from error
-
-
-def prepare_dataset(args: argparse.Namespace, tokenizer: Any, parts: Iterable[tuple[str, str]], source: dict,
-                    config: str) -> None:
-    """Encode (split, text) parts into the dataset args.out_dir; an eot, if the tokenizer has one, ends each.
-
-    Prints what one wants to check, and the next command, with `config`. A dry run uses a temporary folder.
-    """
-    from tqdm import tqdm
-
-    end = [] if tokenizer.eot is None else [tokenizer.eot]
-    characters = dict.fromkeys(SPLITS, 0)
-    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
-        with DatasetWriter(folder, tokenizer, source) as writer:
-            for split, text in tqdm(parts, desc="encoding", unit=" documents", disable=None):
-                writer.write(split, tokenizer.encode(text), n_bytes=len(text.encode()))
-                writer.write(split, end, n_bytes=0, n_documents=0)
-                characters[split] += len(text)
-        print(f"source {source['from']}\n       {source['bytes']:,} bytes, documents: {source['files']:,}, "
-              f"normalized: {source['normalize']}")
-        print(table(writer.counts, characters))
-    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {writer.dtype.name}")
-    if args.dry_run:
-        print(f"dry run, nothing written to {args.out_dir}")
-        return
-    print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
-    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
-    print(f"next   python train.py {config} --dataset={name}")
-
-
-def table(counts: dict[str, dict[str, int]], characters: dict[str, int]) -> str:
-    rows = {split: [characters[split], n["bytes"], n["tokens"]] for split, n in counts.items()}
-    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    lines = ["         characters          bytes         tokens  bytes/token"]
-    for name, (n_characters, n_bytes, n_tokens) in rows.items():
-        lines.append(f"{name:5}{n_characters:14,} {n_bytes:14,} {n_tokens:14,} {n_bytes / n_tokens:12.2f}")
-    return "\n".join(lines)
 
 
 # ---- opening ---------------------------------------------------------------------------------------------
