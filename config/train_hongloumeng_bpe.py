@@ -1,5 +1,6 @@
 # 红楼梦 in tokens of its own, small enough for a laptop's CPU: a BPE of 4,096 ids, 1.4 characters a token.
-#     python data/hongloumeng/prepare.py --tokenizer=bpe --vocab_size=4096 && python train.py config/train_hongloumeng_bpe.py
+#     python data/hongloumeng/prepare.py --tokenizer=bpe --vocab_size=4096
+#     python train.py config/train_hongloumeng_bpe.py
 
 out_dir = "out-hongloumeng-bpe"
 dataset = "hongloumeng_bpe"

@@ -30,14 +30,16 @@ BOM = re.compile("^\ufeff+")
 # C0 and C1 without tab and newlines, zero-width space, word joiner, noncharacters; not the joiners of emoji
 CONTROL_CHARS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufffe\uffff"
 CONTROL = re.compile(f"[{CONTROL_CHARS}]+")
-TAG = re.compile(r"<!--.{0,300}?-->|</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|"
-                 r"details|dfn|div|dl|dt|em|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|ins|kbd|label|li|"
-                 r"link|main|mark|meta|nav|ol|p|pre|q|s|samp|script|section|small|span|strike|strong|style|sub|"
-                 r"summary|sup|table|tbody|td|th|title|tr|tt|u|ul|var)(?:\s[^<>]{0,300})?/?>", re.IGNORECASE)
-HIDDEN = re.compile(r"<([a-z]{1,10})>([^<>]{0,12})</\1>", re.IGNORECASE)  # <bdi>.99lib.</bdi>, against copying
-HIDDEN_MARK = re.compile(r"[9九]{2}(?:lib|藏)|藏书网|^[\s.?!。？]*$", re.IGNORECASE)
-ENTITY = re.compile(r"&(?:nbsp|ensp|emsp|amp|lt|gt|quot|apos|[lr][sd]quo|[mn]dash|hellip|middot|#\d{1,6}|#x[\da-f]{1,5});",
-                    re.IGNORECASE)
+TAG = re.compile(
+    r"<!--.{0,300}?-->|</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|details|"
+    r"dfn|div|dl|dt|em|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|ins|kbd|label|li|link|main|mark|meta|"
+    r"nav|ol|p|pre|q|s|samp|script|section|small|span|strike|strong|style|sub|summary|sup|table|tbody|td|th|title|tr|"
+    r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>", re.IGNORECASE)
+# What sites sow between the words against copying: <bdi>.99lib.</bdi>, <tt></tt>, <u>?</u>
+HIDDEN = re.compile(r"<((?!(?:b|i|em|p|div|span|td|font|strong)>)[a-z]{1,10})>([^<>]{0,12})</\1>", re.IGNORECASE)
+HIDDEN_MARK = re.compile(r"[9九]{2}(?:lib|藏)|藏书网|^[\s.?!]*$", re.IGNORECASE)
+ENTITY = re.compile(r"&(?:nbsp|ensp|emsp|amp|lt|gt|quot|apos|[lr][sd]quo|[mn]dash|hellip|middot|#\d{1,6}|"
+                    r"#x[\da-f]{1,5});", re.IGNORECASE)
 
 # Read on a copy of the line whose full-width letters, digits and ./: are ASCII
 FOLD = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide - 0xFEE0).isalnum() or chr(wide) in "．／："}
@@ -48,18 +50,20 @@ SITE = re.compile(rf"(?:{ADDRESS.pattern}|(?<![\w.])[\w-]+(?:\.[\w-]+)*\.(?:com|
 OPEN, CLOSE = "（(【[《〈「『", "）)】]》〉」』"
 BRACKET = re.compile(rf"[{re.escape(OPEN)}][^{re.escape(OPEN + CLOSE)}]{{0,40}}?{SITE.pattern}"
                      rf"[^{re.escape(OPEN + CLOSE)}]{{0,40}}[{re.escape(CLOSE)}]", re.ASCII | re.IGNORECASE)
-AD_WORDS = re.compile("小说|电子书|txt|下载|在线阅读|免费|书友|网友|书屋|书城|书库|书网|文学网|中文网|读书网|论坛|网址|网站|本站|更多|"
-                      "最新|章节|更新|首发|上传|分享|整理|收藏|全本|访问|登[录陆]|尽在|[记記]住|地址|小說|電子書|下載|"
-                      "免費|書友|downloaded|ebook", re.IGNORECASE)
+AD_WORDS = re.compile("小说|电子书|txt|下载|在线阅读|免费|书友|网友|书屋|书城|书库|书网|文学网|中文网|读书网|"
+                      "论坛|网址|网站|本站|更多|最新|章节|更新|首发|上传|分享|整理|收藏|全本|访问|登[录陆]|尽在|"
+                      "[记記]住|地址|小說|電子書|下載|免費|書友|downloaded|ebook", re.IGNORECASE)
 SIGNATURE = re.compile(r"[.>?]?99lib[.?]?|九九藏书网?", re.IGNORECASE)  # sown into the text by a site
 # Advertisements that name no address, from the beginning of a line on
 PHRASE = re.compile(
-    r"(?:天才)?(?:一秒|[1１]秒)(?:钟)?[记記]住|欢迎(?:广大|各位)?书友|手机(?:用户|阅读|看书)?请(?:浏览|访问|登)|"
+    r"天才一秒[记記]住|(?:一|1|１)秒钟?[记記]住[^。！？]{0,12}(?:本站|网址|地址|小说)|欢迎(?:广大|各位)?书友|"
+    r"手机(?:用户|阅读|看书)?请(?:浏览|访问|登)|"
     r"(?:更多|最新|免费|全本)[^。！？，]{0,12}(?:小说|电子书|章节|TXT)[^。！？]{0,20}(?:下载|尽在|访问|请到|请上)|"
     r"[本此](?:书|文|电子书|作品)(?:由|来自|转载自|下载自)[^。！？]{0,24}(?:网|论坛|书屋|书城|小说)[^。！？]{0,12}"
     r"(?:整理|制作|提供|首发|收集|上传|下载)|"
     r"(?:本?作品|本书|内容|声明[:：])[^。！？]{0,12}仅供[^。！？]{0,40}(?:删除|商业|版权)|"
-    r"[-=－＝ ]{2,}章节内容(?:开始|结束)[-=－＝ ]{2,}$|更新时间[:：]\s*\d{4}\D\d+\D\d+.*字数[:：]\s*\d+\s*$", re.IGNORECASE)
+    r"[-=－＝ ]{2,}章节内容(?:开始|结束)[-=－＝ ]{2,}$|"
+    r"更新时间[:：]\s*\d{4}\D\d+\D\d+.*字数[:：]\s*\d+\s*$", re.IGNORECASE)
 PUNCTUATION = re.compile(r"[\W_]+")
 
 WIDE = "\u3000\xa0"

@@ -43,8 +43,9 @@ NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 
-# The 60 most frequent characters, simplified and traditional: in the right encoding, text is full of them
-FREQUENT = frozenset("的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也你對对生能而子那得於于著着下自之年道")
+# The most frequent characters, simplified and traditional: in the right encoding, text is full of them
+FREQUENT = frozenset("的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
+                     "你對对生能而子那得於于著着下自之年道")
 
 
 @dataclass(frozen=True)
@@ -451,13 +452,17 @@ def text_of(row: Any, field: str | None, name: str) -> str | None:
     return row[found[0]]
 
 
-@contextmanager
-def open_parquet(part: Part) -> Iterator[Any]:
+def import_pyarrow() -> Any:
     try:
-        import pyarrow
         import pyarrow.parquet
+        return pyarrow
     except ImportError:
         raise ValueError("reading .parquet files needs a library: pip install pyarrow") from None
+
+
+@contextmanager
+def open_parquet(part: Part) -> Iterator[Any]:
+    pyarrow = import_pyarrow()
     try:
         # with a buffer the columns are read page by page, however large the row groups are
         with pyarrow.parquet.ParquetFile(part.path, buffer_size=CHUNK, pre_buffer=False) as file:

@@ -30,6 +30,7 @@ from data.formats import (
     Reading,
     check_encoding,
     documents,
+    import_pyarrow,
     kind_of,
     parts_of,
     report_skipped,
@@ -186,6 +187,8 @@ def downloaded(args: argparse.Namespace, name: str, urls: Sequence[str], sha256:
     if args.dry_run:
         print(f"dry run: would download {urls[0]} to {path}")
         return []
+    if path.suffix == ".parquet":
+        import_pyarrow()  # better now than after some gigabytes
     download(urls, sha256, path)
     return [path]
 

@@ -15,8 +15,8 @@ from distributed import Ranks
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
 TRAINED = [path for path in CONFIGS if not path.stem.startswith(("eval_", "finetune_"))]
-SMALL = ("--batch_size=2 --gradient_accumulation_steps=1 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --max_iters=3 "
-         "--eval_iters=1 --log_interval=1 --device=cpu --compile=False").split()
+SMALL = ("--batch_size=2 --gradient_accumulation_steps=1 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 "
+         "--max_iters=3 --eval_iters=1 --log_interval=1 --device=cpu --compile=False").split()
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +72,6 @@ def test_print_params_takes_the_vocabulary_of_the_dataset(tmp_path, capsys):
     with DatasetWriter(tmp_path, CharTokenizer("abc"), {}) as writer:
         for split in ("train", "val"):
             writer.write(split, np.zeros(9, int), n_bytes=9)
-    train.main(["--print_params", "--device=cpu", "--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=4", f"--dataset={tmp_path}"])
+    shape = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=4"]
+    train.main(["--print_params", "--device=cpu", *shape, f"--dataset={tmp_path}"])
     assert re.search(r"transformer.wte.weight +3 x 8 +24\n", capsys.readouterr().out)

@@ -291,7 +291,8 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
     prepare("text", "--input", folder, "--encoding=auto", "--out_dir", tmp_path / "out", "--tokenizer=char")
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == set(books.values()) and found["train"] and found["val"]
-    prepare("text", "--input", folder / "3.txt", "--encoding=gb18030", "--out_dir", tmp_path / "one", "--tokenizer=char")
+    prepare("text", "--input", folder / "3.txt", "--encoding=gb18030", "--out_dir", tmp_path / "one",
+            "--tokenizer=char")
     [train], [val] = documents(tmp_path / "one").values()
     assert train + val == books["3"] and len(train) == int(len(books["3"]) * 0.9)
     with pytest.raises(ValueError, match="name files, folders or archives"):
@@ -360,7 +361,8 @@ def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path,
         rows = [line if line.strip() else "" for line in text[split].splitlines(keepends=True)]
         parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
     for name in ("wikitext-2-raw-v1.zip", "hub"):
-        prepare("wikitext", "--input", tmp_path / name, "--out_dir", tmp_path / "out", "--tokenizer_file", shared_data("gpt2"))
+        prepare("wikitext", "--input", tmp_path / name, "--out_dir", tmp_path / "out",
+                "--tokenizer_file", shared_data("gpt2"))
         dataset = open_dataset(tmp_path / "out")
         assert (text_of(dataset, "train"), text_of(dataset, "val")) == (text["train"], text["valid"])
 

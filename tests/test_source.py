@@ -27,7 +27,8 @@ from data.source import (
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
-NOVEL = "".join(f"第{i}回 宝玉来见\r\n他说道：“我这里有个人，要到你们那里去了。”不知是谁的，上下都说不可 {i}\n" for i in range(3000))
+NOVEL = "".join(f"第{i}回 宝玉来见\r\n他说道：“我这里有个人，要到你们那里去了。”不知是谁的，上下都说不可 {i}\n"
+                for i in range(3000))
 
 
 def write(path, content):
@@ -160,7 +161,8 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--val_fraction=0"], "val_fraction"), (["--val_fraction=nan"], "val_fraction"), (["--val_fraction=x"], "val_fraction"),
+    (["--val_fraction=0"], "val_fraction"), (["--val_fraction=nan"], "val_fraction"),
+    (["--val_fraction=x"], "val_fraction"),
     (["--encoding=gb-18"], "unknown encoding 'gb-18'"), (["--clean=adverts"], "no cleaning rule adverts"),
     (["--imput=x"], "imput"),
 ])
@@ -181,7 +183,8 @@ def test_the_flags_make_the_tokenizer(tmp_path):
     tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc abd abc"] * 3))
     assert tokenizer.kind == "bpe" and tokenizer.encode("abc").size == 1
     args.tokenizer, args.eot = "char", False
-    assert tokenizer_of(args)(lambda split="train": iter(["cab"])).to_json() == {"kind": "char", "chars": "abc", "eot": False}
+    described = tokenizer_of(args)(lambda split="train": iter(["cab"])).to_json()
+    assert described == {"kind": "char", "chars": "abc", "eot": False}
 
 
 # ---- units -------------------------------------------------------------------------------------------------
@@ -284,10 +287,13 @@ def test_each_text_by_itself_is_cut_at_its_own_end_and_no_word_in_two(tmp_path, 
 
 @given(st.lists(st.lists(st.text("ab", max_size=4), min_size=1, max_size=3), max_size=3), st.integers(0, 20))
 def test_every_side_of_a_cut_ends_its_documents(texts, left):
-    pieces = [Piece(str(i), text, j == len(parts) - 1, None)
-              for i, parts in enumerate(texts) if "".join(parts) for j, text in enumerate(parts) if text or j == len(parts) - 1]
-    cut = list(cut_at(pieces, left, False))
-    for split, text in (("train", "".join(p.text for p in pieces)[:left]), ("val", "".join(p.text for p in pieces)[left:])):
+    pieces = []
+    for i, parts in enumerate(texts):
+        last = len(parts) - 1
+        pieces += [Piece(str(i), text, j == last, None) for j, text in enumerate(parts)
+                   if "".join(parts) and (text or j == last)]
+    cut, whole = list(cut_at(pieces, left, False)), "".join(piece.text for piece in pieces)
+    for split, text in (("train", whole[:left]), ("val", whole[left:])):
         side = [piece for piece in cut if piece.split == split]
         assert "".join(piece.text for piece in side) == text
         assert not side or side[-1].ends

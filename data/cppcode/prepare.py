@@ -1,6 +1,6 @@
 """C and C++ source as bytes, for code completion: by default PyTorch's own headers, on disk already: data/cppcode/.
 
-    python data/cppcode/prepare.py                            # 60 MB of headers that PyTorch brings along
+    python data/cppcode/prepare.py                            # 38 MB of headers that PyTorch brings along
     python data/cppcode/prepare.py --input FOLDER REPO.zip... # folders, and archives as GitHub offers them
     python data/cppcode/prepare.py --tokenizer=bpe --vocab_size=32768 --out_dir=data/cppcode_bpe
 

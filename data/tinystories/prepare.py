@@ -27,7 +27,8 @@ FILES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>", val_fraction=0.01)
+    parser = arguments(__doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>",
+                       val_fraction=0.01)
     parser.add_argument("--fraction", type=fraction, default=1.0, help="of the training stories (default: 1, all)")
     args = parser.parse_args(argv)
     if not args.input:
