@@ -8,7 +8,7 @@ place of https://huggingface.co, and GITHUB_RAW_ENDPOINT that of https://raw.git
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -122,9 +122,11 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
     return stated
 
 
-def hash_file(path: Path) -> str:
+def hash_file(path: str | Path, progress: Callable[[int], None] = int) -> str:
+    """The sha256 of a file, as 64 hex digits; progress(n) is told of every n bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(2**20):
             digest.update(piece)
+            progress(len(piece))
     return digest.hexdigest()

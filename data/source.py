@@ -3,8 +3,9 @@
     python data/<name>/prepare.py --input novel.txt books/ more.jsonl.gz --encoding=auto --clean --dry_run
 
     args = arguments(__doc__, HERE, tokenizer="bpe").parse_args(argv)
-    parts = find(args, reading_of(args))               # files, ranges, members: data/formats.py
-    build(args, units(args, parts), tokenizer_of(args), origin(args, parts), "config/x.py")
+    reading = reading_of(args)                         # the encoding, what to clean, ...
+    parts = find(args, reading)                        # files, ranges, members: data/formats.py
+    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
 
 Text is kept as it is, its newlines, byte-order mark and full-width spaces too, unless --normalize or --clean is
 given.
@@ -130,6 +131,9 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
+        packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
+        if packed:
+            raise ValueError(f"{packed}: unpack it and pass the folder, so that names of files tell the splits")
         parts = [replace(part, split=split_of(part.name)) for part in parts if split_of(part.name) != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
@@ -202,8 +206,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     hashes = []
     with tqdm(desc="hashing", total=sum(sizes.values()), unit="B", unit_scale=True, disable=None) as bar:
         for path in files:
-            hashes.append(hash_file(path))
-            bar.update(sizes[path])
+            hashes.append(hash_file(path, bar.update))
     names = list(dict.fromkeys(part.name for part in parts))
     return {
         "from": where or ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
@@ -316,12 +319,13 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     """
     from tqdm import tqdm
 
-    groups: dict[str, list[tuple[Unit, int]]] = {}
+    groups: dict[tuple, list[tuple[Unit, int]]] = {}
     whole_words = args.tokenizer not in ("char", "byte")
     single = units(args, parts, reading, single=True)
     for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
         n = sum(len(piece.text) for piece in unit.pieces())
-        groups.setdefault(unit.parts[0].name if each else "", []).append((unit, n))
+        part = unit.parts[0]
+        groups.setdefault((part.path, part.member) if each else (), []).append((unit, n))
     cut = []
     for group in groups.values():
         left = int(sum(n for _, n in group) * (1 - args.val_fraction))

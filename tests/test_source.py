@@ -1,6 +1,8 @@
 """data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
 
+import io
 import pickle
+import tarfile
 import zipfile
 from dataclasses import replace
 
@@ -312,3 +314,22 @@ def test_what_is_one_text(tmp_path, small_parts):
 
     assert answer(a) and answer(tmp_path / "c.zip")
     assert not answer(a, tmp_path / "c.zip") and not answer(b) and not answer(a, separator="|")
+
+
+def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tell_the_splits(tmp_path):
+    path = write(tmp_path / "stories.tar.gz", b"")
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo("train.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(ValueError, match="stories.tar.gz: unpack it and pass the folder"):
+        read(parse(tmp_path, "--input", path), named_splits=True)
+
+
+def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):
+    paths = [write(tmp_path / folder / "a.txt", letter * 100) for folder, letter in (("x", "a"), ("y", "b"))]
+    args = parse(tmp_path, "--input", *paths)
+    reading = reading_of(args)
+    pieces = [piece for unit in by_position(args, find(args, reading), reading, each=True) for piece in unit.pieces()]
+    assert [(piece.text, piece.split) for piece in pieces] == [
+        ("a" * 90, "train"), ("a" * 10, "val"), ("b" * 90, "train"), ("b" * 10, "val")]

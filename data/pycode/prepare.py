@@ -33,12 +33,12 @@ def choose(parts: list[Part], max_bytes: int) -> list[Part]:
     """As many as fit into max_bytes (0: all), each content once, taken in the order of the hashes."""
     if not max_bytes:
         return parts
-    total, chosen = 0, []
+    total, chosen = 0, set()
     for _, part in sorted({hash_part(part): part for part in reversed(parts)}.items()):
         if total + part.size <= max_bytes:
-            chosen.append(part)
+            chosen.add(part)
             total += part.size
-    return sorted(chosen, key=parts.index)
+    return [part for part in parts if part in chosen]
 
 
 def own_code(args: argparse.Namespace) -> str:
