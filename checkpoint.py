@@ -1,16 +1,28 @@
-"""Checkpoints: saved atomically, loaded safely, validated.
+"""Checkpoints: saved in the background and atomically, verified, loaded safely.
 
 A checkpoint is one dict of tensors and plain Python values: nanoGPT's six keys (model, optimizer, model_args,
 iter_num, best_val_loss, config) and ours (scaler, rng, tokenizer, meta, run, format). Loading never runs code
-from the file (weights_only=True) and maps it into memory, so that a look at one key stays cheap.
+from the file (weights_only=True), and maps it into memory, so that a look at one key stays cheap. In an out_dir:
+
+    ckpt.pt                    the best or newest evaluated state, for sample.py
+    last.pt                    the newest complete state
+    last-1.pt, last-2.pt, …    the ones before it, for when last.pt is damaged (keep_checkpoints counts last.pt too)
+    lock                       held by the run that writes there
 """
 
+import errno
 import os
 import shutil
+import socket
+import sys
+import threading
 import warnings
+import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -20,63 +32,262 @@ FORMAT = 1
 PREFIXES = ("_orig_mod.", "module.")  # left on parameter names by torch.compile and DDP
 
 
-def save(path: Path, state: dict, copy_of: Path | None = None) -> None:
-    """Writes `state` to `path`: to a temporary file, fsynced, then moved over the old one, so that a kill or a
-    full disk at any moment leaves the old checkpoint whole. copy_of: a file that was just saved with the same
-    state, to be linked instead of written again. Raises ValueError if the file cannot be written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # left by a kill
+class Damaged(ValueError):
+    """A file that is no readable checkpoint, while an older one may be."""
+
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def save(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
+    """Writes `state` to a temporary file, fsyncs it, then moves it to `path`, so that a kill or a full disk at any
+    moment leaves the old checkpoint whole. Of several paths each gets the one file, in their order, by hard links
+    where there are such. keep: how many of the last path there may be, with those that it replaced (path-1, …).
+
+    Raises ValueError if a file cannot be written."""
+    paths = [path] if isinstance(path, Path) else path
+    temporaries = [p.with_name(f"{p.name}.tmp") for p in paths]
     try:
-        if copy_of is not None:
-            try:
-                os.link(copy_of, temporary)
-            except OSError:  # no hard links on this file system
-                save_copy(copy_of, temporary)
-        else:
-            with open(temporary, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with open(temporaries[0], "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for other in temporaries[1:]:
+            link(temporaries[0], other)
+        for temporary, p in zip(temporaries, paths, strict=True):
+            if keep is not None and p is paths[-1]:
+                rotate(p, keep)
+            os.replace(temporary, p)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"cannot write checkpoint {path}: {error}; the previous one is untouched") from error
-    if hasattr(os, "O_DIRECTORY"):  # make the rename itself survive a power cut (not possible on Windows)
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise ValueError(f"cannot write checkpoint {paths[0]}: {error}; the previous one is untouched") from error
+    if hasattr(os, "O_DIRECTORY"):  # make the renames themselves survive a power cut (not possible on Windows)
         with suppress(OSError):  # some network file systems cannot
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            folder = os.open(paths[0].parent, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
 
 
-def save_copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as old, open(target, "wb") as new:
-        shutil.copyfileobj(old, new)
-        new.flush()
-        os.fsync(new.fileno())
+def older(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def load(path: str | Path) -> dict:
+def rotate(path: Path, keep: int) -> None:
+    """path-1 becomes path-2 and so on; path becomes path-1 too, and stays until it is replaced. Those from number
+    `keep` on are removed."""
+    number, newest = keep, older(path, 1)
+    while (extra := older(path, number)).exists():
+        extra.unlink()
+        number += 1
+    if keep < 2 or not path.exists() or (newest.exists() and newest.samefile(path)):  # a kill came right after this
+        return
+    for number in range(keep - 1, 1, -1):
+        if older(path, number - 1).exists():
+            os.replace(older(path, number - 1), older(path, number))
+    temporary = newest.with_name(f"{newest.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        os.replace(temporary, newest)
+    except OSError:  # no hard links on this file system: for a moment there is no last.pt
+        os.replace(path, newest)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or where there are none a copy on the disk."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with open(source, "rb") as old, open(target, "wb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. Only rank 0 makes one.
+
+        saver.save(state, out_dir / "last.pt")   # returns at once, unless the save before is still going on
+        saver.before_update()                    # from here on the tensors of `state` may change
+
+    In between the loop may read them, so it can go through the next step's forward and backward pass while a
+    thread copies them to host memory (kept for the next save; pinned and by a stream of its own on CUDA). What
+    goes wrong is left in `error`, for the loop to stop at its next step; wait() raises it.
+
+    keep: as in save(), but the first save of a fresh run removes what an older run left. background=False
+    writes at once and needs no memory for a copy. before: is called before a checkpoint is written.
+    """
+
+    def __init__(self, device: torch.device, keep: int, fresh: bool, background: bool = True,
+                 before: Callable[[], None] = lambda: None):
+        self.device, self.keep, self.fresh, self.background, self.before = device, keep, fresh, background, before
+        self.error: ValueError | None = None
+        self.thread: threading.Thread | None = None
+        self.copied = threading.Event()
+        self.copied.set()
+        self.buffers: dict[tuple, torch.Tensor] = {}
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def save(self, state: dict, *paths: Path) -> None:
+        self.join()
+        if self.error:
+            return
+        if not self.background:
+            self.write(state, paths)
+        elif self.device.type in ("cpu", "cuda"):
+            ready = torch.cuda.current_stream(self.device).record_event() if self.stream else None
+            self.copied.clear()
+            self.start(state, paths, ready)
+        else:  # other devices' queues take work from one thread only
+            self.start(self.copy(state), paths)
+
+    def start(self, *args) -> None:
+        self.thread = threading.Thread(target=self.write, args=args, name="save")
+        self.thread.start()
+
+    def write(self, state: dict, paths: tuple[Path, ...], ready: "torch.cuda.Event | None" = None) -> None:
+        try:
+            if not self.copied.is_set():
+                try:
+                    state = self.copy(state, ready)
+                finally:
+                    self.copied.set()
+            self.before()
+            if paths[-1].name == "last.pt":
+                save(list(paths), state, 1 if self.fresh else self.keep)
+                self.fresh = False
+            else:
+                save(list(paths), state)
+        except ValueError as error:
+            self.error = error
+        except Exception as error:  # no memory for the copy, mostly
+            self.error = ValueError(f"cannot save {paths[0]}: {error} (--async_save=False needs less memory)")
+            self.error.__cause__ = error
+
+    def copy(self, state: dict, ready: "torch.cuda.Event | None" = None) -> dict:
+        """`state` with copies of its tensors in host memory; what shares its memory goes on doing so."""
+        kept: dict[tuple, torch.Tensor] = {}
+
+        def copied(value):
+            if isinstance(value, torch.Tensor):
+                key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+                if key not in kept:
+                    buffer = self.buffers.get(key)
+                    if buffer is None:
+                        buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+                    kept[key] = buffer.copy_(value, non_blocking=value.is_cuda)
+                return kept[key]
+            if isinstance(value, dict):
+                return {key: copied(item) for key, item in value.items()}
+            return [copied(item) for item in value] if isinstance(value, list) else value
+
+        if self.stream is None:
+            state = copied(state)
+        else:
+            with torch.cuda.stream(self.stream):
+                self.stream.wait_event(ready)
+                state = copied(state)
+            self.stream.synchronize()
+        self.buffers = kept
+        return state
+
+    def before_update(self) -> None:
+        self.copied.wait()
+
+    def join(self) -> None:
+        """Waits for the save that is going on, if any."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def wait(self) -> None:
+        """Waits until all is on the disk. Raises ValueError if something could not be written."""
+        self.join()
+        if self.error:
+            raise self.error
+
+
+def lock(folder: Path) -> IO[str]:
+    """Makes `folder` and takes the lock on it; closing the returned file, or the end of the process however it
+    comes, gives it back. The file itself stays. Raises ValueError if another run has the lock, or the folder
+    cannot be written. Removes what a killed save left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"out_dir={folder} cannot be made or written to: {error}") from error
+    try:
+        lock_file(file)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            file.close()
+            raise ValueError(f"out_dir={folder} is in use by {holder}: wait for that run to end, stop it, or "
+                             "choose another out_dir") from None
+        print(f"note: {folder} is on a file system without locks ({error}): take care that no second run writes "
+              "there", file=sys.stderr)
+    with suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for stale in folder.glob("*.pt.tmp"):
+            stale.unlink()
+    return file
+
+
+def lock_file(file: IO[str]) -> None:
+    """Locks an open file for this process, or raises OSError at once. On NFS Linux sends flock on to the server,
+    which frees it when the client is known to be gone; with the mount option local_lock, or on a Lustre that is
+    mounted with localflock, runs on different machines don't see each other's locks."""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(2**30)  # far behind the text, which others could not read otherwise
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, verify: bool = False, mapped: bool = True) -> dict:
     """Reads a checkpoint of ours or of nanoGPT, tensors on the CPU.
 
-    Raises ValueError in one line if the file is absent, truncated, holds more than tensors and plain values, is
-    of a newer format, or lacks what a checkpoint needs.
+    verify: compare all of the file with its checksums, which reads it once more; without it only what is not a
+    tensor is compared. mapped=False: tensors get memory of their own instead of that of the mapped file.
+
+    Raises ValueError in one line if the file is absent, of a newer format, or lacks what a checkpoint needs;
+    Damaged (one too) if it is truncated, altered, or holds more than tensors and plain values.
     """
     path = Path(path)
     try:
+        is_zip = zipped(path)  # not the case before torch 1.6: no checksums, and it cannot be mapped
+        if is_zip:
+            compare_checksums(path, verify)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
-            # the format before torch 1.6 cannot be mapped into memory
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped(path))
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
-        raise ValueError(
+        raise Damaged(
             f"checkpoint {path} ({path.stat().st_size:,} bytes) cannot be read: it is damaged, or holds more than "
             f"tensors and plain values ({reason.split('. Please use')[0][:150]})"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("model", "model_args")):
         keys = f"keys {sorted(map(str, state))[:8]}" if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is no GPT checkpoint: found {keys}, expected model, model_args, …")
+    if not all(isinstance(state.get(key, {}), dict) for key in ("config", "run")):
+        raise ValueError(f"{path} is no GPT checkpoint: its config and run must be dicts")
     if state.get("format", FORMAT) > FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}: update it")
     return state
@@ -87,27 +298,82 @@ def zipped(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
-def find(path: str | Path, resume: bool = False) -> Path:
-    """The checkpoint file meant by `path`, a file or a folder.
+def compare_checksums(path: Path, tensors: bool) -> None:
+    """Raises an exception unless the file matches the CRC-32 that torch.save, since 1.6 a writer of zip archives,
+    stored with every tensor and with the pickle that holds the rest. torch.load compares none of them."""
+    from tqdm import tqdm
 
-    In a folder ckpt.pt (the best so far) is preferred, then last.pt. To resume: of one run the one with more
-    steps (last.pt if equal), of two runs that shared the folder the one written later.
-    """
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if tensors or "/data/" not in info.filename]
+        total = sum(info.file_size for info in members)
+        quiet = None if total > 2**31 else True  # None: quiet unless stderr is a terminal
+        with tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=quiet) as bar:
+            for info in members:
+                with archive.open(info) as member:
+                    while chunk := member.read(2**22):  # raises BadZipFile at the end of a member that differs
+                        bar.update(len(chunk))
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in the order of preference for sampling."""
+    numbers = (file.stem.removeprefix("last-") for file in folder.glob("last-*.pt"))
+    previous = [older(folder / "last.pt", n) for n in sorted(int(n) for n in numbers if n.isdecimal())]
+    return [file for file in (folder / "ckpt.pt", folder / "last.pt", *previous) if file.exists()]
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint meant by `path`, a file or a folder, to sample from or to fine-tune: in a folder ckpt.pt (the
+    best so far) is preferred, then the newest last.pt."""
     path = Path(path)
-    if path.is_file():
-        return path
-    files = [f for f in (path / "ckpt.pt", path / "last.pt") if f.exists()]
+    files = [path] if path.is_file() else saved(path)
     if not files:
         raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; "
                          f"train with --out_dir={path} first, or name another")
-    if not resume or len(files) == 1:
-        return files[0]
-    states = [load(file) for file in files]
-    ids = [state.get("run", {}).get("id") for state in states]
-    ages = [state.get("iter_num", 0) for state in states]
-    if ids[0] != ids[1]:
-        ages = [file.stat().st_mtime_ns for file in files]
-    return files[0] if ages[0] > ages[1] else files[1]
+    return files[0]
+
+
+def find_newest(folder: Path) -> Path:
+    """The checkpoint in a folder to resume from: of the run that was started last the one with the most steps
+    (last.pt if equal) that is whole. Damaged ones that come before it are renamed, and one line of stderr each
+    tells about them. No clock decides. Raises ValueError if none is whole."""
+    find(folder)
+    ages, damaged = {}, {}
+    for file in saved(folder):
+        try:
+            ages[file] = age(load(file), file)
+        except Damaged as error:
+            damaged[file] = error
+    chosen = None
+    for file in sorted(ages, key=ages.get, reverse=True):
+        try:
+            load(file, verify=True)
+            chosen = file
+            break
+        except Damaged as error:
+            damaged[file] = error
+    if chosen is None:
+        raise ValueError("; ".join(map(str, damaged.values())) + "; no whole checkpoint is left to resume from")
+    for file, error in damaged.items():
+        aside = file.with_name(f"{file.name}.damaged")
+        print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][1]} steps), and {file.name} is now "
+              f"{aside.name}", file=sys.stderr)
+        with suppress(OSError):  # a folder that cannot be written can still be evaluated
+            os.replace(file, aside)
+    return chosen
+
+
+def age(state: dict, file: Path) -> tuple[int, int, bool]:
+    """Sorts checkpoints of one folder: the run's number in it, steps, and last.pt before an equal ckpt.pt."""
+    return state.get("run", {}).get("number", 0), state.get("iter_num", 0), file.name == "last.pt"
+
+
+def next_number(folder: Path) -> int:
+    """The number of a fresh run in a folder: one more than that of any run whose checkpoints are there."""
+    numbers = [0]
+    for file in saved(folder):
+        with suppress(ValueError):
+            numbers.append(age(load(file), file)[0])
+    return max(numbers) + 1
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -122,8 +388,11 @@ def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return cleaned
 
 
-def build_model(state: dict, **changes) -> GPT:
-    """The model in a checkpoint, on the CPU with its weights. `changes` replace model_args (dropout, say).
+def build_model(state: dict, device: torch.device | str = "cpu", take: bool = False, **changes) -> GPT:
+    """The model in a checkpoint, with its weights. `changes` replace model_args (dropout, say).
+
+    The weights are copied to `device` one by one; to "meta" none are. take: on the CPU they become the model's own
+    instead, so that there is only one set of them; `state` must not be mapped from the file then, nor used again.
     Raises ValueError if model_args and weights do not fit together, naming the first tensor that differs."""
     known = {field.name for field in fields(GPTConfig)}
     unknown = state["model_args"].keys() - known
@@ -140,14 +409,16 @@ def build_model(state: dict, **changes) -> GPT:
     extra = weights.keys() - model.state_dict().keys()
     if extra:
         raise ValueError(f"the checkpoint has weights that model_args know nothing of: {sorted(extra)[:4]}")
-    return materialize(model, weights)
-
-
-def materialize(model: GPT, weights: dict[str, torch.Tensor]) -> GPT:
-    """Puts copies of `weights` in place of a meta model's empty parameters; tied tensors stay one."""
-    model.to_empty(device="cpu")
+    if torch.device(device).type == "meta":
+        return model
+    take = take and torch.device(device).type == "cpu"
+    if take:
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    else:
+        model.to_empty(device=device)
     if model.config.tie_weights:
         model.lm_head.weight = model.transformer.wte.weight
-    model.load_state_dict(weights)
+    if not take:
+        model.load_state_dict(weights)
     model.make_rope()
     return model

@@ -1,6 +1,6 @@
-"""What a run computes on: device, number format, torch.compile, and the device's peak speed.
+"""What a run computes on: device, number format, torch.compile, the device's peak speed, and memory in use.
 
-All are settled once, after every override is known; 'auto' takes the best that the machine has.
+The first three are settled once, after every override is known; 'auto' takes the best that the machine has.
 """
 
 import importlib.util
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -80,3 +81,18 @@ def peak_flops_of(device: torch.device, override: float | None) -> float | None:
     if "Laptop" in name:  # slower than its namesake on a desk, by how much depends on the maker
         known = None
     return (override or known) and (override or known) * 1e12
+
+
+def memory_used(device: torch.device) -> float | None:
+    """MiB: on CUDA the most that tensors took so far, elsewhere the resident memory of this process (on macOS the
+    most it was); None where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):  # Linux
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    with suppress(ImportError):  # Windows
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return None

@@ -5,6 +5,8 @@ control messages go over gloo on the CPU, so that agreeing on them never waits f
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +50,28 @@ class Ranks:
             gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less of them
             broadcast_buffers=False,  # the buffers (RoPE tables) never change
         )
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, a plain Python object, on all ranks."""
+        if not dist.is_initialized():
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """Calls function() on rank 0 alone, and returns what it returns there, None elsewhere. A ValueError that it
+        raises is raised on all ranks, so that none waits for another that has ended."""
+        result, failure = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except ValueError as error:
+                failure = error
+        message = self.share(None if failure is None else str(failure))
+        if message is not None:
+            raise failure or ValueError(message)
+        return result
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over all ranks, in float64; the same list everywhere."""

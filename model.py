@@ -375,19 +375,10 @@ class GPT(nn.Module):
             wpe.num_embeddings = block_size
         self.make_rope()
 
-    def forward(
-        self,
-        idx: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        cache: KVCache | None = None,
-        return_logits: bool = True,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """idx (B, T) int64 -> (logits, loss).
+    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """idx (B, T) int64 -> what the last block leaves, (B, T, C): to be normed by ln_f, then read by the head.
 
-        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1
-        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None. With a cache the
-        T positions follow the cache.length that are in it, and are added to it. return_logits=False lets the
-        loss be computed without ever holding all logits; the first result is then None.
+        With a cache the T positions follow the cache.length that are in it, and are added to it.
         Raises ValueError if the positions exceed block_size.
         """
         T, start = idx.size(1), cache.length if cache is not None else 0
@@ -404,6 +395,24 @@ class GPT(nn.Module):
             x = block(x, rope, cache, layer)
         if cache is not None:
             cache.length += T
+        return x
+
+    def forward(
+        self,
+        idx: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        return_logits: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """idx (B, T) int64 -> (logits, loss).
+
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1
+        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None. With a cache the
+        T positions follow the cache.length that are in it, and are added to it. return_logits=False lets the
+        loss be computed without ever holding all logits; the first result is then None.
+        Raises ValueError if the positions exceed block_size.
+        """
+        x = self.hidden(idx, cache)
         if targets is None:
             return self._logits(self.transformer.ln_f(x[:, -1:])), None
         x, flat = self.transformer.ln_f(x), targets.reshape(-1)

@@ -15,8 +15,8 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,8 @@ import torch
 import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
-from device import peak_flops_of, pick_compile, pick_device, pick_dtype
+from data.tokenizer import token_table, tokenizer_from_json
+from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
 from distributed import Ranks
 from metrics import Metrics
 from model import GPT, GPTConfig
@@ -46,7 +47,10 @@ class TrainConfig:
     print_params: bool = False  # print name, shape and size of every parameter, and exit
     always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
+    keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
+    async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
     init_from: str = "scratch"  # 'scratch', 'resume', or to fine-tune: a checkpoint, a folder, 'gpt2*'
+    allow_changed: str = ""  # what a resume may change: dataset,batch_size,gradient_accumulation_steps,seed,sampling
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
     wandb_project: str = "owt"  # its project
@@ -108,43 +112,63 @@ class TrainConfig:
 
 NEVER = 2**62  # a step that no run reaches
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
-MACHINE_KEYS = ("device", "compile", "backend", "init_from", "out_dir", "eval_only", "print_params", "peak_tflops")
+MACHINE_KEYS = ("device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "print_params",
+                "peak_tflops")
+DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # what a step sees, with the dataset
 
 
 def main(argv: list[str]) -> int:
     config, explicit = configure(TrainConfig, argv)
+    with ExitStack() as held:  # the process group and the lock on out_dir, given back however the run ends
+        return train(config, explicit, held)
+
+
+def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
+    """The run. explicit: the keys that were given, not left at their defaults. Returns the exit status."""
     ranks = Ranks()
     out_dir = Path(config.out_dir)
+    resumed = config.init_from == "resume"
+    if not resumed:
+        validate(config, ranks)
+    device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
+    ranks.start(config.backend, device)
+    held.callback(ranks.stop)
+    say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
+
+    def lock_out_dir() -> None:
+        if ranks.is_main and not config.eval_only:
+            held.enter_context(checkpoint.lock(out_dir))
 
     # What to start from: nothing, a run of this folder, or the weights of another
     state = None
-    if config.init_from == "resume":
-        state = checkpoint.load(checkpoint.find(out_dir, resume=True))
+    if resumed:
+        checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
+        ranks.on_main(lock_out_dir)
+        newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
+        state = checkpoint.load(newest, mapped=device.type != "cpu")  # the CPU takes the tensors as they are
         take_saved_config(config, explicit, state)
+        validate(config, ranks)
     elif config.init_from != "scratch":
-        state = load_pretrained(config.init_from)
-    resumed = config.init_from == "resume"
-    validate(config, ranks)
+        state = load_pretrained(config.init_from, verify=True)
 
     # The machine, the data, the model
-    device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
     dtype = pick_dtype(config.dtype, device)
     compiled = pick_compile(config.compile, device)
     fresh = state is None and config.print_params and config.vocab_size is not None  # needs no dataset
     dataset = None if fresh else open_dataset(config.dataset, config.vocab_size)
+    if resumed:
+        changes = check_changes(config, explicit, state, dataset)
+        if changes:
+            say(f"changed on resume: {', '.join(changes)}")
     generator = torch.Generator().manual_seed(config.seed)
-    model = make_model(config, explicit, state, dataset, generator)
+    model = make_model(config, explicit, state, dataset, generator, device)
     if config.print_params:
-        print(table_of_parameters(model))
+        say(table_of_parameters(model))
         return 0
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
-    ranks.start(config.backend, device)
-    say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out_dir={out_dir} cannot be made: {error}") from error
+    if not resumed:
+        ranks.on_main(lock_out_dir)
 
     model.to(device)
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
@@ -152,7 +176,8 @@ def main(argv: list[str]) -> int:
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
     # float16's small gradients need scaling; on CUDA and the CPU alike
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
-    iter_num, best_val_loss, run = 0, 1e9, {"seconds": 0.0, "last_eval_iter": -1, "id": secrets.token_hex(8)}
+    iter_num, best_val_loss = 0, 1e9
+    run = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": secrets.token_hex(8)}
     if resumed:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
@@ -160,7 +185,10 @@ def main(argv: list[str]) -> int:
             load_optimizer(optimizer, state["optimizer"])
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
+    elif ranks.is_main and not config.eval_only:
+        run["number"] = checkpoint.next_number(out_dir)  # of several runs in one folder the last one resumes
     state = None  # frees the loaded file
+    run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32, as nanoGPT
@@ -169,17 +197,20 @@ def main(argv: list[str]) -> int:
     micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
     samples = config.gradient_accumulation_steps * config.batch_size  # sequences a step, all processes
     tokens_per_iter = samples * config.block_size
+    shift = run.get("samples", iter_num * samples) - iter_num * samples  # not 0 if earlier steps had another size
     n_params = model.get_num_params(non_embedding=False)
-    limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params)
+    limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params, shift * config.block_size)
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
     schedule = config.schedule
     warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = model.flops_per_token(config.block_size) * tokens_per_iter
 
-    metrics = None
-    if ranks.is_main and not config.eval_only:
-        metrics = Metrics(out_dir, asdict(config), iter_num, run["last_eval_iter"])
+    metrics = saver = None  # rank 0 alone has them
+    if not config.eval_only:
+        metrics = ranks.on_main(partial(Metrics, out_dir, asdict(config), iter_num, run["last_eval_iter"]))
+    if metrics:
+        saver = checkpoint.Saver(device, config.keep_checkpoints, not resumed, config.async_save, metrics.sync)
     raw_model, parameters = model, list(model.parameters())
     if compiled:
         say("compiling the model (takes a minute)")
@@ -190,11 +221,14 @@ def main(argv: list[str]) -> int:
         f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}; "
         f"{dataset.tokens('train'):,} training tokens, {tokens_per_iter:,} a step; steps {iter_num:,} to {limit:,}")
 
-    def save(name: str, copy_of: str | None = None) -> None:
-        """out_dir/name with everything that the run needs to go on."""
+    tokenizer_json = dataset.tokenizer.to_json() if dataset.tokenizer else None  # once: it can be large
+
+    def save(*names: str) -> None:
+        """Starts to save everything that the run needs to go on, in out_dir by these names."""
         check_finite()
-        run["seconds"] = clock()
-        if ranks.is_main:
+        run["seconds"], run["samples"] = clock(), shift + iter_num * samples
+        run["clipped"], run["skipped"] = health.tolist()
+        if saver:
             state = {
                 "model": raw_model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -204,12 +238,23 @@ def main(argv: list[str]) -> int:
                 "config": asdict(config),
                 "scaler": scaler.state_dict(),
                 "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
-                "tokenizer": dataset.tokenizer.to_json() if dataset.tokenizer else None,
+                "tokenizer": tokenizer_json,
                 "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
-                "run": dict(run, torch=str(torch.__version__), world_size=ranks.world_size),
+                "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
                 "format": checkpoint.FORMAT,
             }
-            checkpoint.save(out_dir / name, state, out_dir / copy_of if copy_of else None)
+            saver.save(state, *(out_dir / name for name in names))
+
+    def settle() -> None:
+        """Waits until all is on the disk; raises ValueError on all ranks if something could not be written."""
+        ranks.on_main(lambda: saver.wait())
+
+    def log(record: dict) -> None:
+        if metrics:
+            try:
+                metrics.write(record)
+            except ValueError as error:  # other ranks must learn of it before this one stops
+                saver.error = error
 
     @torch.no_grad()
     def estimate_loss() -> dict[str, float]:
@@ -238,10 +283,13 @@ def main(argv: list[str]) -> int:
 
     def load_micro_batch(iter_num: int, micro_step: int):
         """x, y (batch_size, block_size) of this process: its slice of the step's global batch."""
-        first = iter_num * samples + (micro_step * ranks.world_size + ranks.rank) * config.batch_size
+        first = shift + iter_num * samples + (micro_step * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
         x, y = batch(dataset, "train", config.seed, index, config.block_size, config.sampling)
         return to_device(x), to_device(y), int((y >= 0).sum())
+
+    def tokens_after(steps: int) -> int:
+        return tokens_per_iter * steps + shift * config.block_size
 
     def clock() -> float:
         """Seconds of training so far, over all resumes."""
@@ -261,9 +309,10 @@ def main(argv: list[str]) -> int:
     prefetch = ThreadPoolExecutor(1)
     next_batch = prefetch.submit(load_micro_batch, iter_num, 0)
     bad_iter = torch.tensor(NEVER, device=device)  # the first step whose loss or gradient was not finite
+    health = torch.tensor([run["clipped"], run["skipped"]], device=device)  # steps so far
     time_before, start_time = run["seconds"], time.perf_counter()
     elapsed, stop_signal = time_before, 0
-    interval_start, interval_iters = start_time, 0
+    interval_start, interval_iters, data_wait = start_time, 0, 0.0
     saved_iter = iter_num if resumed else -1
     model.train()
     try:
@@ -276,6 +325,7 @@ def main(argv: list[str]) -> int:
                 save("last.pt")
                 saved_iter = iter_num
             if stop_signal:
+                settle()
                 say(f"stopped by {signal.Signals(stop_signal).name} after {iter_num} steps; "
                     f"go on with --init_from=resume")
                 return 128 + stop_signal
@@ -289,24 +339,23 @@ def main(argv: list[str]) -> int:
                 if config.eval_only:
                     return 0
                 run["last_eval_iter"] = iter_num
-                if metrics:
-                    metrics.write({
-                        "kind": "eval", "iter": iter_num, "train_loss": losses["train"], "val_loss": losses["val"],
-                        "bits_per_byte": bits_per_byte, "tokens": iter_num * tokens_per_iter,
-                        "seconds": clock(),
-                    })  # fmt: skip
+                log({
+                    "kind": "eval", "iter": iter_num, "train_loss": losses["train"], "val_loss": losses["val"],
+                    "bits_per_byte": bits_per_byte, "tokens": tokens_after(iter_num), "seconds": clock(),
+                })  # fmt: skip
                 better = losses["val"] < best_val_loss
                 best_val_loss = min(best_val_loss, losses["val"])
                 if iter_num > 0 or finished:
                     wanted = better or config.always_save_checkpoint
                     if wanted:
                         say(f"saving checkpoint to {out_dir}")
-                        save("ckpt.pt")
+                    if wanted or due:
+                        save(*["ckpt.pt"] * wanted, *["last.pt"] * due)  # in this order: the best is never lost
                     if due:
-                        save("last.pt", copy_of="ckpt.pt" if wanted else None)
                         saved_iter = iter_num
                 interval_start += time.perf_counter() - eval_start
             if finished:
+                settle()
                 break
 
             # One step: forward and backward over this process's share of the global batch
@@ -321,7 +370,9 @@ def main(argv: list[str]) -> int:
             loss_sum, valid = torch.zeros((), device=device), 0
             for micro_step in range(micro_steps):
                 last = micro_step == micro_steps - 1
+                waiting = time.perf_counter()
                 x, y, n = next_batch.result()
+                data_wait += time.perf_counter() - waiting
                 following = (iter_num + 1, 0) if last else (iter_num, micro_step + 1)
                 next_batch = prefetch.submit(load_micro_batch, *following)
                 if ranks.world_size > 1:
@@ -332,11 +383,13 @@ def main(argv: list[str]) -> int:
                 scaler.scale(loss * (n / (micro_steps * config.batch_size * config.block_size))).backward()
                 loss_sum += loss.detach() * n
                 valid += n
-            # one small message a step: everybody's valid targets, signals, and the main process's clock
-            valid, interrupts, terminations, elapsed = ranks.sum([
+            # one small message a step: everybody's valid targets, signals, failed writes, the main process's clock
+            valid, interrupts, terminations, failures, elapsed = ranks.sum([
                 valid, stop.signal == signal.SIGINT, stop.signal == signal.SIGTERM,
-                clock() if ranks.is_main else 0.0,
+                bool(saver and saver.error), clock() if ranks.is_main else 0.0,
             ])  # fmt: skip
+            if failures:
+                settle()
             stop_signal = signal.SIGINT if interrupts else signal.SIGTERM if terminations else 0
 
             # Update
@@ -348,8 +401,12 @@ def main(argv: list[str]) -> int:
             # float16 may overflow its gradients: then the scaler skips the step and lowers the scale
             bad = ~torch.isfinite(loss_sum if scaler.is_enabled() else loss_sum + grad_norm)
             bad_iter = torch.where(bad, bad_iter.clamp(max=iter_num), bad_iter)
+            skipped = ~torch.isfinite(grad_norm)
+            health += torch.stack([(grad_norm > (config.grad_clip or math.inf)) & ~skipped, skipped])
             if config.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
+            if saver:
+                saver.before_update()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -360,20 +417,22 @@ def main(argv: list[str]) -> int:
                 check_finite()
                 loss_mean = ranks.sum([loss_sum.item()])[0] / max(1, valid)
                 now = time.perf_counter()
-                dt = (now - interval_start) / interval_iters
-                interval_start, interval_iters = now, 0
+                dt, wait = (now - interval_start) / interval_iters, data_wait / interval_iters
+                interval_start, interval_iters, data_wait = now, 0, 0.0
                 mfu = flops_per_iter / dt / (peak_flops * ranks.world_size) if peak_flops else None
                 say(f"iter {iter_num}: loss {loss_mean:.4f}, time {dt * 1000:.2f}ms, "
                     + (f"mfu {mfu * 100:.2f}%, " if mfu else "")
                     + f"tok/s {tokens_per_iter / dt:,.0f}, lr {lr:.2e}, grad_norm {grad_norm:.3f}, "
                     f"eta {eta(config, limit - iter_num - 1, dt, elapsed)}")
-                if metrics:
-                    metrics.write({
-                        "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
-                        "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,
-                        "tokens": (iter_num + 1) * tokens_per_iter, "seconds": elapsed, "time_ms": dt * 1000,
-                        "tokens_per_second": tokens_per_iter / dt, "mfu": mfu,
-                    })  # fmt: skip
+                (clipped, n_skipped), tokens = health.tolist(), tokens_after(iter_num + 1)
+                log({
+                    "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
+                    "clipped": clipped, "skipped": n_skipped,
+                    "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,
+                    "tokens": tokens, "epochs": tokens / dataset.tokens("train"),
+                    "seconds": elapsed, "time_ms": dt * 1000, "data_wait_ms": wait * 1000,
+                    "tokens_per_second": tokens_per_iter / dt, "mfu": mfu, "memory_mb": memory_used(device),
+                })  # fmt: skip
             iter_num += 1
             if config.save_interval and iter_num % config.save_interval == 0 and iter_num % config.eval_interval:
                 save("last.pt")
@@ -384,10 +443,10 @@ def main(argv: list[str]) -> int:
     finally:
         stop.restore()
         prefetch.shutdown(cancel_futures=True)
-        if metrics:
+        if saver:
+            saver.join()
             metrics.close()
-        ranks.stop()
-    say(f"done: {iter_num} steps, {iter_num * tokens_per_iter:,} tokens, best val loss {best_val_loss:.4f}, "
+    say(f"done: {iter_num} steps, {tokens_after(iter_num):,} tokens, best val loss {best_val_loss:.4f}, "
         f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}")
     return 0
 
@@ -395,7 +454,8 @@ def main(argv: list[str]) -> int:
 def validate(config: TrainConfig, ranks: Ranks) -> None:
     """Raises ValueError with every setting that cannot work, in one line."""
     problems = []
-    for key in ("eval_interval", "log_interval", "eval_iters", "gradient_accumulation_steps", "batch_size"):
+    at_least_1 = "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"
+    for key in at_least_1.split():
         if getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 1")
     for key in ("max_iters", "warmup_iters", "save_interval", "weight_decay", "grad_clip", "min_lr"):
@@ -413,8 +473,14 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
     if steps % processes:
         problems.append(f"gradient_accumulation_steps={steps} counts the micro-batches of all processes and cannot be "
                         f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}")
+    for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
+        problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def allowed_changes(config: TrainConfig) -> set[str]:
+    return {key.strip() for key in config.allow_changed.split(",")} - {""}
 
 
 def take_saved_config(config: TrainConfig, explicit: set[str], state: dict) -> None:
@@ -425,8 +491,44 @@ def take_saved_config(config: TrainConfig, explicit: set[str], state: dict) -> N
             setattr(config, key, value)
 
 
+def check_changes(config: TrainConfig, explicit: set[str], state: dict, dataset: Dataset) -> list[str]:
+    """What the settings given anew change in a resumed run, as "key old -> new". Raises ValueError with all of it
+    that a run cannot go on with: another model or optimizer and, unless allow_changed has it, other data."""
+    saved, known = state.get("config", {}), state["model_args"].keys() & set(MODEL_KEYS)
+    shape = GPTConfig(**{key: state["model_args"][key] for key in known})
+    changed, fixed = {}, []
+    for key in (field.name for field in fields(config) if field.name in explicit.difference(MACHINE_KEYS)):
+        new = getattr(config, key)
+        old = getattr(shape, key) if key in MODEL_KEYS else saved.get(key, new)
+        is_fixed = reshapes(shape, key, new) if key in MODEL_KEYS else key == "optimizer" and old != new
+        if is_fixed or (old != new and (key not in MODEL_KEYS or key == "dropout")):
+            changed[key] = f"{key} {old} -> {new}"
+        if is_fixed:
+            fixed.append(key)
+    data = [key for key in DATA_KEYS if key in changed]
+    if state.get("run", {}).get("fingerprint", dataset.fingerprint()) != dataset.fingerprint():
+        changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens"
+        data.insert(0, "dataset")  # the same tokens may have moved; of nanoGPT's nothing is known
+    refused = [key for key in data if key not in allowed_changes(config)]
+    if fixed or refused:
+        raise ValueError(
+            f"resuming would change {', '.join(changed[key] for key in (*fixed, *refused))}: leave that out"
+            + (f", or if it is meant: --allow_changed={','.join(data)}" if refused else "")
+            + ("; the model and its optimizer cannot change: fine-tune (--init_from=PATH) or train from scratch in "
+               "another out_dir" if fixed else "")
+        )  # fmt: skip
+    return list(changed.values())
+
+
+def reshapes(shape: GPTConfig, key: str, value) -> bool:
+    """Whether `value` for a setting makes another model than `shape`; None and what it stands for do not."""
+    resolved = {"n_kv_head": "kv_heads", "head_dim": "head_size", "mlp_hidden": "mlp_width"}.get(key, key)
+    other = replace(shape, **{key: value})
+    return key not in ("dropout", "init") and getattr(other, resolved) != getattr(shape, resolved)
+
+
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
-               generator: torch.Generator) -> GPT:
+               generator: torch.Generator, device: torch.device) -> GPT:
     """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`. Raises ValueError if dataset
     or settings do not fit that one."""
     vocab_size = config.vocab_size or dataset.vocab_size
@@ -435,20 +537,21 @@ def make_model(config: TrainConfig, explicit: set[str], state: dict | None, data
             vocab_size = 64 * math.ceil(vocab_size / 64)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
         return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
-    resumed = config.init_from == "resume"
-    model = checkpoint.build_model(state, dropout=config.dropout)
+    model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
-        if key in explicit and wanted != saved and key not in ("dropout", "init"):
-            if key == "block_size" and not resumed:
+        if key in explicit and reshapes(model.config, key, wanted):
+            if key == "block_size":
                 model.crop_block_size(config.block_size)
             else:
                 raise ValueError(f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: "
                                  f"leave {key} out, or train from scratch in another out_dir")
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
-    ours, theirs = dataset.tokenizer and dataset.tokenizer.to_json(), state.get("tokenizer")
-    sizes = (vocab_size, dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
-    if (ours and theirs and ours != theirs) or model.config.vocab_size not in sizes:
+    if dataset.tokenizer and state.get("tokenizer"):  # of whatever kind: the ids have to stand for the same bytes
+        same = token_table(dataset.tokenizer) == token_table(tokenizer_from_json(state["tokenizer"]))
+    else:
+        same = model.config.vocab_size in (vocab_size, dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
+    if not same or model.config.vocab_size < dataset.vocab_size:
         raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
                          f"(vocabulary {model.config.vocab_size}): its ids stand for other text; use the dataset "
                          "that the model was trained on, or prepare one with the same tokenizer")
@@ -463,14 +566,14 @@ def table_of_parameters(model: GPT) -> str:
     return "\n".join([*lines, f"{'total':{width}}  {'':>14}  {sum(n for *_, n in rows):>14,}"])
 
 
-def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_params: int) -> int:
-    """Steps until the first limit other than time is reached."""
+def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_params: int, shift: int = 0) -> int:
+    """Steps until the first limit other than time is reached; `shift` tokens come on top of tokens_per_iter each."""
     tokens = [
         config.max_tokens,
         config.max_epochs and config.max_epochs * train_tokens,
         config.compute and config.compute * 1e12 / n_params,
     ]
-    return min([config.max_iters, *(math.ceil(t / tokens_per_iter) for t in tokens if t is not None)])
+    return min([config.max_iters, *(math.ceil((t - shift) / tokens_per_iter) for t in tokens if t is not None)])
 
 
 def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:

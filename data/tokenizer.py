@@ -550,6 +550,11 @@ def tokenizer_from_json(d: dict) -> AnyTokenizer:
     raise ValueError(f"tokenizer description has kind {kind!r}, not byte, char, bpe, tiktoken or trimmed")
 
 
+def token_table(tokenizer: AnyTokenizer) -> list[bytes]:
+    """The bytes that each id stands for; b"" for special and unused ids. Where it is the same, ids are."""
+    return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
 def fingerprint(tokenizer: AnyTokenizer) -> str:
     """16 hex digits that tell tokenizers apart: the sha256 of to_json begins so."""
     return hashlib.sha256(json.dumps(tokenizer.to_json(), sort_keys=True).encode()).hexdigest()[:16]

@@ -50,7 +50,7 @@ NEEDED = {
 ALIASES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # what the hub calls the same files
 
 # short names of repositories that need no login
-HUB = {"qwen2": "Qwen/Qwen2-0.5B", "llama2": "NousResearch/Llama-2-7b-hf"}
+HUB = {"qwen2": "Qwen/Qwen2-0.5B", "llama2": "KoboldAI/llama2-tokenizer"}
 
 
 # ---- OpenAI's ----------------------------------------------------------------------------------------------

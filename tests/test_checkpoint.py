@@ -1,16 +1,21 @@
 """Checkpoints: atomic, safe to load, interchangeable with nanoGPT's."""
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import checkpoint
 from model import GPT, GPTConfig
+from optim import make_optimizer
 
 CONFIG = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=False)
 
@@ -55,8 +60,50 @@ def test_model_args_of_a_gpt2_shape_are_nanogpts_seven_and_no_more():
 
 
 class Payload:
+    """An object whose unpickling calls function(*arguments), where pickle lets it."""
+
+    def __init__(self, function=os.mkdir, *arguments):
+        self.call = function, arguments or ("pwned",)
+
     def __reduce__(self):
-        return os.mkdir, ("pwned",)
+        return self.call
+
+
+PAYLOADS = {
+    "mkdir": Payload(),
+    "system": Payload(os.system, "mkdir pwned"),
+    "eval": Payload(eval, "__import__('os').mkdir('pwned')"),
+    "exec": Payload(exec, "import os; os.mkdir('pwned')"),
+    "getattr": Payload(getattr, Payload(__import__, "os"), "mkdir"),
+    "nested pickle": Payload(pickle.loads, pickle.dumps(Payload())),
+    "nested torch.load": Payload(partial(torch.load, weights_only=False), "inner.pt"),
+    "subprocess": Payload(subprocess.Popen, ["mkdir", "pwned"]),
+}
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch, payload):
+    """In any place of the file, in both of torch.save's formats and as a plain pickle."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inner.pt").write_bytes(pickle.dumps(Payload()))
+    for number, state in enumerate((
+        PAYLOADS[payload],
+        {"model": PAYLOADS[payload], "model_args": {}},
+        {**state_of(GPT(CONFIG)), "config": {"seed": PAYLOADS[payload]}},
+        {**state_of(GPT(CONFIG)), PAYLOADS[payload]: 1},
+    )):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for how in ("zip", "legacy", "pickle"):
+            if how == "pickle":
+                (folder / "last.pt").write_bytes(pickle.dumps(state, protocol=2))
+            else:
+                torch.save(state, folder / "last.pt", _use_new_zipfile_serialization=how == "zip")
+            for read in (partial(checkpoint.load, folder / "last.pt"), partial(checkpoint.find_newest, folder)):
+                with pytest.raises(ValueError, match=r"last.pt .* cannot be read: .*, or holds more than") as caught:
+                    read()
+                assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, monkeypatch):
@@ -115,24 +162,343 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(tmp_path, m
     checkpoint.save(path, {"model": torch.ones(3), "model_args": {}})
     before = path.read_bytes()
     opened = []
-    monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(full, "wb"))
     with pytest.raises(ValueError, match="cannot write checkpoint .*last.pt.*untouched"):
         checkpoint.save(path, {"model": torch.zeros(10_000), "model_args": {}})
     monkeypatch.undo()
     assert opened and path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
 
 
+def numbered(iter_num: int, number: int = 1) -> dict:
+    weights = {"w": torch.full((1000,), float(iter_num))}
+    return {"model": weights, "model_args": {}, "iter_num": iter_num, "run": {"number": number}}
+
+
+def steps(path: Path) -> int:
+    return checkpoint.load(path, verify=True)["iter_num"]
+
+
 def test_resuming_takes_the_file_with_more_steps_and_sampling_the_best(tmp_path):
     for ckpt, last, expected in ((5, 7, "last.pt"), (7, 5, "ckpt.pt"), (6, 6, "last.pt")):
         for name, iter_num in (("ckpt.pt", ckpt), ("last.pt", last)):
-            checkpoint.save(tmp_path / name, {"model": {}, "model_args": {}, "iter_num": iter_num})
-        assert checkpoint.find(tmp_path, resume=True).name == expected
+            checkpoint.save(tmp_path / name, numbered(iter_num))
+        assert checkpoint.find_newest(tmp_path).name == expected
         assert checkpoint.find(tmp_path).name == "ckpt.pt"
 
 
-def test_a_linked_copy_survives_the_next_save_of_its_source(tmp_path):
+def test_of_two_runs_in_a_folder_the_later_one_resumes_whatever_the_clock_says(tmp_path):
+    checkpoint.save(tmp_path / "ckpt.pt", numbered(90, number=1))
+    assert checkpoint.next_number(tmp_path) == 2
+    checkpoint.save(tmp_path / "last.pt", numbered(5, number=2))
+    for old_time, new_time in ((1, 2), (2, 1)):
+        os.utime(tmp_path / "ckpt.pt", (old_time, old_time))
+        os.utime(tmp_path / "last.pt", (new_time, new_time))
+        assert checkpoint.find_newest(tmp_path).name == "last.pt"
+
+
+def test_several_paths_are_one_file_and_later_saves_of_one_leave_the_others(tmp_path):
     a, b = tmp_path / "ckpt.pt", tmp_path / "last.pt"
-    checkpoint.save(a, {"model": {"w": torch.ones(3)}, "model_args": {}})
-    checkpoint.save(b, {}, copy_of=a)
-    checkpoint.save(a, {"model": {"w": torch.zeros(3)}, "model_args": {}})
-    assert torch.equal(checkpoint.load(b)["model"]["w"], torch.ones(3))
+    checkpoint.save([a, b], numbered(1))
+    assert a.samefile(b) and sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last.pt"]
+    checkpoint.save(a, numbered(2))
+    assert (steps(a), steps(b)) == (2, 1)
+
+
+def no_links(*_):
+    raise OSError("no hard links here")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, monkeypatch, keep, links):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    last = tmp_path / "last.pt"
+    for iter_num, keeping in [*((n, 3) for n in range(1, 6)), *((n, keep) for n in range(6, 12))]:
+        checkpoint.save([tmp_path / "ckpt.pt", last], numbered(iter_num), keeping)
+    names = ["last.pt", *(f"last-{n}.pt" for n in range(1, keep))]
+    assert sorted(os.listdir(tmp_path)) == sorted(["ckpt.pt", *names])
+    assert [steps(tmp_path / name) for name in names] == [11 - n for n in range(keep)]
+
+
+def test_a_users_own_copies_are_left_alone(tmp_path):
+    for name in ("ckpt-100.pt", "last-5000.pt", "last-good.pt", "ckpt-1.pt"):
+        checkpoint.save(tmp_path / name, numbered(1))
+    for iter_num in range(4):
+        checkpoint.save([tmp_path / "ckpt.pt", tmp_path / "last.pt"], numbered(iter_num), keep=2)
+        checkpoint.save(tmp_path / "ckpt.pt", numbered(iter_num))
+    assert {"ckpt-100.pt", "last-5000.pt", "last-good.pt", "ckpt-1.pt"} < set(os.listdir(tmp_path))
+
+
+# ---- damage ------------------------------------------------------------------------------------------------
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_no_flipped_bit_changes_what_is_loaded_unnoticed(tmp_path, mapped):
+    state = state_of(GPT(CONFIG), best_val_loss=1.5, tokenizer={"kind": "char", "chars": "abc"})
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, state)
+    whole, chance = path.read_bytes(), np.random.default_rng(0)
+    start = whole.index(b"PK\x01\x02")  # the archive's directory
+    places = {*range(200), *chance.choice(start, 300, replace=False).tolist(), *range(start, len(whole), 7)}
+    noticed = 0
+    for place in sorted(places):
+        altered = bytearray(whole)
+        altered[place] ^= 1 << int(chance.integers(8))
+        path.write_bytes(altered)
+        try:
+            found = checkpoint.load(path, verify=True, mapped=mapped)
+        except ValueError as error:
+            assert "last.pt" in str(error) and "\n" not in str(error)
+            noticed += 1
+        else:
+            assert same(found, state), place  # padding, a date
+    assert noticed > len(places) / 3
+
+
+def test_a_flipped_bit_in_a_weight_is_what_torch_load_does_not_see(tmp_path):
+    """Why checksums are compared here at all."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, numbered(7))
+    altered = bytearray(path.read_bytes())
+    altered[altered.index(torch.tensor(7.0).numpy().tobytes() * 4) + 1] ^= 1
+    path.write_bytes(altered)
+    assert not same(torch.load(path, weights_only=True), numbered(7))
+    with pytest.raises(checkpoint.Damaged, match="CRC"):
+        checkpoint.load(path, verify=True)
+
+
+@pytest.mark.parametrize("how", ["weight", "header", "cut", "empty"])
+def test_a_damaged_last_pt_is_put_aside_for_the_one_before_it_and_that_is_said(tmp_path, capsys, how):
+    last = tmp_path / "last.pt"
+    checkpoint.save(tmp_path / "ckpt.pt", numbered(1))
+    for iter_num in (1, 2, 3):
+        checkpoint.save(last, numbered(iter_num), keep=2)
+    data = bytearray(last.read_bytes())
+    if how == "weight":
+        data[data.index(torch.tensor(3.0).numpy().tobytes() * 4)] ^= 1
+    elif how == "header":
+        data[data.index(b"iter_num") + 2] ^= 1
+    last.write_bytes(data[: {"cut": len(data) // 2, "empty": 0}.get(how, len(data))])
+    chosen = checkpoint.find_newest(tmp_path)
+    assert chosen.name == "last-1.pt" and steps(chosen) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "last.pt" in said and "last-1.pt (2 steps)" in said
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt.damaged"]
+    checkpoint.save(last, numbered(4), keep=2)  # the good one is not replaced by the bad one
+    assert checkpoint.find_newest(tmp_path) == last and steps(tmp_path / "last-1.pt") == 2
+
+
+def test_if_none_is_whole_the_error_names_all_and_all_stay(tmp_path):
+    for name in ("ckpt.pt", "last.pt", "last-1.pt"):
+        (tmp_path / name).write_bytes(b"PK no checkpoint")
+    with pytest.raises(ValueError, match="ckpt.pt.*last.pt.*last-1.pt.*no whole checkpoint"):
+        checkpoint.find_newest(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt"]
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_nanogpts_checkpoint_is_resumed_from(tmp_path, new_format):
+    """Before torch 1.6 a file had no checksums; it is taken as it is."""
+    state = {key: value for key, value in numbered(5).items() if key != "run"}
+    torch.save(state, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new_format)
+    assert steps(checkpoint.find_newest(tmp_path)) == 5
+
+
+# ---- saving in the background ---------------------------------------------------------------------------------
+
+
+def test_the_state_of_the_call_is_saved_though_the_tensors_change_after_before_update(tmp_path):
+    model = GPT(CONFIG)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    expected = []
+    for iter_num in range(5):
+        expected.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        saver.save(state_of(model, iter_num=iter_num), tmp_path / "last.pt")
+        saver.before_update()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+    saver.wait()
+    for name, iter_num in (("last.pt", 4), ("last-1.pt", 3)):
+        found = checkpoint.load(tmp_path / name, verify=True)
+        assert found["iter_num"] == iter_num and same(found["model"], expected[iter_num])
+        tied = [found["model"][name].data_ptr() for name in ("lm_head.weight", "transformer.wte.weight")]
+        assert tied[0] == tied[1]  # written once, as torch.save alone does
+
+
+def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it(tmp_path, monkeypatch):
+    writing, go_on, real = threading.Event(), threading.Event(), checkpoint.save
+
+    def slow(*args):
+        writing.set()
+        assert go_on.wait(60)
+        real(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    state = numbered(1)
+    saver.save(state, tmp_path / "last.pt")
+    saver.before_update()
+    assert writing.wait(60)
+    state["model"]["w"].zero_()  # an update
+    assert os.listdir(tmp_path) == []
+    second = threading.Thread(target=saver.save, args=(numbered(2), tmp_path / "last.pt"))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()
+    go_on.set()
+    second.join()
+    saver.wait()
+    assert steps(tmp_path / "last.pt") == 2
+    assert torch.equal(checkpoint.load(tmp_path / "last-1.pt")["model"]["w"], torch.ones(1000))
+
+
+def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
+    saver, go_on = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True), threading.Event()
+    real, order = saver.copy, []
+
+    def slow(*args):
+        assert go_on.wait(60)
+        order.append("copied")
+        return real(*args)
+
+    monkeypatch.setattr(saver, "copy", slow)
+    saver.save(numbered(1), tmp_path / "last.pt")
+    update = threading.Thread(target=lambda: (saver.before_update(), order.append("update")))
+    update.start()
+    go_on.set()
+    update.join()
+    saver.wait()
+    assert order == ["copied", "update"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_failed_save_waits_as_an_error_and_no_other_follows(tmp_path, background):
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True, background=background)
+    saver.save(numbered(1), tmp_path / "nowhere" / "last.pt")
+    saver.save(numbered(2), tmp_path / "last.pt")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError, match="cannot write checkpoint .*nowhere.*untouched"):
+        saver.wait()
+
+
+def test_what_cannot_be_saved_at_all_is_an_error_too(tmp_path):
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    saver.save({"model": lambda: None}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="cannot save .*last.pt"):
+        saver.wait()
+
+
+def test_a_fresh_run_removes_the_states_of_the_one_before_with_its_first_and_a_resumed_one_none(tmp_path):
+    for iter_num in (7, 8, 9):
+        checkpoint.save(tmp_path / "last.pt", numbered(iter_num), keep=3)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=3, fresh=False)
+    saver.save(numbered(10), tmp_path / "last.pt")
+    saver.wait()
+    assert [steps(file) for file in checkpoint.saved(tmp_path)] == [10, 9, 8]
+    saver = checkpoint.Saver(torch.device("cpu"), keep=3, fresh=True)
+    saver.save(numbered(1, number=2), tmp_path / "ckpt.pt")
+    for iter_num in (2, 3):
+        saver.save(numbered(iter_num, number=2), tmp_path / "last.pt")
+    saver.wait()
+    assert [steps(file) for file in checkpoint.saved(tmp_path)] == [1, 3, 2]
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_saved_as_it_was_while_it_trains_on(tmp_path):
+    device = torch.device("cuda")
+    weight = torch.zeros(64, 2**20, device=device)
+    saver = checkpoint.Saver(device, keep=2, fresh=True)
+    for iter_num in range(4):
+        weight.add_(1)
+        saver.save({**numbered(iter_num), "model": {"w": weight}}, tmp_path / "last.pt")
+        saver.before_update()
+    saver.wait()
+    for name, value in (("last.pt", 4), ("last-1.pt", 3)):
+        assert torch.equal(checkpoint.load(tmp_path / name)["model"]["w"], torch.full((64, 2**20), float(value)))
+
+
+# ---- the lock --------------------------------------------------------------------------------------------------
+
+
+def test_a_second_lock_is_refused_with_the_holder_until_the_first_is_closed(tmp_path):
+    first = checkpoint.lock(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"out is in use by process {os.getpid()} on "):
+        checkpoint.lock(tmp_path / "out")
+    first.close()
+    checkpoint.lock(tmp_path / "out").close()
+
+
+def test_a_killed_holder_leaves_no_lock_and_its_half_written_file_is_removed(tmp_path):
+    script = ("import sys, time, pathlib, checkpoint; held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
+              "print(1, flush=True); time.sleep(600)")
+    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE,
+                              cwd=Path(checkpoint.__file__).parent)
+    assert holder.stdout.readline()
+    with pytest.raises(ValueError, match=f"in use by process {holder.pid} "):
+        checkpoint.lock(tmp_path)
+    (tmp_path / "last.pt.tmp").write_bytes(b"half")
+    holder.kill()
+    holder.communicate()
+    checkpoint.lock(tmp_path).close()
+    assert os.listdir(tmp_path) == ["lock"]
+
+
+def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, capsys):
+    def unsupported(_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(checkpoint, "lock_file", unsupported)
+    checkpoint.lock(tmp_path).close()
+    assert "without locks" in capsys.readouterr().err
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+import checkpoint, optim
+
+def status(key):
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+with torch.device("meta"):  # what is imported late is not measured
+    optim.make_optimizer(torch.nn.Linear(2, 2), 1.0, 0.1, (0.9, 0.99))
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+state = checkpoint.load(sys.argv[1], mapped=False)
+model = checkpoint.build_model(state, take=True)
+optimizer = optim.make_optimizer(model, 1.0, 0.1, (0.9, 0.99))
+optim.load_optimizer(optimizer, state["optimizer"])
+del state
+print(status("VmHWM") - before, status("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measures with Linux's /proc")
+def test_resuming_holds_one_copy_of_weights_and_moments(tmp_path):
+    config = GPTConfig(block_size=8, vocab_size=16, n_layer=4, n_head=4, n_embd=512, bias=False)
+    model = GPT(config)
+    optimizer = make_optimizer(model, 1.0, 0.1, (0.9, 0.99))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    checkpoint.save(tmp_path / "last.pt", state_of(model, optimizer=optimizer.state_dict()))
+    process = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "last.pt")], capture_output=True, text=True,
+                             cwd=Path(checkpoint.__file__).parent)
+    assert process.returncode == 0, process.stderr
+    peak, now = map(float, process.stdout.split())
+    size = sum(p.nbytes for p in model.parameters()) / 2**20  # 48 MiB; a second copy of anything would be seen
+    assert 2.9 * size < now < 3.3 * size and peak < 3.4 * size, (peak, now, size)

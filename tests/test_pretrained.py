@@ -169,8 +169,8 @@ WTE, C_FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(model_type="llama"), "model_type is 'llama'"),
-    (dict(model_type=None), "model_type is ''"),
+    (dict(model_type="gpt_neox"), "model_type is 'gpt_neox'"),
+    (dict(model_type=None), "model_type is None"),
     (dict(activation_function="silu"), "activation_function is 'silu'"),
     (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
     (dict(n_embd="32"), "n_embd is '32'"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from data.tokenizer import CharTokenizer
 from metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = {"seconds", "time_ms", "tokens_per_second", "mfu"}
+TIMES = {"seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
 SMALL = [
     "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu",
     "--gradient_accumulation_steps=2", "--warmup_iters=2", "--learning_rate=1e-2", "--lr_decay_iters=8",
@@ -185,7 +186,7 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(dataset, tmp_path, dtype, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(dataset, tmp_path, dtype, monkeypatch, capsys):
     run(dataset, tmp_path, "--max_iters=4", f"--dtype={dtype}")
     before = (tmp_path / "last.pt").read_bytes()
     plain = train.GPT.forward
@@ -210,7 +211,8 @@ def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
     state = run(dataset, tmp_path, option, *(["--max_iters=40"] if "iters" not in option else []))
     tokens = 2 * 4 * 16
     if "epochs" in option:
-        steps = math.ceil(0.1 * json.loads((dataset / "meta.json").read_text("utf-8"))["splits"]["train"]["tokens"] / tokens)
+        meta = json.loads((dataset / "meta.json").read_text("utf-8"))
+        steps = math.ceil(0.1 * meta["splits"]["train"]["tokens"] / tokens)
     elif "compute" in option:
         n_params = sum(t.numel() for n, t in state["model"].items() if n != "lm_head.weight")
         steps = math.ceil(1e-6 * 1e12 / n_params / tokens)
@@ -220,7 +222,7 @@ def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
 def test_max_minutes_ends_the_run_with_the_learning_rate_run_out(dataset, tmp_path, monkeypatch):
     seconds = itertools.count()
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(seconds) / 20)
-    run(dataset, tmp_path, "--max_minutes=0.02", "--max_iters=1000000", "--lr_decay_iters=1000000")
+    run(dataset, tmp_path, "--max_minutes=0.06", "--max_iters=1000000", "--lr_decay_iters=1000000")
     rates = [r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert rates[-1] < 0.2 * max(rates)
 
@@ -251,6 +253,103 @@ def test_a_new_run_in_a_used_folder_is_the_one_that_resumes(dataset, tmp_path):
     (tmp_path / "ckpt.pt").write_bytes(old)
     os.utime(tmp_path / "ckpt.pt", ns=(1, 1))
     assert run(dataset, tmp_path, "--max_iters=2", "--init_from=resume")["rng"] == {"seed": 7, "iter_num": 2}
+
+
+def test_what_a_resume_may_not_change_is_refused_in_one_list(dataset, tmp_path, capsys):
+    run(dataset, tmp_path / "out", "--max_iters=2")
+    other = write_dataset(tmp_path / "other", "tac on mat. sgdeh" * 200)  # of the same letters
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pt")}
+    argv = [*SMALL, f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", "--init_from=resume", "--batch_size=8",
+            "--seed=5", "--n_embd=32", "--optimizer=muon", "--learning_rate=5e-3", "--mlp_hidden=64"]  # fmt: skip
+    with pytest.raises(ValueError) as caught:
+        train.main(argv)
+    message = str(caught.value)
+    for part in ("dataset ", "batch_size 4 -> 8", "seed 1337 -> 5", "n_embd 16 -> 32", "optimizer adamw -> muon"):
+        assert part in message
+    assert "--allow_changed=dataset,batch_size,seed;" in message and "\n" not in message
+    assert "learning_rate" not in message and "mlp_hidden" not in message  # 64 is what None stood for
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pt")} == before
+
+
+def test_other_settings_change_on_resume_and_are_logged(dataset, tmp_path, capsys):
+    run(dataset, tmp_path, "--max_iters=2")
+    capsys.readouterr()
+    run(dataset, tmp_path, "--max_iters=3", "--init_from=resume", "--learning_rate=5e-3", "--dropout=0.1")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed on resume")]
+    assert said == ["changed on resume: dropout 0.0 -> 0.1, learning_rate 0.01 -> 0.005, max_iters 2 -> 3"]
+    moved = tmp_path / "moved"
+    shutil.copytree(dataset, moved)  # the same tokens in another place
+    run(moved, tmp_path, "--max_iters=4", "--init_from=resume")
+    assert f"dataset {dataset} -> {moved}" in capsys.readouterr().out
+
+
+def test_an_allowed_change_of_the_batch_goes_on_where_the_data_stood(dataset, tmp_path, monkeypatch):
+    """2 steps of 8 sequences, then 3 of 12: all numbers are drawn once, in order, and the tokens add up."""
+    drawn, plain_batch = [], train.batch
+
+    def remember(dataset, split, seed, index, block_size):
+        drawn.append(index)
+        return plain_batch(dataset, split, seed, index, block_size)
+
+    run(dataset, tmp_path, "--max_iters=2")
+    monkeypatch.setattr(train, "batch", remember)
+    options = ("--init_from=resume", "--batch_size=6", "--allow_changed=batch_size")
+    state = run(dataset, tmp_path, f"--max_tokens={(2 * 8 + 3 * 12) * 16}", "--max_iters=100", *options)
+    assert state["iter_num"] == 5 and state["run"]["samples"] == 2 * 8 + 3 * 12
+    assert np.concatenate(drawn)[: 3 * 12].tolist() == list(range(16, 16 + 3 * 12))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["tokens"] for r in records if r["kind"] == "train"] == [16 * n for n in (8, 16, 28, 40, 52)]
+    drawn.clear()
+    run(dataset, tmp_path, "--max_iters=6", "--init_from=resume", "--batch_size=6")
+    assert drawn[0].tolist() == list(range(52, 58))
+
+
+def test_a_checkpoint_of_nanogpt_resumes(dataset, tmp_path):
+    """Its six keys and none of ours; what it cannot say is not compared."""
+    whole = run(dataset, tmp_path / "whole", "--max_iters=4")
+    run(dataset, tmp_path / "parts", "--max_iters=2")
+    state = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)
+    theirs = {key: state[key] for key in ("model", "optimizer", "model_args", "iter_num", "config")}
+    for path in (tmp_path / "parts").glob("*.pt"):
+        path.unlink()
+    torch.save({**theirs, "best_val_loss": torch.tensor(9.0)}, tmp_path / "parts" / "ckpt.pt")
+    parts = run(dataset, tmp_path / "parts", "--max_iters=4", "--init_from=resume")
+    for name, weight in whole["model"].items():
+        assert torch.equal(weight, parts["model"][name])
+
+
+@pytest.mark.parametrize("log_interval", [1, 3])
+def test_clipped_steps_are_counted_on_and_on_through_a_resume(dataset, tmp_path, log_interval):
+    options = ("--grad_clip=0.8", "--eval_interval=100")
+    run(dataset, tmp_path / "whole", "--max_iters=10", *options)
+    norms = [r["grad_norm"] for r in read_metrics(tmp_path / "whole" / "metrics.jsonl") if r["kind"] == "train"]
+    expected = np.cumsum([norm > 0.8 for norm in norms]).tolist()
+    assert 0 < expected[-1] < 10
+    run(dataset, tmp_path / "parts", "--max_iters=5", f"--log_interval={log_interval}", *options)
+    run(dataset, tmp_path / "parts", "--max_iters=10", "--init_from=resume", f"--log_interval={log_interval}", *options)
+    records = [r for r in read_metrics(tmp_path / "parts" / "metrics.jsonl") if r["kind"] == "train"]
+    assert [(r["iter"], r["clipped"]) for r in records] == list(enumerate(expected))[::log_interval]
+    tokens = json.loads((dataset / "meta.json").read_text("utf-8"))["splits"]["train"]["tokens"]
+    assert all(r["epochs"] == r["tokens"] / tokens and r["skipped"] == 0 for r in records)
+    assert all(r["data_wait_ms"] >= 0 and r["memory_mb"] > 50 for r in records)
+
+
+def test_a_step_that_float16_overflows_is_counted_as_skipped_and_changes_no_weight(dataset, tmp_path, monkeypatch):
+    plain, calls = train.GPT.forward, itertools.count()
+
+    def huge_once(model, *args, **kwargs):
+        logits, loss = plain(model, *args, **kwargs)
+        return logits, loss * 1e36 if model.training and next(calls) == 2 * 2 else loss  # in the third step
+
+    before = run(dataset, tmp_path, "--max_iters=2", "--dtype=float16")["model"]
+    monkeypatch.setattr(train.GPT, "forward", huge_once)
+    calls = itertools.count(4)
+    state = run(dataset, tmp_path, "--max_iters=3", "--init_from=resume", "--dtype=float16")
+    assert all(torch.equal(weight, before[name]) for name, weight in state["model"].items())
+    run(dataset, tmp_path, "--max_iters=5", "--init_from=resume", "--dtype=float16")
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["skipped"] for r in records] == [0, 0, 1, 1, 1]
+    assert records[3]["loss_scale"] == records[1]["loss_scale"] / 2
 
 
 def test_a_padded_vocabulary_resumes(dataset, tmp_path):
@@ -316,7 +415,9 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         ids.tofile(altered / f"{split}.bin")
     resume = "--init_from=resume"
     cases = [
-        ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume], r"vocabulary 10.*checkpoint"),
+        ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume], r"change dataset .*other tokens"),
+        ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume, "--allow_changed=dataset"],
+         r"vocabulary 10.*checkpoint"),
         ([f"--dataset={other}", f"--init_from={tmp_path / 'out'}"], r"vocabulary 10.*checkpoint"),
         ([f"--dataset={short}"], r"8 tokens.*block_size=16"),
         ([f"--out_dir={truncated}", resume], r"cannot be read"),
@@ -327,7 +428,10 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         ([f"--dataset={altered}", "--max_iters=1"], r"holds id 9999"),
         (["--out_dir=" + str(dataset / "train.bin")], r"train.bin cannot be made"),
         (["--max_tokens=inf"], r"max_tokens=inf"),
-        ([f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"], r"n_layer=3.*has 2"),
+        ([f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"], r"n_layer 2 -> 3.*cannot change"),
+        ([f"--init_from={tmp_path / 'out'}", "--n_layer=3"], r"n_layer=3.*has 2"),
+        (["--allow_changed=n_layer"], r"allow_changed=n_layer is not possible: choose from dataset, batch_size"),
+        (["--keep_checkpoints=0"], r"keep_checkpoints=0 must be at least 1"),
         (["--n_head=3"], r"n_embd=16.*n_head=3"),
         (["--learning_rat=1"], r"learning_rat.*learning_rate"),
         (["--batch_size=many"], r"batch_size.*int"),

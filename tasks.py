@@ -1,0 +1,143 @@
+"""HellaSwag and LAMBADA: their questions, how they are put to a model, and how the answers count.
+
+    questions = READ["hellaswag"](path)                               # the official .jsonl
+    ids, windows = lay_out(questions, tokenizer, block_size, path)    # for eval.score
+    figures = COUNT["hellaswag"](questions, nats, misses)
+
+Questions and figures are those of EleutherAI's lm-evaluation-harness, so that numbers compare. A question is a dict:
+"line" of the file, "context", "choices" (texts that may follow it), and for HellaSwag "label", the right choice.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+
+def read_text(path: Path) -> str:
+    """ValueError if it cannot be read, is no UTF-8, or is empty."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--input={path} cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
+    return text
+
+
+def read_jsonl(path: Path, fields: dict[str, type | tuple]) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line that is not blank. ValueError for a line without these fields of these types."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}): it is damaged, get the file again") from None
+        for name, kind in fields.items():
+            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+                raise ValueError(f"{path}, line {number}: {name!r} is missing or of another type, expected an object "
+                                 f"with {', '.join(fields)}: is this the task's own .jsonl?")
+        yield number, record
+
+
+def read_hellaswag(path: Path) -> list[dict]:
+    """hellaswag_val.jsonl of Zellers et al. 2019 (arXiv:1905.07830)."""
+
+    def clean(text: str) -> str:  # WikiHow's articles come with their markup in brackets
+        return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+    fields = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)}
+    questions = []
+    for line, record in read_jsonl(path, fields):
+        label, endings = str(record["label"]), record["endings"]
+        if not label.isdecimal() or int(label) >= len(endings) or not all(isinstance(e, str) for e in endings):
+            raise ValueError(f"{path}, line {line}: label {label!r} is not the number of one of {len(endings)} endings "
+                             "(those of the test split are secret: use hellaswag_val.jsonl)")
+        context = clean(f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}")
+        choices = [f" {clean(ending)}" for ending in endings]
+        questions.append({"line": line, "context": context, "choices": choices, "label": int(label)})
+    return questions
+
+
+def read_lambada(path: Path) -> list[dict]:
+    """OpenAI's lambada_test.jsonl (Paperno et al. 2016, arXiv:1606.06031): the word after the last space is asked."""
+    questions = []
+    for line, record in read_jsonl(path, {"text": str}):
+        context, space, word = record["text"].rpartition(" ")
+        if not space or not word:
+            raise ValueError(f"{path}, line {line}: no word after a last space in {record['text'][-40:]!r}")
+        questions.append({"line": line, "context": context, "choices": [f" {word}"]})
+    return questions
+
+
+def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """ids (n,): each context with each of its choices, one after the other, and windows (K, 3) that score the choices.
+
+    Of what is too long the beginning is left out. ValueError names the line that cannot be asked.
+    """
+    sequences, windows, stop = [], [], 0
+    for question in tqdm(questions, desc="encoding", unit=" questions", disable=None):
+        for choice in question["choices"]:
+            where = f"{path}, line {question['line']}"
+            try:
+                ids, n = encode_pair(tokenizer, question["context"], choice)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if n > block_size:
+                raise ValueError(f"{where}: {choice[:40]!r} has {n} tokens, but the context is block_size={block_size}")
+            sequences.append(ids[-(block_size + 1):])
+            start, stop = stop, stop + len(sequences[-1])
+            windows.append((start, stop - n, stop))
+    return np.concatenate(sequences), np.array(windows)
+
+
+def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
+    """Ids of both together, and how many at the end are the choice's: all but as many as the context alone has.
+
+    Spaces at the context's end go to the choice. An empty context is the end-of-text id.
+    """
+    ids = tokenizer.encode(context + choice)
+    n = len(ids) - len(tokenizer.encode(context.rstrip()))
+    if n == len(ids):
+        if tokenizer.eot is None:
+            raise ValueError(f"nothing stands before {choice[:40]!r}, and this tokenizer has no end-of-text id to "
+                             "begin with")
+        ids = np.append(tokenizer.eot, ids)
+    return ids, max(1, n)  # 1: where the tokenizer joined all of the choice to the context
+
+
+def count_hellaswag(questions: list[dict], nats: np.ndarray, misses: np.ndarray) -> dict:
+    """acc: the likeliest choice is the right one; acc_norm, acc_bytes: by nats per character, per UTF-8 byte.
+
+    The harness's acc_norm counts characters, without the space before them; for English that is nearly the same.
+    """
+    right = np.zeros((3, len(questions)), bool)
+    for i, question in enumerate(questions):
+        endings = [choice[1:] for choice in question["choices"]]
+        theirs, nats = np.split(nats, [len(endings)])
+        for j, size in enumerate((lambda ending: 1, len, lambda ending: len(ending.encode()))):
+            right[j, i] = np.argmin(theirs / [max(1, size(ending)) for ending in endings]) == question["label"]
+    figures = {}
+    for name, row in zip(("acc", "acc_norm", "acc_bytes"), right, strict=True):
+        figures |= {name: row.mean().item(), f"{name}_stderr": standard_error(row)}
+    return figures
+
+
+def count_lambada(questions: list[dict], nats: np.ndarray, misses: np.ndarray) -> dict:
+    """acc: every token of the word was the likeliest; perplexity: per word, not per token."""
+    right, loss = misses == 0, math.fsum(nats) / len(questions)
+    return {"acc": right.mean().item(), "acc_stderr": standard_error(right),
+            "perplexity": math.exp(loss) if loss < 700 else math.inf}  # fmt: skip
+
+
+def standard_error(right: np.ndarray) -> float:
+    return right.std(ddof=1).item() / math.sqrt(len(right)) if len(right) > 1 else math.nan
+
+
+READ = {"hellaswag": read_hellaswag, "lambada": read_lambada}
+COUNT = {"hellaswag": count_hellaswag, "lambada": count_lambada}
