@@ -58,6 +58,7 @@ TRAIN_BUDGET = 80_000_000  # of BPETokenizer.train, as _sample counts: 80 MB of 
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).
 SPACE = r" \t-\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+IS_SPACE = re.compile(f"[{SPACE}]").match
 # Between a letter and one of these, GPT-2's pattern, GPT-4's and ours end a pre-token, whatever is around.
 STOPS = " \t\n\r\u3000,.;:!?，。、；：！？"
 CUT = re.compile(rf"[A-Za-z\u4e00-\u9fa5](?=[{STOPS}])")
@@ -393,7 +394,10 @@ class TiktokenTokenizer:
         return self._bytes[id]
 
     def find_cut(self, text: str, start: int) -> int:
-        return _search(self._cut, text, start)
+        i = _search(self._cut, text, start)
+        while self.name == "cl100k_base" and not {"\r", "\n"}.isdisjoint(_spaces_before(text, i)):
+            i = _search(self._cut, text, i + 1)  # its \s++$ would make one word of the newline and the spaces
+        return i
 
     def unmerge(self, id: int) -> list[int]:
         """The ids, mostly two, that the last merge joins to this one; [] for a byte."""
@@ -591,6 +595,13 @@ def find_cut(text: str, start: int) -> int:
 def _search(cut: re.Pattern, text: str, start: int) -> int:
     match = cut.search(text, max(start - 1, 0))
     return match.end() if match else -1
+
+
+def _spaces_before(text: str, end: int) -> str:
+    start = end
+    while start > 0 and IS_SPACE(text, start - 1):
+        start -= 1
+    return text[start:end]
 
 
 def _pieces(text: str, find_cut: Callable[[str, int], int]) -> Iterator[str]:

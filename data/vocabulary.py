@@ -185,8 +185,8 @@ def _from_hub(repo: str, home: Path) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         url = f"{hub.rstrip('/')}/{repo}/resolve/main/tokenizer.json"
-        raise ValueError(f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of the "
-                         f"hub, or get {url} by other means and save it as {home}, or pass it with "
+        raise ValueError(f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of "
+                         f"the hub, or get {url} by other means and save it as {home}, or pass it with "
                          "--tokenizer_file") from None
 
 

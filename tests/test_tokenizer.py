@@ -1,11 +1,10 @@
 """data/tokenizer.py: ids agree with plain loops and the libraries, text survives, errors name the cause."""
 
 import functools
-import hashlib
 import itertools
 import json
-import lzma
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-import requests
+import tiktoken_ext.openai_public
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -22,14 +21,20 @@ from hypothesis import strategies as st
 from data import tokenizer as module
 from data.tokenizer import (
     EOT,
+    OPENAI,
     TRAIN_PATTERN,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     IncrementalDecoder,
     TiktokenTokenizer,
+    TrimmedTokenizer,
+    find_cut,
+    fingerprint,
+    make_tokenizer,
     tokenizer_from_json,
 )
+from data.vocabulary import SYMBOL, from_symbols, to_symbols
 
 HARD_TEXT = ("\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官，你道\r\n"
              "𠀀𪚥 👩‍👩‍👧 ❤️ \x00\x85\u2028 हिन्दी e\u0301\rend\n\n")
@@ -42,19 +47,52 @@ edgy_text = st.text(st.sampled_from(list("ab的了é1'.,，。!_ \u3000\n\r\t\x1
 
 
 @functools.cache
-def gpt2_like_vocabulary() -> dict[str, int]:
-    """An encoder.json of GPT-2's size: bytes, then pairs and triples of common letters, then any pairs."""
-    symbols = sorted(module._SYMBOL.values())
-    words = ["".join(p) for n in (2, 3) for p in itertools.product("abdeĠĊ.,ZéçļĦ", repeat=n)]
-    pairs = ("".join(p) for p in itertools.product(symbols, repeat=2))
-    tokens = list(itertools.islice(dict.fromkeys(itertools.chain(symbols, words, pairs)), 50256))
-    return {token: i for i, token in enumerate([*tokens, EOT])}
+def made_up_tokens(n: int) -> list[bytes]:
+    """n byte strings: all bytes, then pairs and triples of common letters, then any pairs and triples."""
+    words = (p for k in (2, 3) for p in itertools.product("abdeĠĊ.,ZéçļĦ", repeat=k))
+    rest = (p for k in (2, 3) for p in itertools.product(sorted(SYMBOL.values()), repeat=k))
+    tokens = dict.fromkeys(sorted(SYMBOL.values()))
+    for word in itertools.chain(words, rest):
+        tokens["".join(word)] = None
+        if len(tokens) == n:
+            return list(map(from_symbols, tokens))
+
+
+def llama_like(text: str) -> dict:
+    """A small tokenizer.json with all that Llama-2's has; every split of a token into two is a merge, as in
+    the conversion from SentencePiece."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    library.train_from_iterator([text], tokenizers.trainers.BpeTrainer(vocab_size=500, show_progress=False))
+    pieces = sorted(library.get_vocab(), key=library.get_vocab().get)
+    specials = ["<unk>", "<s>", "</s>"]
+    tokens = [*specials, *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    vocab = {token: id for id, token in enumerate(tokens)}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": id, "content": t, "special": True, **flags} for id, t in enumerate(specials)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing", "pair": [], "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": vocab,
+                  "merges": [[t[:i], t[i:]] for t in pieces for i in range(1, len(t))
+                             if t[:i] in vocab and t[i:] in vocab]},
+    }
 
 
 @pytest.fixture(scope="module")
 def gpt2_like():
-    ids = gpt2_like_vocabulary()
-    return TiktokenTokenizer("gpt2", tokens=[module._from_symbols(token) for token in ids if token != EOT])
+    return TiktokenTokenizer("gpt2", tokens=made_up_tokens(50256))
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +101,23 @@ def bpe():
 
 
 @pytest.fixture(scope="module")
-def kinds(bpe, gpt2_like):
-    return {"byte": ByteTokenizer(), "byte eot": ByteTokenizer(eot=255), "bpe": bpe, "tiktoken": gpt2_like}
+def llama():
+    return BPETokenizer(json.dumps(llama_like(STORY)))
+
+
+@pytest.fixture(scope="module")
+def trimmed(bpe):
+    return TrimmedTokenizer.train(bpe, [CODE, HARD_TEXT[:9]])
+
+
+@pytest.fixture(scope="module")
+def kinds(bpe, gpt2_like, llama, trimmed):
+    return {
+        "byte": ByteTokenizer(), "byte eot": ByteTokenizer(eot=255), "bpe": bpe, "llama": llama,
+        "tiktoken": gpt2_like, "cl100k": TiktokenTokenizer("cl100k_base", tokens=made_up_tokens(100256)),
+        "trimmed": trimmed, "trimmed llama": TrimmedTokenizer.train(llama, CODE, min_count=2),
+        "trimmed tiktoken": TrimmedTokenizer.train(gpt2_like, CODE),
+    }
 
 
 def with_char(kinds: dict, text: str) -> list:
@@ -78,11 +131,12 @@ def with_char(kinds: dict, text: str) -> list:
 @given(text=st.text(max_size=60) | edgy_text)
 @example(text=HARD_TEXT)
 @example(text="")
-@example(text=EOT + "<|im_end|>")
+@example(text=EOT + "<|im_end|></s><0x0A>▁ ▁▁a  ▁")
 def test_text_survives_and_token_bytes_are_its_utf8(kinds, text):
     for tokenizer in with_char(kinds, text):
         ids = tokenizer.encode(text)
-        assert (ids.dtype, ids.ndim) == (np.uint16, 1)
+        assert ids.ndim == 1
+        assert ids.dtype == (np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
         assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
         assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode("utf-8")
         assert tokenizer.eot is None or tokenizer.eot not in ids
@@ -95,19 +149,83 @@ def test_a_description_survives_json_and_rebuilds_the_same_tokenizer(kinds):
         assert (again.vocab_size, again.eot) == (tokenizer.vocab_size, tokenizer.eot)
         assert again.to_json() == tokenizer.to_json()
         assert again.encode(HARD_TEXT).tolist() == tokenizer.encode(HARD_TEXT).tolist()
+        assert again.special_tokens == tokenizer.special_tokens
 
 
-def test_the_end_of_text_id_stands_for_no_text(kinds):
-    assert [t.eot for t in with_char(kinds, "ab")] == [None, 255, 399, 50256, None, 3]
+def test_fingerprints_tell_tokenizers_apart(kinds):
+    tokenizers = with_char(kinds, HARD_TEXT)
+    prints = [fingerprint(tokenizer) for tokenizer in tokenizers]
+    assert prints == [fingerprint(tokenizer_from_json(tokenizer.to_json())) for tokenizer in tokenizers]
+    assert len(set(prints)) == len(prints) and all(len(p) == 16 for p in prints)
+
+
+def test_special_tokens_stand_for_no_text(kinds):
+    assert [t.eot for t in with_char(kinds, "ab")] == [
+        None, 255, 399, 2, 50256, 100257, kinds["trimmed"].vocab_size - 1, 2,
+        kinds["trimmed tiktoken"].vocab_size - 1, None, 3]
     for tokenizer in with_char(kinds, "ab"):
-        if tokenizer.eot is not None:
-            a, b = tokenizer.encode("ab").tolist() if len(tokenizer.encode("ab")) == 2 else (0, 1)
-            assert tokenizer.eot == tokenizer.vocab_size - 1
-            assert tokenizer.token_bytes(tokenizer.eot) == b""
-            assert tokenizer.decode([a, tokenizer.eot, b]) == tokenizer.decode([a, b])
+        ids = tokenizer.encode("ab").tolist()
+        for id in tokenizer.special_tokens.values():
+            assert tokenizer.token_bytes(id) == b""
+            assert tokenizer.decode([id, *ids[:1], id, *ids[1:], id]) == "ab"
 
 
-@pytest.mark.parametrize("ids, named", [([0, -1], "-1"), ([0, 60000], "60000"), ([2**40], str(2**40)),
+@few
+@given(choices=st.lists(st.integers(0, 9), max_size=6))
+@example(choices=[0, 1, 2, 3, 4, 5, 6, 7])
+def test_special_tokens_are_encoded_where_they_are_asked_for(kinds, choices):
+    for tokenizer in [*kinds.values(), CharTokenizer.train(EOT + "a▁", eot=True)]:
+        names = [*tokenizer.special_tokens, "<|end", "a", "▁", "|>"]
+        parts = [names[i % len(names)] for i in choices]
+        ids, text = [], ""
+        for special, group in itertools.groupby(parts, tokenizer.special_tokens.__contains__):
+            words = list(group)
+            plain = [] if special else tokenizer.encode("".join(words)).tolist()
+            ids += plain or [tokenizer.special_tokens[word] for word in words]
+            text += "".join(words)
+        assert tokenizer.encode(text, special=True).tolist() == ids
+        assert not set(tokenizer.special_tokens.values()) & set(tokenizer.encode(text).tolist())
+
+
+def test_the_number_of_threads_changes_nothing(kinds):
+    text = STORY * 200
+    for tokenizer in with_char(kinds, STORY):
+        ids = tokenizer.encode(text).tolist()
+        for n in (1, 3):
+            assert tokenizer.encode(text, num_threads=n).tolist() == ids
+
+
+def test_ten_megabytes_without_a_newline_survive(kinds):
+    hard = "".join(HARD_TEXT.split()) + " " * 70_000 + "字" * 70_000 + "a" * 70_000
+    text = hard + "甄士隐，士隐，" * 480_000
+    assert len(text.encode()) > 10**7
+    for tokenizer in with_char({name: kinds[name] for name in ("byte", "bpe", "llama", "tiktoken")}, text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@few
+@given(text=edgy_text, start=st.integers(0, 60), more=edgy_text)
+@example(text="a  \n\n  b", start=3, more="")
+@example(text="a   \n", start=1, more="b")
+@example(text="a ▁ b", start=1, more="")
+def test_a_text_may_be_cut_where_find_cut_says_whatever_follows(kinds, file_tokenizers, text, start, more):
+    for tokenizer in [*with_char(kinds, text + more), *file_tokenizers]:
+        whole = tokenizer.encode(text + more).tolist()
+        for i in {tokenizer.find_cut(text, start), find_cut(text, start)} - {-1}:
+            if tokenizer is not file_tokenizers[-1]:  # it has no words
+                assert start <= i < len(text) and i > 0
+                parts = tokenizer.encode(text[:i]), tokenizer.encode(text[i:] + more)
+                assert [*parts[0].tolist(), *parts[1].tolist()] == whole
+
+
+def test_ordinary_text_has_a_cut_every_few_characters(kinds):
+    for tokenizer in with_char(kinds, STORY):
+        for start in range(0, len(STORY) - len(HARD_TEXT), 7):
+            assert start <= tokenizer.find_cut(STORY, start) <= start + 40
+        assert tokenizer.find_cut("ab" * 3, 6) == tokenizer.find_cut("", 0) == find_cut("", 0) == -1
+
+
+@pytest.mark.parametrize("ids, named", [([0, -1], "-1"), ([0, 101000], "101000"), ([2**40], str(2**40)),
                                         ([[0]], r"\(1, 1\)"), ([0.0], "float64"), (["0"], "<U1")])
 def test_ids_that_no_token_has_are_named(kinds, ids, named):
     for tokenizer in with_char(kinds, "ab"):
@@ -136,7 +254,11 @@ def test_lone_surrogates_are_refused_with_their_position(kinds):
     None, [], {}, {"kind": "words"}, {"kind": "byte", "eot": 7}, {"kind": "char"},
     {"kind": "char", "chars": 5, "eot": False}, {"kind": "bpe"}, {"kind": "bpe", "tokenizer": "{}"},
     {"kind": "tiktoken", "name": "gpt2", "tokens": "a b c"},
-    {"kind": "tiktoken", "name": "o200k", "tokens": "a"},
+    {"kind": "tiktoken", "name": "o200k", "tokens": "a"}, {"kind": "trimmed"},
+    {"kind": "trimmed", "base": {"kind": "byte", "eot": None}, "ids": []},
+    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(255), 256]},
+    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 9]},
+    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 257]},
 ])
 def test_a_damaged_description_is_a_value_error(d):
     with pytest.raises(ValueError, match="kind|tokenizer"):
@@ -208,7 +330,7 @@ def words_of(text: str) -> list[str]:
     """Pre-tokens by another regex engine, spelled in byte symbols. Between matches there is nothing."""
     words = regex.findall(TRAIN_PATTERN, text)
     assert "".join(words) == text
-    return [module._to_symbols(word.encode("utf-8")) for word in words]
+    return [to_symbols(word.encode("utf-8")) for word in words]
 
 
 def merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
@@ -264,6 +386,31 @@ def test_bpe_has_all_bytes_and_end_of_text_last_however_little_text_there_was():
         BPETokenizer.train(["text"], 256)
 
 
+def test_a_large_corpus_is_sampled_evenly_and_always_the_same_way():
+    texts = [f"{i:04d} " + "word " * 99 for i in range(1000)]
+    everything = list(module._sample(iter(texts), 10**6))
+    assert everything == texts
+    some = list(module._sample(iter(texts), 10**5))
+    assert some == list(module._sample(iter(texts), 10**5)) == sorted(some)
+    assert 10**5 - 500 < sum(map(len, some)) <= 10**5
+    tenths = Counter(int(text[:4]) // 100 for text in some)
+    assert len(tenths) == 10 and max(tenths.values()) < 40
+    han = list(module._sample(iter(["字" * 99 + "。"] * 1000), 10**5))
+    assert len(han) == 40
+    assert "".join(module._sample(["字" * 10**5], 10**9)) == "字" * 10**5
+
+
+def test_bpe_training_with_more_special_tokens():
+    tokenizer = BPETokenizer.train([STORY, STORY], 300, ["<|user|>", EOT, "<|bot|>"])
+    assert tokenizer.special_tokens == {EOT: 297, "<|user|>": 298, "<|bot|>": 299}
+    assert (tokenizer.vocab_size, tokenizer.eot) == (300, 297)
+    assert tokenizer.encode("<|bot|>a", special=True).tolist() == [299, *tokenizer.encode("a")]
+    with pytest.raises(ValueError, match="'a' is an ordinary"):
+        BPETokenizer.train(STORY, 300, ["a"])
+    with pytest.raises(ValueError, match="258, expected at least 259"):
+        BPETokenizer.train(STORY, 258, ["<|user|>", "<|bot|>"])
+
+
 def test_a_typed_special_token_is_encoded_as_if_the_vocabulary_had_none(bpe):
     plain = json.loads(bpe.to_json()["tokenizer"])
     plain["added_tokens"] = []
@@ -309,11 +456,22 @@ def test_long_texts_get_the_ids_that_the_libraries_give_them_unsplit(file_tokeni
             assert tokenizer.encode(text).tolist() == library.encode(text).ids
 
 
-def test_texts_are_split_where_their_tokenizer_allows_it(file_tokenizers):
-    assert [t._cut is not None for t in file_tokenizers] == [True, True, True, False]
-    pieces = list(module._pieces(STORY * 2000, module.CUT))
-    assert "".join(pieces) == STORY * 2000
-    assert max(map(len, pieces)) < module.CHUNK + len(STORY)
+def test_texts_are_split_where_their_tokenizer_allows_it(file_tokenizers, llama):
+    text = STORY * 200
+    for tokenizer in (*file_tokenizers[:-1], llama):
+        pieces = list(module._pieces(text, tokenizer.find_cut))
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) < module.CHUNK + len(STORY)
+    assert list(module._pieces(text, file_tokenizers[-1].find_cut)) == [text]  # it has no words
+
+
+def test_an_added_token_that_contains_a_cut_is_not_cut():
+    library = library_bpe(GPT2_SPLIT)
+    library.add_tokens(["Once upon"])
+    tokenizer = BPETokenizer(library.to_str())
+    text = "Once upon a time. " * 4000
+    assert tokenizer.find_cut(text, 0) == -1
+    assert tokenizer.encode(text).tolist() == library.encode(text).ids
 
 
 def test_a_file_with_special_and_added_tokens(tmp_path):
@@ -332,116 +490,231 @@ def test_a_file_with_special_and_added_tokens(tmp_path):
     assert tokenizer.decode(ids) == "if x:\n    é! <pad><|im_end|>"
 
 
+def test_habits_of_files_that_change_texts_are_dropped():
+    library = library_bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True))
+    library.normalizer = tokenizers.normalizers.NFC()
+    library.model.dropout = 0.5
+    library.add_tokens([tokenizers.AddedToken("<x>", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer = BPETokenizer(library.to_str())
+    text = "a e\u0301 <x> \u212b b"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    library.model.dropout = None
+    plain = "The dog didn't like the cat."
+    assert tokenizer.encode(" " + plain).tolist() == library.encode(plain).ids
+
+
 def test_files_that_would_change_the_text_are_refused(tmp_path):
     path = tmp_path / "t.json"
-    prefix = library_bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True))
-    lower = library_bpe(GPT2_SPLIT)
-    lower.normalizer = tokenizers.normalizers.Lowercase()
+    refused = []
+    for name in ("Lowercase", "NFKC", "StripAccents"):
+        refused.append((library_bpe(GPT2_SPLIT), name))
+        refused[-1][0].normalizer = getattr(tokenizers.normalizers, name)()
+    drops = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+"), "removed")
+    bert = tokenizers.pre_tokenizers.BertPreTokenizer()
+    for split, reason in (drops, "Split"), (bert, "gives back"):
+        split = tokenizers.pre_tokenizers.Sequence([split, NO_SPLIT])
+        refused.append((library_bpe(split), reason))
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    for library, reason in (prefix, "gives back"), (lower, "gives back"), (words, "254 of the 256 bytes"):
+    few_bytes = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    for library, reason in *refused, (words, "WordLevel"), (few_bytes, "254 of the 256 bytes"):
         library.save(str(path))
         with pytest.raises(ValueError, match=reason) as error:
             BPETokenizer.from_file(path)
-        assert str(path) in str(error.value)
-    for content, bad in (b"{", path), (b"\xff", path), (b"", tmp_path / "none.json"), (b"", tmp_path):
-        path.write_bytes(content)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    for content in (b"{", b"\xff", b"{}", b"[1]", None):
+        path.write_bytes(content) if content else path.unlink()
         with pytest.raises(ValueError) as error:
-            BPETokenizer.from_file(bad)
-        assert str(bad) in str(error.value) and "\n" not in str(error.value)
+            BPETokenizer.from_file(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_qwens_file_on_a_novel(shared_data, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_bytes(lzma.decompress(shared_data("qwen2/tokenizer.json.xz").read_bytes()))
+# ---- Llama-2's kind of file --------------------------------------------------------------------------------
+
+
+@few
+@given(text=st.text(min_size=1, max_size=60) | edgy_text.filter(bool))
+@example(text=STORY)
+@example(text="  two  spaces\n\n   <s></s>  ")
+def test_llama_ids_are_the_librarys_after_the_space_that_it_puts_first(llama, text):
+    library = tokenizers.Tokenizer.from_str(json.dumps(llama_like(STORY)))
+    library.encode_special_tokens = True
+    text = text.replace("▁", "_")  # the library takes it for a space
+    ids = library.encode(text, add_special_tokens=False).ids
+    assert llama.encode(" " + text).tolist() == ids
+    assert llama.decode(ids) == " " + text
+
+
+def test_the_same_tokens_in_llamas_newer_format_and_without_a_first_space(llama):
+    newer = llama_like(STORY)
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    newer |= {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
+    gemma = llama_like(STORY)
+    gemma["normalizer"] = gemma["normalizer"]["normalizers"][1]
+    gemma["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                              "invert": False}
+    for d in newer, gemma:
+        tokenizer = BPETokenizer(json.dumps(d))
+        assert tokenizer.encode(STORY * 99).tolist() == llama.encode(STORY * 99).tolist()
+        assert tokenizer.find_cut(STORY, 9) == llama.find_cut(STORY, 9) > 0
+
+
+def test_what_to_json_says_of_llama_is_exact_in_the_library_too(llama):
+    library = tokenizers.Tokenizer.from_str(llama.to_json()["tokenizer"])
+    for text in (STORY, " a", "a", "\n"):
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert ids == llama.encode(text).tolist()
+        assert library.decode(ids) == text
+
+
+def test_qwens_file_on_a_novel(shared_data):
     text = shared_data("hongloumeng.txt").read_text(encoding="utf-8")
-    tokenizer = BPETokenizer.from_file(path)
+    tokenizer = make_tokenizer("qwen2", file=shared_data("qwen2/tokenizer.json.xz"))
     ids = tokenizer.encode(text)
     assert (tokenizer.vocab_size, ids.dtype) == (151646, np.uint32)
     assert (len(ids), len(np.unique(ids))) == (690190, 9301)
     assert tokenizer.decode(ids) == text
 
-
-# ---- GPT-2 -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def encoder_json(tmp_path, monkeypatch):
-    """The bytes of a made-up file that passes for GPT-2's; caches are empty and the network is closed."""
-    data = json.dumps(gpt2_like_vocabulary()).encode()
-    monkeypatch.setattr(module, "GPT2_SHA256", hashlib.sha256(data).hexdigest())
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "code" / "tokenizer.py"))
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setattr(requests, "get", lambda *args, **kwargs: pytest.fail("asked the network"))
-    return data
+    trimmed = TrimmedTokenizer.train(tokenizer, text)
+    assert 9301 < trimmed.vocab_size <= 9301 + 256 + len(tokenizer.special_tokens)
+    small = trimmed.encode(text)
+    assert small.dtype == np.uint16
+    assert trimmed.ids[small].tolist() == ids.tolist()
+    assert trimmed.decode(small) == text
+    assert trimmed.decode(trimmed.encode(HARD_TEXT + CODE)) == HARD_TEXT + CODE
 
 
-def answer(content: bytes, status: int = 200) -> requests.Response:
-    response = requests.Response()
-    response.status_code, response._content = status, content
-    return response
+# ---- trimmed -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [
-    "folder/encoder.json", "folder/vocab.json", "cache/encoder.json", "code/gpt2/encoder.json",
-    "cache/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",  # as tiktoken caches it
-])
-def test_gpt2_is_read_from_local_files_without_the_network(encoder_json, gpt2_like, tmp_path, place):
-    path = tmp_path / place
-    path.parent.mkdir(parents=True)
-    path.write_bytes(encoder_json)
-    tokenizer = TiktokenTokenizer("gpt2", path.parent if path.parent.name == "folder" else None)
-    assert tokenizer.to_json() == gpt2_like.to_json()
+def test_trimming_keeps_what_is_used_and_all_bytes_and_special_tokens(bpe):
+    ids = bpe.encode(STORY).tolist()
+    for min_count in (1, 2, 5):
+        trimmed = TrimmedTokenizer.train(bpe, iter([STORY[:500], STORY[500:]]), min_count)
+        counts = Counter([*bpe.encode(STORY[:500]).tolist(), *bpe.encode(STORY[500:]).tolist()])
+        used = {id for id, n in counts.items() if n >= min_count}
+        assert trimmed.ids.tolist() == sorted(used | set(range(256)) | {bpe.eot})
+    trimmed = TrimmedTokenizer.train(bpe, STORY)
+    assert trimmed.ids[trimmed.encode(STORY)].tolist() == ids
 
 
-def test_gpt2_downloads_once_from_the_first_address_that_has_it(
-        encoder_json, gpt2_like, tmp_path, monkeypatch):
+@few
+@given(text=st.text(max_size=60) | edgy_text)
+@example(text=STORY)
+def test_dropped_tokens_are_taken_apart_along_their_merges(bpe, trimmed, text):
+    made_of = {"".join(pair): pair for pair in merges_of(bpe)}
+    vocab = json.loads(bpe.to_json()["tokenizer"])["model"]["vocab"]
+    spelling = {id: token for token, id in vocab.items()}
+
+    def parts(token):
+        return [token] if vocab[token] in trimmed.ids else parts(made_of[token][0]) + parts(made_of[token][1])
+
+    expected = [vocab[part] for id in bpe.encode(text).tolist() for part in parts(spelling[id])]
+    assert trimmed.ids[trimmed.encode(text)].tolist() == expected
+
+
+def test_every_token_can_be_taken_apart_down_to_its_bytes(bpe, llama, gpt2_like):
+    for tokenizer in bpe, llama, gpt2_like:
+        for id in range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 3000):
+            parts, whole = tokenizer.unmerge(id), tokenizer.token_bytes(id)
+            if id in tokenizer.byte_ids or not whole:
+                assert parts == []
+                continue
+            assert b"".join(map(tokenizer.token_bytes, parts)) == whole
+            assert all(p in tokenizer.byte_ids or len(tokenizer.token_bytes(p)) < len(whole) for p in parts)
+
+
+def test_gpt2_tokens_come_apart_into_the_pairs_of_the_published_merges(shared_data):
+    tokenizer = TiktokenTokenizer("gpt2", shared_data("gpt2/encoder.json"))
+    merges = shared_data("gpt2/vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
+    for i in range(0, 50000, 17):
+        parts = tokenizer.unmerge(256 + i)
+        assert " ".join(to_symbols(tokenizer.token_bytes(part)) for part in parts) == merges[i]
+
+
+def test_added_tokens_of_a_file_are_taken_apart_too():
+    library = library_bpe(GPT2_SPLIT)
+    library.add_tokens(["Once upon", "é!"])
+    trimmed = TrimmedTokenizer.train(BPETokenizer(library.to_str()), "nothing of it")
+    text = "Once upon a time é! é!"
+    assert trimmed.decode(trimmed.encode(text)) == text
+
+
+def test_what_cannot_be_trimmed_is_named(bpe):
+    for tokenizer in ByteTokenizer(), CharTokenizer("ab"), TrimmedTokenizer.train(bpe, "a"):
+        with pytest.raises(ValueError, match=tokenizer.kind):
+            TrimmedTokenizer(tokenizer, range(256))
+    with pytest.raises(ValueError, match="min_count is 0"):
+        TrimmedTokenizer.train(bpe, "a", 0)
+
+
+# ---- make_tokenizer ----------------------------------------------------------------------------------------
+
+
+def test_each_name_makes_its_tokenizer(tmp_path, bpe):
+    path = tmp_path / "folder" / "tokenizer.json"
+    path.parent.mkdir()
+    path.write_text(bpe.to_json()["tokenizer"], encoding="utf-8")
     asked = []
 
-    def get(url, timeout):
-        asked.append(url)
-        return answer(encoder_json) if "mirror" in url else answer(b"<html>log in</html>")
+    def texts(split):
+        asked.append(split)
+        return iter([STORY[:200], STORY[200:]] if split is None else [STORY[:200]])
 
-    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
-    monkeypatch.setattr(requests, "get", get)
-    for _ in range(2):
-        assert TiktokenTokenizer("gpt2").to_json() == gpt2_like.to_json()
-    assert asked == [module.GPT2_URLS[0], "https://mirror.example/openai-community/gpt2/resolve/main/vocab.json"]
-    assert [p.read_bytes() for p in (tmp_path / "cache").iterdir()] == [encoder_json]
+    def make(name, **options):
+        asked.clear()
+        return make_tokenizer(name, texts, **options)
+
+    assert (make("byte").eot, make("byte", eot=False).eot, asked) == (255, None, [])
+    assert make("char", eot=False).chars == "".join(sorted(set(STORY))) and asked == [None]
+    assert make("char").eot == len(set(STORY))
+    assert make("bpe", vocab_size=300).to_json() == BPETokenizer.train(STORY[:200], 300).to_json()
+    assert asked == ["train"]
+    assert make("bpe", vocab_size=300, special_tokens=["<|x|>"]).special_tokens.keys() == {EOT, "<|x|>"}
+    for name, file in (("bpe", path), ("qwen2", path.parent), (str(path), None), (str(path.parent), None),
+                       ("gpt2", path), ("a/b", path)):
+        assert make(name, file=file).to_json() == bpe.to_json() and asked == []
+    trimmed = make("bpe", file=path, trim=True, min_count=2)
+    assert trimmed.ids.tolist() == TrimmedTokenizer.train(bpe, STORY[:200], 2).ids.tolist()
+    assert asked == ["train"]
 
 
-def test_a_refused_download_says_which_file_goes_where(encoder_json, tmp_path, monkeypatch):
-    def get(url, timeout):
-        if "openaipublic" in url:
-            raise requests.ConnectionError("no route")
-        return answer(b"", status=404)
-
-    monkeypatch.setattr(requests, "get", get)
-    with pytest.raises(ValueError) as error:
-        TiktokenTokenizer("gpt2")
-    for part in (module.GPT2_URLS[0], "huggingface.co/openai-community/gpt2/resolve/main/vocab.json",
-                 "ConnectionError", "HTTPError", str(tmp_path / "code" / "gpt2" / "encoder.json"),
-                 "TIKTOKEN_CACHE_DIR"):
-        assert part in str(error.value)
+@pytest.mark.parametrize("name, options, found", [
+    ("gpt3", {}, "gpt3 is no file; expected one of byte, char, bpe, gpt2"),
+    ("char", {"trim": True}, "char cannot be trimmed"),
+    ("byte", {"file": "x.json"}, "x.json"), ("bpe", {"file": "none.json"}, "cannot read none.json"),
+    ("none.json", {}, "cannot read none.json"), ("cl100k_base", {"file": "none"}, "cannot read none"),
+    ("bpe", {"vocab_size": 12}, "vocab_size is 12"),
+])
+def test_names_and_options_that_make_no_tokenizer_are_explained(name, options, found):
+    with pytest.raises(ValueError, match=found) as error:
+        make_tokenizer(name, lambda split: [STORY], **options)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "cache").exists()
 
 
-def test_missing_and_damaged_gpt2_files_are_named(encoder_json, tmp_path):
-    with pytest.raises(ValueError, match="has no encoder.json.*openaipublic.blob.core.windows.net"):
-        TiktokenTokenizer("gpt2", tmp_path)
-    tmp_path.joinpath("encoder.json").write_bytes(encoder_json[:1000])
-    with pytest.raises(ValueError, match=r"encoder\.json \(1000 bytes\) is not GPT-2's"):
-        TiktokenTokenizer("gpt2", tmp_path)
-    with pytest.raises(ValueError, match="'gpt3' is not known"):
-        TiktokenTokenizer("gpt3")
+# ---- OpenAI's ----------------------------------------------------------------------------------------------
 
 
-def test_endless_spaces_are_gpt2_tokens_too(gpt2_like):
-    """tiktoken alone panics here. GPT-2's pattern makes one word of all spaces but the last."""
+@pytest.mark.parametrize("name", OPENAI)
+def test_patterns_and_special_tokens_are_tiktokens(name, monkeypatch):
+    for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
+        monkeypatch.setattr(tiktoken_ext.openai_public, load, lambda *args, **kwargs: {})
+    theirs = tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
+    pattern, _, size, special_tokens = OPENAI[name]
+    assert special_tokens == theirs["special_tokens"]
+    assert theirs.get("explicit_n_vocab") in (None, max(size, theirs["special_tokens"][EOT] + 1))
+    theirs, ours, rng = regex.compile(theirs["pat_str"]), regex.compile(pattern), random.Random(name)
+    letters = "abAB的é1٣'.,!/ \u3000\n\r\t\x1c\x85\xa0ſ🙂\u0301ǅʰsSdDlLvVeErRtTmM"
+    for _ in range(3000):
+        text = "".join(rng.choices(letters, k=12))
+        assert ours.findall(text) == theirs.findall(text)
+
+
+def test_endless_spaces_are_tokens_too(kinds):
+    """tiktoken alone gives up here. OpenAI's patterns make one word of all spaces but the last."""
     n = 1_000_000
-    ids = gpt2_like.encode("a" + " " * n + "b").tolist()
-    assert ids == [*gpt2_like.encode("a"), *gpt2_like.encode(" " * (n - 1)), *gpt2_like.encode(" b")]
+    for tokenizer in kinds["tiktoken"], kinds["cl100k"]:
+        ids = tokenizer.encode("a" + " " * n + "b").tolist()
+        assert ids == [*tokenizer.encode("a"), *tokenizer.encode(" " * (n - 1)), *tokenizer.encode(" b")]
 
 
 def test_gpt2_agrees_with_tokenizers_reading_the_published_merges(shared_data):
@@ -454,7 +727,8 @@ def test_gpt2_agrees_with_tokenizers_reading_the_published_merges(shared_data):
     tokenizer = TiktokenTokenizer("gpt2", folder)
     n = int(len(text) * 0.9)
     assert [len(tokenizer.encode(part)) for part in (text[:n], text[n:])] == [301966, 36059]
-    text = text[:100_000] + STORY + shared_data("hongloumeng.txt").read_text(encoding="utf-8")[:50_000] + CODE
+    code = Path(module.__file__).read_text(encoding="utf-8")
+    text = text[:100_000] + STORY + shared_data("hongloumeng.txt").read_text(encoding="utf-8")[:50_000] + code
     assert tokenizer.encode(text).tolist() == library.encode(text).ids
     assert (tokenizer.vocab_size, tokenizer.eot) == (50257, vocab[EOT])
 
