@@ -44,12 +44,13 @@ class TrainConfig:
     log_interval: int = 1  # steps between lines of log
     eval_iters: int = 200  # batches of each split an evaluation reads; the whole split where it is smaller
     eval_only: bool = False  # evaluate once and exit
+    print_params: bool = False  # print name, shape and size of every parameter, and exit
     always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
     keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
     async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
     init_from: str = "scratch"  # 'scratch', 'resume', or to fine-tune: a checkpoint, a folder, 'gpt2*'
-    allow_changed: str = ""  # what a resume may change of dataset,batch_size,gradient_accumulation_steps,seed
+    allow_changed: str = ""  # what a resume may change: dataset,batch_size,gradient_accumulation_steps,seed,sampling
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
     wandb_project: str = "owt"  # its project
@@ -60,6 +61,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 5 * 8  # micro-batches a step, over all processes together
     batch_size: int = 12  # sequences a micro-batch
     block_size: int = 1024  # tokens of context
+    sampling: Literal["contiguous", "line"] = "contiguous"  # line: windows begin with a line and end with their file
     # Model
     n_layer: int = 12  # transformer blocks
     n_head: int = 12  # attention heads
@@ -110,8 +112,9 @@ class TrainConfig:
 
 NEVER = 2**62  # a step that no run reaches
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
-MACHINE_KEYS = ("device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "peak_tflops")
-DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed")  # these and the dataset settle what a step sees
+MACHINE_KEYS = ("device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "print_params",
+                "peak_tflops")
+DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # what a step sees, with the dataset
 
 
 def main(argv: list[str]) -> int:
@@ -151,13 +154,17 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     # The machine, the data, the model
     dtype = pick_dtype(config.dtype, device)
     compiled = pick_compile(config.compile, device)
-    dataset = open_dataset(config.dataset, config.vocab_size)
+    fresh = state is None and config.print_params and config.vocab_size is not None  # needs no dataset
+    dataset = None if fresh else open_dataset(config.dataset, config.vocab_size)
     if resumed:
         changes = check_changes(config, explicit, state, dataset)
         if changes:
             say(f"changed on resume: {', '.join(changes)}")
     generator = torch.Generator().manual_seed(config.seed)
     model = make_model(config, explicit, state, dataset, generator, device)
+    if config.print_params:
+        say(table_of_parameters(model))
+        return 0
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
     if not resumed:
@@ -258,7 +265,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
             total, count = torch.zeros((), device=device), 0
             for first in range(ranks.rank * config.batch_size, len(windows), ranks.world_size * config.batch_size):
-                x, y = eval_batch(dataset, split, windows[first : first + config.batch_size], config.block_size)
+                chosen = windows[first : first + config.batch_size]
+                x, y = eval_batch(dataset, split, chosen, config.block_size, config.sampling)
                 valid = int((y >= 0).sum())
                 with autocast:
                     _, loss = local_model(to_device(x), to_device(y), return_logits=False)
@@ -277,7 +285,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         """x, y (batch_size, block_size) of this process: its slice of the step's global batch."""
         first = shift + iter_num * samples + (micro_step * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
-        x, y = batch(dataset, "train", config.seed, index, config.block_size)
+        x, y = batch(dataset, "train", config.seed, index, config.block_size, config.sampling)
         return to_device(x), to_device(y), int((y >= 0).sum())
 
     def tokens_after(steps: int) -> int:
@@ -521,7 +529,8 @@ def reshapes(shape: GPTConfig, key: str, value) -> bool:
 
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
                generator: torch.Generator, device: torch.device) -> GPT:
-    """A fresh model, or the one in `state`. Raises ValueError if dataset or settings do not fit that one."""
+    """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`. Raises ValueError if dataset
+    or settings do not fit that one."""
     vocab_size = config.vocab_size or dataset.vocab_size
     if state is None:
         if config.vocab_size is None and vocab_size > 10_000:  # a multiple of 64 multiplies faster
@@ -547,6 +556,14 @@ def make_model(config: TrainConfig, explicit: set[str], state: dict | None, data
                          f"(vocabulary {model.config.vocab_size}): its ids stand for other text; use the dataset "
                          "that the model was trained on, or prepare one with the same tokenizer")
     return model
+
+
+def table_of_parameters(model: GPT) -> str:
+    """A line for each parameter, tied ones once: name, shape, count; then the sum."""
+    rows = [(name, " x ".join(map(str, p.shape)), p.numel()) for name, p in model.named_parameters()]
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{name:{width}}  {shape:>14}  {n:>14,}" for name, shape, n in rows]
+    return "\n".join([*lines, f"{'total':{width}}  {'':>14}  {sum(n for *_, n in rows):>14,}"])
 
 
 def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_params: int, shift: int = 0) -> int:

@@ -1,6 +1,6 @@
 """Token files: write them atomically, open anyone's, and cut deterministic batches from them.
 
-    with DatasetWriter(folder, tokenizer, source) as writer:      # what prepare.py does
+    with DatasetWriter(folder, tokenizer, source) as writer:      # data/build.py does it on all cores
         writer.write("train", tokenizer.encode(text), n_bytes=len(text.encode()))
         writer.write("val", ...)
 
@@ -12,7 +12,6 @@ else uint32) and meta.json, which says what the ids mean. nanoGPT's folders, wit
 alone, are read too. Only the windows of a batch are ever read from a .bin, never the whole file.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,8 +21,9 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizer import CharTokenizer, tokenizer_from_json
+from data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
 
 DATA = Path(__file__).resolve().parent
 SPLITS = ("train", "val")
@@ -50,12 +50,14 @@ class DatasetWriter:
     """Streams ids to disk; folder/{train,val}.bin and meta.json appear when the `with` block ends well.
 
     An exception or a kill leaves the old dataset or none, never parts of two. `source` is a JSON-able dict
-    that says where the text came from. ValueError: an id outside the tokenizer's vocabulary, a split without
-    tokens, or a folder that can't be written.
+    that says where the text came from. `temp`, a folder named .prepare-* in `folder`, holds the files until
+    then; one that is given outlives a failure, and its files can be gone on with (`cut`). ValueError: an id
+    outside the tokenizer's vocabulary, a split without tokens, or a folder that can't be written.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: Any, source: dict):
-        self.folder, self.tokenizer, self.source = Path(folder), tokenizer, source
+    def __init__(self, folder: str | Path, tokenizer: Any, source: dict, temp: Path | None = None):
+        self.folder, self.tokenizer, self.source, self.temp = Path(folder), tokenizer, source, temp
+        self.keeps_temp = temp is not None
         self.dtype = id_dtype(tokenizer.vocab_size)
         self.counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
 
@@ -63,11 +65,28 @@ class DatasetWriter:
         with os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".prepare-*"):  # what a killed run left
-                shutil.rmtree(stale, ignore_errors=True)
-            self.temp = Path(tempfile.mkdtemp(prefix=".prepare-", dir=self.folder))
-            self.bins = {split: open(self.temp / f"{split}.bin", "wb") for split in SPLITS}
+                if stale != self.temp:
+                    shutil.rmtree(stale, ignore_errors=True)
+            self.temp = self.temp or Path(tempfile.mkdtemp(prefix=".prepare-", dir=self.folder))
+            self.bins = {split: open(self.temp / f"{split}.bin", "ab") for split in SPLITS}
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        self.thread = ThreadPoolExecutor(1)  # hashing takes longer than all else here, and needs no GIL
+        self.hashing = self.thread.submit(int)
         return self
+
+    def cut(self, split: str, tokens: int) -> bool:
+        """Go on behind the first `tokens` ids of the split's file, whatever wrote them. False if it has fewer."""
+        self.hashing.result()
+        self.hashes[split], self.counts[split]["tokens"] = hashlib.sha256(), tokens
+        with os_errors(self.folder):
+            self.bins[split].flush()
+            if self.bins[split].tell() < tokens * self.dtype.itemsize:
+                return False
+            self.bins[split].truncate(tokens * self.dtype.itemsize)
+            with open(self.temp / f"{split}.bin", "rb") as kept:
+                while piece := kept.read(2**22):
+                    self.hashes[split].update(piece)
+        return True
 
     def write(self, split: str, ids: np.ndarray, n_bytes: int, n_documents: int = 1) -> None:
         """Append ids (1-D integers), which stand for n_bytes bytes of UTF-8 text in n_documents documents."""
@@ -79,11 +98,16 @@ class DatasetWriter:
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
         with os_errors(self.folder):
             self.bins[split].write(ids.data)
-        self.hashes[split].update(ids.data)
+        self.hashing.result()
+        if ids.nbytes > 2**16:
+            self.hashing = self.thread.submit(self.hashes[split].update, ids.data)
+        else:  # sooner done than handed over
+            self.hashes[split].update(ids.data)
         for key, n in (("tokens", ids.size), ("bytes", n_bytes), ("documents", n_documents)):
             self.counts[split][key] += n
 
     def __exit__(self, failure: type | None, *_: object) -> None:
+        self.thread.shutdown()
         try:
             with os_errors(self.folder):
                 for file in self.bins.values():
@@ -92,7 +116,8 @@ class DatasetWriter:
                     self.write_meta()
                     move_in(self.temp, self.folder)
         finally:
-            shutil.rmtree(self.temp, ignore_errors=True)
+            if failure is None or not self.keeps_temp:
+                shutil.rmtree(self.temp, ignore_errors=True)
 
     def write_meta(self) -> None:
         for split in SPLITS:
@@ -155,43 +180,6 @@ def os_errors(folder: Path) -> Iterator[None]:
         raise ValueError(f"cannot write the dataset in {folder}: {error}") from error
 
 
-def prepare_dataset(args: argparse.Namespace, tokenizer: Any, parts: Iterable[tuple[str, str]], source: dict,
-                    config: str) -> None:
-    """Encode (split, text) parts into the dataset args.out_dir; an eot, if the tokenizer has one, ends each.
-
-    Prints what one wants to check, and the next command, with `config`. A dry run uses a temporary folder.
-    """
-    from tqdm import tqdm
-
-    end = [] if tokenizer.eot is None else [tokenizer.eot]
-    characters = dict.fromkeys(SPLITS, 0)
-    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
-        with DatasetWriter(folder, tokenizer, source) as writer:
-            for split, text in tqdm(parts, desc="encoding", unit=" documents", disable=None):
-                writer.write(split, tokenizer.encode(text), n_bytes=len(text.encode()))
-                writer.write(split, end, n_bytes=0, n_documents=0)
-                characters[split] += len(text)
-        print(f"source {source['from']}\n       {source['bytes']:,} bytes, documents: {source['files']:,}, "
-              f"normalized: {source['normalize']}")
-        print(table(writer.counts, characters))
-    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {writer.dtype.name}")
-    if args.dry_run:
-        print(f"dry run, nothing written to {args.out_dir}")
-        return
-    print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
-    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
-    print(f"next   python train.py {config} --dataset={name}")
-
-
-def table(counts: dict[str, dict[str, int]], characters: dict[str, int]) -> str:
-    rows = {split: [characters[split], n["bytes"], n["tokens"]] for split, n in counts.items()}
-    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    lines = ["         characters          bytes         tokens  bytes/token"]
-    for name, (n_characters, n_bytes, n_tokens) in rows.items():
-        lines.append(f"{name:5}{n_characters:14,} {n_bytes:14,} {n_tokens:14,} {n_bytes / n_tokens:12.2f}")
-    return "\n".join(lines)
-
-
 # ---- opening ---------------------------------------------------------------------------------------------
 
 
@@ -205,6 +193,7 @@ class Dataset:
     tokenizer: Any = None
     meta: dict | None = None
     sizes: dict[str, int] = field(default_factory=dict)  # tokens per split, as found when opened
+    line_ends: tuple | None = None  # what the function line_ends found
 
     @property
     def name(self) -> str:
@@ -385,13 +374,15 @@ def windows_per_epoch(dataset: Dataset, split: str, block_size: int) -> int:
     return max(1, n // block_size - 1)  # one window less than fit, which leaves room for the phase
 
 
-def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray,
-          block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray, block_size: int,
+          sampling: str = "contiguous") -> tuple[np.ndarray, np.ndarray]:
     """Samples number `index` (B,) -> x, y, both int64 (B, T) with T = block_size; y is x one token later.
 
     A pure function of (seed, split, index) for a given dataset and T. Samples e * n to (e + 1) * n - 1, where
     n = windows_per_epoch, are epoch e: windows that share no target, in an order and with an offset of the
     whole grid (the phase) that are drawn anew for every epoch, so that every token has its turn.
+
+    sampling="line" moves each window on to the next start of a line: see line_windows.
     """
     index = np.asarray(index, dtype=np.int64)
     assert index.ndim == 1 and (index >= 0).all()
@@ -400,6 +391,8 @@ def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray,
     key = mix(mix(epoch + np.uint64(zlib.crc32(split.encode()))) ^ mix(np.full(1, seed % 2**64, np.uint64)))
     phase = mix(key) % np.uint64(dataset.tokens(split) - n * block_size)
     start = phase + permute(k, n, key) * np.uint64(block_size)
+    if sampling == "line":
+        return line_windows(dataset, split, start.astype(np.int64), block_size)
     taken = np.lib.stride_tricks.sliding_window_view(dataset.array(split), block_size + 1)[start]
     taken = check_ids(dataset, split, taken).astype(np.int64)
     return taken[:, :-1], taken[:, 1:]
@@ -462,12 +455,80 @@ def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | Non
     return np.arange(limit) * n_full // limit
 
 
-def eval_batch(dataset: Dataset, split: str, windows: np.ndarray,
-               block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0, y is -1."""
+def eval_batch(dataset: Dataset, split: str, windows: np.ndarray, block_size: int,
+               sampling: str = "contiguous") -> tuple[np.ndarray, np.ndarray]:
+    """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0, y is -1.
+
+    sampling="line": window k is what line_windows makes of position k*T.
+    """
+    if sampling == "line":
+        return line_windows(dataset, split, np.asarray(windows, dtype=np.int64) * block_size, block_size)
     ids = dataset.array(split)
     at = np.asarray(windows, dtype=np.int64)[:, None] * block_size + np.arange(block_size + 1)  # (B, T+1)
     inside = at < ids.size
     taken = check_ids(dataset, split, ids[np.minimum(at, ids.size - 1)])
     taken = np.where(inside, taken, 0).astype(np.int64)
     return taken[:, :-1], np.where(inside[:, 1:], taken[:, 1:], -1)
+
+
+# ---- windows that start with a line ------------------------------------------------------------------------
+
+BOS = 0  # what stands before a line's first token in x
+FAR = 2**16  # tokens in which to look for the end of a line
+
+
+def line_windows(dataset: Dataset, split: str, positions: np.ndarray,
+                 block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows at the first starts of lines from `positions` (B,) on -> x, y, both int64 (B, T).
+
+    y is the text from the start of a line on, x is BOS and then y without its last token. Behind the end-of-text
+    id that ends the document (which is still a target) x is 0 and y is -1: no window goes on into another one.
+
+    A line starts where a document does and behind every token whose bytes end in a newline. Positions that are
+    spread evenly, as those of `batch`, take a line with a probability proportional to the length of the line
+    before it: that needs no index of the lines, and an epoch is as long as one of contiguous windows. The first
+    line follows the last one. A line that goes on for FAR tokens counts as started where it is met.
+    """
+    ids, (ends, eot) = dataset.array(split), line_ends(dataset)
+    start = np.array([line_start(ids, int(position), ends, eot) for position in positions])
+    at = start[:, None] + np.arange(block_size)  # (B, T)
+    taken = check_ids(dataset, split, ids[np.minimum(at, ids.size - 1)]).astype(np.int64)
+    is_eot = taken == eot
+    behind = (np.cumsum(is_eot, axis=1) > is_eot) | (at >= ids.size)
+    y = np.where(behind, -1, taken)
+    x = np.concatenate([np.full((len(y), 1), BOS), np.where(y[:, 1:] < 0, 0, y[:, :-1])], axis=1)
+    return x, y
+
+
+def line_start(ids: np.ndarray, position: int, ends: np.ndarray, eot: int) -> int:
+    """The first start of a line at `position` or behind it, where there is more to come than an end of text."""
+    first, width = position - 1, 2**8
+    while 0 <= first < position + FAR:
+        near = ids[first:first + width + 1]
+        found = np.flatnonzero(ends.take(near[:-1], mode="clip") & (near[1:] != eot))
+        if found.size:
+            return first + 1 + int(found[0])
+        if first + width + 1 >= ids.size:
+            return 0
+        first, width = first + width, 2 * width
+    return position
+
+
+def line_ends(dataset: Dataset) -> tuple[np.ndarray, int]:
+    """Whether a line starts behind an id, (vocab_size,) bool; the end-of-text id, or -1. ValueError if unknown.
+
+    256 ids that nothing explains are taken as bytes, with 0xFF between files.
+    """
+    if dataset.line_ends is None:
+        tokenizer = dataset.tokenizer or (ByteTokenizer(eot=255) if dataset.vocab_size == 256 else None)
+        if tokenizer is None:
+            raise ValueError(f"{dataset.folder}: sampling=line needs to know which tokens end in a newline, and "
+                             "this dataset has no tokenizer; use sampling=contiguous, or prepare it again")
+        ends = np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(dataset.vocab_size)])
+        if not ends.any():
+            raise ValueError(f"{dataset.folder}: sampling=line, but no token of this dataset ends in a newline; "
+                             "use sampling=contiguous")
+        if tokenizer.eot is not None:
+            ends[tokenizer.eot] = True
+        dataset.line_ends = ends, -1 if tokenizer.eot is None else tokenizer.eot
+    return dataset.line_ends

@@ -1,28 +1,47 @@
-"""Where text comes from: --input files, input.txt beside a prepare.py, or a download with a checksum.
+"""Where text comes from, and in what order and splits: what every prepare.py begins with.
 
-    python data/<name>/prepare.py --input novel.txt other.txt --encoding=gb18030
+    python data/<name>/prepare.py --input novel.txt books/ more.jsonl.gz --encoding=auto --clean --dry_run
 
-Text is kept as it is: its newlines, byte-order mark and full-width spaces too, unless --normalize is given.
-Downloads go through the proxy in HTTPS_PROXY and the like. HF_ENDPOINT (https://hf-mirror.com, say) takes the
-place of https://huggingface.co, and GITHUB_RAW_ENDPOINT that of https://raw.githubusercontent.com.
+    args = arguments(__doc__, HERE, tokenizer="bpe").parse_args(argv)
+    reading = reading_of(args)                         # the encoding, what to clean, ...
+    parts = find(args, reading)                        # files, ranges, members: data/formats.py
+    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
+
+Text is kept as it is, its newlines, byte-order mark and full-width spaces too, unless --normalize or --clean is
+given.
 """
 
 import argparse
 import hashlib
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-MIRRORS = {  # address: the environment variable that replaces it
-    "https://huggingface.co": "HF_ENDPOINT",
-    "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT",
-}
-NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules"}  # other people's, or no source
-TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of a download
+from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
+from data.download import download, hash_file
+from data.formats import (
+    ROWS,
+    UNIT,
+    Part,
+    Reading,
+    check_encoding,
+    documents,
+    import_pyarrow,
+    kind_of,
+    parts_of,
+    report_skipped,
+    walk,
+)
+from data.tokenizer import find_cut
 
+PIECE = 1 << 20  # characters: about what is encoded at a time
+LONGEST_PIECE = 1 << 22
+SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
 
@@ -32,18 +51,37 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help shows the options")
 
 
-def arguments(description: str, folder: Path) -> argparse.ArgumentParser:
-    """The flags that all prepare scripts share; `folder` is the script's own."""
+def arguments(description: str, folder: Path, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults."""
     parser = Parser(description=description, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--input", nargs="+", type=Path, default=[], metavar="FILE", help="local text; needs no network")
-    add("--out_dir", type=Path, default=folder, help="where the dataset goes (default: beside the script)")
-    add("--val_fraction", type=fraction, default=0.1, help="part of the text for validation (default: 0.1)")
-    add("--encoding", default="utf-8", help="of the text; gb18030 for old Chinese files (default: utf-8)")
+    add = parser.add_argument_group("text").add_argument
+    add("--input", nargs="+", type=Path, default=[], metavar="PATH",
+        help="local files, folders and archives (.txt .jsonl .parquet .zip .tar, .gz .xz .bz2 .zst): no network")
+    add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="those of the validation split")
+    add("--val_fraction", type=fraction, default=0.1,
+        help="part of the text for validation, if nothing else says which (default: %(default)s)")
+    add("--encoding", default="utf-8", help="of the text: gb18030, big5, utf-16, ... or auto (default: utf-8)")
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
+    add("--clean", nargs="?", const="all", metavar="RULE,...",
+        help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
+             "with --dry_run every removal is shown")
+    add("--field", help="of .jsonl and .parquet rows (default: text, content or story)")
+    add("--separator", help=r"what stands between the documents of a text file, such as '\n\n\n'")
+    add("--skip_bad", action="store_true", help="report and leave out what can't be read, instead of stopping")
+    add = parser.add_argument_group("tokens").add_argument
+    add("--tokenizer", default="char",
+        help="char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, the name of a repository on the "
+             "Hugging Face hub, or a tokenizer.json (default: %(default)s)")
+    add("--vocab_size", type=int, help="of a bpe tokenizer that is trained (default: %(default)s)")
+    add("--tokenizer_file", type=Path, help="the tokenizer's file, or its folder, where it is on this machine")
+    add("--trim", action="store_true", help="keep only the ids that the training text uses, and the single bytes")
+    add("--min_count", type=int, default=1, help="... at least so often (default: 1)")
+    add = parser.add_argument_group("result").add_argument
+    add("--out_dir", type=Path, default=folder, help="where the dataset goes (default: beside the script)")
     add("--dry_run", action="store_true", help="do it all, print the numbers, but leave out_dir as it is")
-    parser.set_defaults(folder=folder)
+    add("--workers", type=int, default=0, help="processes; the result is the same for any number (default: all cores)")
+    parser.set_defaults(**{"folder": folder, "eot": True, **defaults})
     return parser
 
 
@@ -53,206 +91,267 @@ def fraction(text: str) -> float:
     return float(text)
 
 
-# ---- text files --------------------------------------------------------------------------------------------
+def tokenizer_of(args: argparse.Namespace) -> Callable:
+    """What `build` calls with the texts to get the tokenizer that the flags describe."""
+    from data.tokenizer import make_tokenizer
+
+    def make(texts: Callable) -> Any:
+        return make_tokenizer(args.tokenizer, texts, vocab_size=args.vocab_size, file=args.tokenizer_file,
+                              eot=args.eot, trim=args.trim, min_count=args.min_count)
+    return make
 
 
-@dataclass
-class Document:
-    """One text file: `size` bytes with that sha256, decoded (and normalized, perhaps) to `text`."""
-
-    name: str
-    size: int
-    sha256: str
-    text: str
-    normalized: bool
-
-
-def read_document(path: Path, encoding: str = "utf-8", normalize: bool = False) -> Document:
-    """Read a text file whole. ValueError: missing, empty, or not in that encoding (names the byte offset)."""
-    try:
-        raw = path.read_bytes()
-        text = raw.decode(encoding)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; expected a text file") from error
-    except LookupError as error:
-        raise ValueError(f"unknown encoding {encoding!r}; try utf-8, gb18030, big5 or utf-16") from error
-    except UnicodeDecodeError as error:
-        guess = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030"
-        hint = f"--encoding={guess}" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
-        raise ValueError(f"{path} is not {encoding}: byte 0x{raw[error.start]:02x} at offset {error.start} "
-                         f"({error.reason}); if it is in another encoding, pass {hint}") from error
-    if normalize:
-        text = without_crlf(text)
-    if not text:
-        raise ValueError(f"{path} is empty; expected text")
-    return Document(path.name, len(raw), hashlib.sha256(raw).hexdigest(), text, normalize)
+def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
+    """How the flags and a script's own `options` (fields of Reading) say to read."""
+    rules = parse_rules(args.clean) if args.clean else ()
+    separator = args.separator and args.separator.replace("\\n", "\n").replace("\\t", "\t")
+    defaults = {"encoding": check_encoding(args.encoding), "field": args.field, "separator": separator,
+                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
+                "lenient": args.skip_bad}
+    return Reading(**{**defaults, **options})
 
 
-def without_crlf(text: str) -> str:
-    """--normalize: no byte-order mark, and LF for CRLF."""
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+# ---- finding -----------------------------------------------------------------------------------------------
 
 
-def read_input(args: argparse.Namespace, urls: Sequence[str], sha256: str) -> list[Document]:
-    """--input, else input.txt beside the script, downloaded if it isn't there (a dry run then finds nothing).
+def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Part]:
+    """What --input and --val_input name, in parts: files in the order given, folders in the order of names.
 
-    The very file that the script would download is always normalized: the public copy of Hongloumeng has CRLF
-    newlines by accident, and what is known of it (878,939 characters, 4,435 distinct) counts them as LF.
+    ValueError: nothing there, or a file that can't be read (one from a folder is reported and left out if
+    `reading` is lenient). The very file with the sha256 `known` is always normalized: the public copy of
+    Hongloumeng has CRLF newlines by accident, and what is known of it counts them as LF.
     """
-    path = args.folder / "input.txt"
-    if not args.input and not path.exists():
-        if args.dry_run:
-            print(f"dry run: would download {urls[0]} to {path}")
-            return []
-        download(urls, sha256, path)
-    documents = [read_document(path, args.encoding, args.normalize) for path in args.input or [path]]
-    for document in documents:
-        if document.sha256 == sha256:
-            document.name, document.normalized, document.text = urls[0], True, without_crlf(document.text)
-    return documents
+    parts = []
+    for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
+        for path in paths:
+            found = list(parts_under(path, reading, args.skip_bad))
+            if not found and not args.skip_bad:
+                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
+            if known and path.is_file() and hash_file(path) == known:
+                found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
+            parts += [replace(part, split=split) for part in found]
+    if reading.named_splits and not args.val_input:
+        packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
+        if packed:
+            raise ValueError(f"{packed}: unpack it and pass the folder, so that names of files tell the splits")
+        parts = [replace(part, split=split_of(part.name)) for part in parts if split_of(part.name) != "test"]
+        if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
+            parts = [replace(part, split=None) for part in parts]
+    if not parts:
+        raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
+    show_encodings(args, parts)
+    return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
 
 
-def read_python(args: argparse.Namespace, paths: Iterable[Path], skip: set[str]) -> Iterator[Document]:
-    """The files among `paths`, and the .py files of the folders among them, without subfolders in `skip`.
-
-    A file of a folder that can't be read as text is reported on stderr and left out.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield read_document(path, args.encoding, args.normalize)
+def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
+    """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
+    is_folder = path.is_dir()
+    for file in walk(path, reading) if is_folder else [path]:
+        name = f"{path.resolve().name}/{file.relative_to(path).as_posix()}" if is_folder else path.name
+        lenient = skip_bad or is_folder and reading.lenient
+        try:
+            parts = parts_of(file, name, reading, lenient)
+        except ValueError as error:
+            if not lenient:
+                raise
+            report_skipped(str(error))
             continue
-        for file in python_files(path, skip | NOT_SOURCE):
-            try:
-                yield read_document(file, args.encoding, args.normalize)
-            except ValueError as error:
-                print(f"skipped: {error}", file=sys.stderr)
+        yield from (part for part in parts if not part.lenient or can_be_read(part, reading))
 
 
-def python_files(folder: Path, skip: set[str]) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        for path in (Path(parent, name) for name in names if name.endswith(".py")):
-            # _sysconfigdata: settings of the machine that built this Python
-            if not path.name.startswith("_sysconfigdata") and path.is_file() and path.stat().st_size:
-                yield path
+def can_be_read(part: Part, reading: Reading) -> bool:
+    try:
+        deque(documents(part, reading), maxlen=0)
+        return True
+    except ValueError as error:
+        report_skipped(str(error))
+        return False
 
 
-def origin(args: argparse.Namespace, documents: Sequence[Document], where: str = "") -> dict:
+def split_of(name: str) -> str | None:
+    """The split that a file's name speaks of: "wiki.valid.raw" -> "val"; None if it speaks of none."""
+    match = SPLIT_NAMES.search(name.lower().rsplit("/", 1)[-1])
+    return match and ("train" if match[1] else "val" if match[2] else "test")
+
+
+def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
+    if args.encoding == "auto":
+        found = {part.name: part.encoding for part in parts}
+        for name, encoding in found.items():
+            if encoding != "utf-8":
+                print(f"encoding {name}: {encoding if encoding != 'auto' else 'of each file in it'}")
+        print(f"encoding utf-8: {sum(encoding == 'utf-8' for encoding in found.values()):,} of {len(found):,} files")
+
+
+def downloaded(args: argparse.Namespace, name: str, urls: Sequence[str], sha256: str | None = None) -> list[Path]:
+    """[the file `name` beside the script], downloaded if it isn't there; [] in a dry run, which does not."""
+    path = args.folder / name
+    if path.exists():
+        return [path]
+    if args.dry_run:
+        print(f"dry run: would download {urls[0]} to {path}")
+        return []
+    if path.suffix == ".parquet":
+        import_pyarrow()  # better now than after some gigabytes
+    download(urls, sha256, path)
+    return [path]
+
+
+def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> dict:
     """The "source" of meta.json. The sha256 is the file's, or that of the files' hex digests in a row."""
-    names = ", ".join(document.name for document in documents[:8]) + (", ..." if len(documents) > 8 else "")
-    hashes = [document.sha256 for document in documents]
+    from tqdm import tqdm
+
+    files = dict.fromkeys(part.path for part in parts)
+    sizes = {path: os.path.getsize(path) for path in files}
+    hashes = []
+    with tqdm(desc="hashing", total=sum(sizes.values()), unit="B", unit_scale=True, disable=None) as bar:
+        for path in files:
+            hashes.append(hash_file(path, bar.update))
+    names = list(dict.fromkeys(part.name for part in parts))
     return {
-        "from": where or names,
-        "files": len(documents),
-        "bytes": sum(document.size for document in documents),
+        "from": where or ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
+        "files": len(names),
+        "bytes": sum(sizes.values()),
         "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
         "encoding": args.encoding,
-        "normalize": any(document.normalized for document in documents),
+        "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
+        "clean": list(parse_rules(args.clean)) if args.clean else [],
     }
 
 
-def split_by_characters(texts: Sequence[str], val_fraction: float) -> Iterator[tuple[str, str]]:
-    """Texts in a row, cut once: the first 1 - val_fraction of all characters are train, the rest is val."""
-    left = int(sum(map(len, texts)) * (1 - val_fraction))
-    for text in texts:
-        for split, part in (("train", text[:left]), ("val", text[left:])):
-            if part:
-                yield split, part
-        left = max(0, left - len(text))
+# ---- units -------------------------------------------------------------------------------------------------
 
 
-# ---- downloads ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Piece:
+    """The next part of a document, in reading order."""
+
+    document: str  # its name, for reports: "stdlib/os.py", "books.jsonl:17"
+    text: str  # cleaned; PIECE characters or more, but for the last
+    ends: bool  # True on the document's last piece (of each split, where it is cut by position)
+    split: str | None  # 'train' or 'val' where the corpus decides, None = by hash
 
 
-def download(urls: Sequence[str], sha256: str, dest: Path) -> None:
-    """Fetch dest from the first address that delivers the file with this sha256, resuming an earlier attempt.
+@dataclass(frozen=True)
+class Unit:
+    """What one worker reads at a time. Small and picklable; read anywhere, it gives the same pieces."""
 
-    What has arrived stays in dest + '.part' until it is complete. ValueError, one line, if no address works:
-    what failed where, where to put the file, and how to pass it.
+    parts: tuple[Part, ...]
+    reading: Reading
+    train_characters: int | None = None  # so many, or all, are train, the rest is val; None: the parts' splits
+    whole_words: bool = False  # and a few more, up to where a tokenizer allows a cut
+
+    @property
+    def key(self) -> str:
+        """Changes with the files, and with everything else that changes the text."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def pieces(self, report: Report | None = None) -> Iterator[Piece]:
+        """Streams the unit's text; memory does not grow with it."""
+        pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
+        return pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
+
+
+def units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, single: bool = False) -> list[Unit]:
+    """Parts as units: small ones together up to UNIT bytes, or each by itself. A dry run shows the cleaning."""
+    made, group, size = [], [], 0
+    for part in parts:
+        if group and (single or size + part.size > UNIT or group[-1].split != part.split):
+            made.append(Unit(tuple(group), reading))
+            group, size = [], 0
+        group.append(part)
+        size += part.size
+    made += [Unit(tuple(group), reading)] if group else []
+    if args.dry_run and args.clean:
+        report = Report()
+        for unit in made:
+            for _ in unit.pieces(report):
+                pass
+        report.summary()
+    return made
+
+
+def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Iterator[Piece]:
+    """The documents of a part, cleaned, in pieces that begin and end where a tokenizer allows a cut."""
+    cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
+    buffer, begun, taken = "", not part.first, True
+    for document, text, ends in documents(part, reading):
+        buffer += cleaner.feed(text, ends) if part.rules else text
+        while len(buffer) > PIECE and (at := cut_in(buffer)):
+            taken = taken if begun else is_taken(buffer, part, reading)
+            if taken:
+                yield Piece(document, buffer[:at], False, part.split)
+            buffer, begun = buffer[at:], True
+        if ends:
+            taken = taken if begun else bool(buffer) and is_taken(buffer, part, reading)
+            if taken:
+                yield Piece(document, buffer, True, part.split)
+            buffer, begun, taken = "", False, True
+    lines = cleaner.line - 1
+    buffer += cleaner.feed("", True)  # the line before a cut, which no newline ended
+    if report:
+        report.line = 0 if part.last else report.line + lines
+    if buffer:
+        yield Piece(document, buffer, False, part.split)
+
+
+def cut_in(text: str) -> int:
+    """The first cut after PIECE characters; 0 if there is none yet, LONGEST_PIECE if there won't be one."""
+    at = find_cut(text, PIECE)
+    return at if at > 0 else LONGEST_PIECE if len(text) > LONGEST_PIECE else 0
+
+
+def is_taken(text: str, part: Part, reading: Reading) -> bool:
+    """Whether the document that begins with `text` is in the --fraction of the training text."""
+    share = zlib.crc32(text[:PIECE].encode()) / 2**32
+    return share < reading.fraction or part.split == "val"
+
+
+def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:
+    """Units whose text (each: every file's) is cut once: the first 1 - val_fraction of all characters are train.
+
+    Exactly so for characters and bytes; for other tokenizers no word is cut in two, so that the ids are those of the
+    whole text. This reads everything once, to count the characters.
     """
-    part, failures = dest.with_name(dest.name + ".part"), []
-    for url in map(mirrored, urls):
-        try:
-            fetch(url, sha256, part)
-            os.replace(part, dest)
-            return
-        except (OSError, ValueError) as error:  # requests raises OSErrors, ValueErrors for bad addresses
-            failures.append(f"{url} ({reason(error)})")
-    raise ValueError(f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these "
-                     f"addresses by other means and pass it with --input FILE, or save it as {dest}")
-
-
-def reason(error: Exception) -> str:
-    """A few words for what requests says in several lines."""
-    from requests import exceptions
-
-    for kind, text in ((exceptions.ProxyError, "the proxy failed"), (exceptions.SSLError, "TLS failed"),
-                       (exceptions.Timeout, "timed out"), (exceptions.ConnectionError, "no connection"),
-                       (exceptions.ChunkedEncodingError, "cut off")):
-        if isinstance(error, kind):
-            return text
-    return str(error)
-
-
-def github_urls(repository: str, commit: str, path: str) -> list[str]:
-    """Two addresses of one file: GitHub's own, and a delivery network that is easier to reach from China."""
-    return [f"https://raw.githubusercontent.com/{repository}/{commit}/{path}",
-            f"https://cdn.jsdelivr.net/gh/{repository}@{commit}/{path}"]
-
-
-def mirrored(url: str) -> str:
-    for host, variable in MIRRORS.items():
-        if url.startswith(host + "/") and os.environ.get(variable):
-            return os.environ[variable].rstrip("/") + url.removeprefix(host)
-    return url
-
-
-def fetch(url: str, sha256: str, part: Path) -> None:
-    """Complete `part` from url: again while that adds bytes, and afresh if what it adds to was wrong."""
-    resumed = part.exists()
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            fetch_rest(url, part, before)
-        except OSError:
-            if not part.exists() or part.stat().st_size <= before:
-                raise
-            continue
-        found = hash_file(part)
-        if found == sha256:
-            return
-        part.unlink()
-        if not resumed:
-            raise ValueError(f"wrong contents: sha256 {found[:16]}..., expected {sha256[:16]}...")
-        resumed = False
-
-
-def fetch_rest(url: str, part: Path, offset: int) -> None:
-    """Append to `part` what follows the `offset` bytes it has; from the start if the server can't do that."""
-    import requests
     from tqdm import tqdm
 
-    headers = {"Accept-Encoding": "identity"}  # offsets and sizes are those of the file, not of a gzip of it
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
-        if offset and reply.status_code == 416:  # nothing follows: the checksum will tell
-            return
-        if reply.status_code not in (200, 206):
-            raise OSError(f"HTTP {reply.status_code}")
-        if reply.status_code == 200:  # no ranges here, the whole file follows
-            offset = 0
-        total = offset + int(reply.headers.get("Content-Length", 0)) or None
-        with (open(part, "ab" if offset else "wb") as file,
-              tqdm(desc=part.name, total=total, initial=offset, unit="B", unit_scale=1, disable=None) as bar):
-            for piece in reply.iter_content(2**14):
-                file.write(piece)
-                bar.update(len(piece))
+    groups: dict[tuple, list[tuple[Unit, int]]] = {}
+    whole_words = args.tokenizer not in ("char", "byte")
+    single = units(args, parts, reading, single=True)
+    for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
+        n = sum(len(piece.text) for piece in unit.pieces())
+        part = unit.parts[0]
+        groups.setdefault((part.path, part.member) if each else (), []).append((unit, n))
+    cut = []
+    for group in groups.values():
+        left = int(sum(n for _, n in group) * (1 - args.val_fraction))
+        for unit, n in group:
+            cut.append(replace(unit, train_characters=left, whole_words=whole_words))
+            left = max(0, left - n)
+    return cut
 
 
-def hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
+def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
+    """Whether all parts are ranges of one text, so that there is only one document to split."""
+    kind, _ = kind_of(parts[0].member or parts[0].path)
+    return (len({part.name for part in parts}) == 1 and parts[0].split is None and not reading.separator
+            and kind not in (*ROWS, ".parquet", ".tar"))
+
+
+def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:
+    """The first `left` characters as train, and what follows as val; each side's last piece ends a document."""
+    for piece in pieces:
+        if whole_words and 0 < left < len(piece.text):
+            left = max(left, find_cut(piece.text, left))
+        head, tail = piece.text[:left], piece.text[left:]
+        if head:
+            left -= len(head)
+            yield replace(piece, text=head, ends=piece.ends and not tail or not left, split="train")
+        if tail:
+            yield replace(piece, text=tail, split="val")
+        elif not head and piece.ends:  # nothing but the end of the document
+            yield replace(piece, split="train" if left else "val")

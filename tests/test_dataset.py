@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from math import factorial
@@ -22,12 +24,13 @@ from data.dataset import (
     batch,
     eval_batch,
     eval_windows,
+    line_windows,
     mix,
     open_dataset,
     permute,
     windows_per_epoch,
 )
-from data.tokenizer import ByteTokenizer, CharTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 
 
 class Ids:
@@ -427,3 +430,113 @@ def test_a_file_of_billions_of_tokens_is_not_read_as_a_whole(tmp_path):
     assert x.shape == y.shape == (64, 1024)
     assert 7 in last
     assert peak < 64 * 2**20
+
+
+RESIDENT = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import numpy as np
+from data.dataset import batch, eval_batch, eval_windows, open_dataset
+dataset = open_dataset(sys.argv[1])
+for sampling, n in (("contiguous", 50), ("line", 10)):  # without newlines, each line is searched for as far as allowed
+    for i in range(n):
+        batch(dataset, "train", 1, np.arange(64 * i, 64 * i + 64), 1024, sampling)
+    for window in eval_windows(dataset, "train", 1024, 4 * n):
+        eval_batch(dataset, "train", np.array([window]), 1024, sampling)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a sparse file of 10 GB, and reads the peak memory in KiB")
+def test_batches_of_a_10_gb_file_take_no_more_memory_than_those_of_a_10_mb_one(tmp_path):
+    """The pages that were read would add up to hundreds of MB, if they stayed mapped."""
+    script, peaks = RESIDENT.format(root=str(Path(__file__).resolve().parents[1])), {}
+    for size in (10**7, 10**10):
+        write(tmp_path, [5, 5])
+        os.truncate(tmp_path / "train.bin", size)
+        meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
+        meta["splits"]["train"]["tokens"] = size // 2
+        (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[size] = int(done.stdout) / 1024
+    assert peaks[10**10] < peaks[10**7] + 50
+
+
+# ---- windows that start with a line ------------------------------------------------------------------------
+
+
+def code(folder, files, tokenizer=None):
+    """A dataset of these files, each with the end-of-text id behind it."""
+    tokenizer = tokenizer or ByteTokenizer(eot=255)
+    with DatasetWriter(folder, tokenizer, {}) as writer:
+        for text in files:
+            writer.write("train", np.array([*tokenizer.encode(text), tokenizer.eot]), n_bytes=len(text.encode()))
+        writer.write("val", tokenizer.encode(files[0]), n_bytes=len(files[0].encode()))
+    return open_dataset(folder)
+
+
+FILES = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=60), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(files=FILES, block_size=st.integers(1, 40))
+def test_a_line_window_is_bos_and_then_a_file_from_the_next_start_of_a_line_on(tmp_path_factory, files, block_size):
+    dataset = code(tmp_path_factory.mktemp("n"), files)
+    ids = dataset.array("train").tolist()
+    starts = [i for i in range(len(ids)) if ids[i] != 255 and (i == 0 or ids[i - 1] in (10, 255))]
+    x, y = line_windows(dataset, "train", np.arange(len(ids)), block_size)
+    assert x.dtype == y.dtype == np.int64 and x.shape == y.shape == (len(ids), block_size)
+    for position, inputs, targets in zip(range(len(ids)), x.tolist(), y.tolist(), strict=True):
+        start = min((i for i in starts if i >= position), default=0)
+        text = ids[start:ids.index(255, start) + 1][:block_size]
+        assert targets == text + [-1] * (block_size - len(text))
+        assert inputs == [0, *text[:-1], *[0] * (block_size - len(text))]
+
+
+@pytest.fixture
+def lines(tmp_path):
+    draw = np.random.default_rng(0)
+    return code(tmp_path, ["\n".join("x" * n for n in draw.integers(0, 40, 30)) + f" {i}\n" for i in range(20)])
+
+
+def test_a_batch_of_lines_depends_on_seed_split_and_index_alone(lines):
+    index = np.arange(3 * windows_per_epoch(lines, "train", 32))
+    x, y = batch(lines, "train", 7, index, 32, "line")
+    parts = [batch(open_dataset(lines.folder), "train", 7, part, 32, "line") for part in np.array_split(index, 5)]
+    assert (np.concatenate([part[0] for part in parts]) == x).all()
+    assert (np.concatenate([part[1] for part in parts]) == y).all()
+    assert (batch(lines, "train", 8, index, 32, "line")[1] != y).any(axis=1).mean() > 0.9
+
+
+def test_lines_of_other_tokens_start_behind_those_that_end_in_a_newline(tmp_path):
+    text = "def f(x):\n\n    return x;\n" * 40
+    tokenizer = BPETokenizer.train([text], 300)
+    dataset = code(tmp_path, [text, "if x:\n" + text], tokenizer)
+    _, y = batch(dataset, "train", 1, np.arange(300), 8, "line")
+    ids = dataset.array("train").tolist()
+    before = {tokenizer.token_bytes(i)[-1:] for i, j in zip(ids, ids[1:], strict=False) if j in set(y[:, 0].tolist())}
+    assert before >= {b"\n"} and len(set(y[:, 0].tolist())) > 1
+    runs = {tuple(ids[i + 1:i + 9]) for i in range(len(ids) - 9) if tokenizer.token_bytes(ids[i])[-1:] in (b"\n", b"")}
+    full = [row for row in y.tolist() if -1 not in row]
+    assert full and all(tuple(row) in runs | {tuple(ids[:8])} for row in full)
+
+
+def test_256_ids_that_nothing_explains_are_taken_as_bytes(tmp_path):
+    dataset = open_dataset(foreign(tmp_path, list(b"ab\ncd\xffef\n\xff")), vocab_size=256)
+    _, y = line_windows(dataset, "train", np.array([0, 1, 4, 9]), 4)
+    assert y.tolist() == [[97, 98, 10, 99], [99, 100, 255, -1], [101, 102, 10, 255], [97, 98, 10, 99]]
+
+
+def test_lines_of_text_without_newlines_or_without_tokenizer_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no token of this dataset ends in a newline"):
+        batch(code(tmp_path, ["abab"], CharTokenizer("ab", eot=True)), "train", 1, np.arange(2), 2, "line")
+    dataset = open_dataset(foreign(tmp_path / "ids", [1, 2, 3]), vocab_size=1000)
+    with pytest.raises(ValueError, match="this dataset has no tokenizer"):
+        batch(dataset, "train", 1, np.arange(2), 2, "line")
+
+
+def test_an_endless_line_is_started_where_it_is_met(tmp_path):
+    dataset = code(tmp_path, ["a\n" + "b" * (2 * module.FAR) + "\n" + "c"])
+    _, y = line_windows(dataset, "train", np.array([3, 2 * module.FAR - 100]), 4)
+    assert y.tolist() == [list(b"bbbb"), [*b"c", 255, -1, -1]]

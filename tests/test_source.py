@@ -1,264 +1,335 @@
-"""data/source.py: text arrives unchanged, bad input is located, downloads resume and are verified."""
+"""data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
 
-import hashlib
-import threading
-from argparse import Namespace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import io
+import pickle
+import tarfile
+import zipfile
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import formats, source
+from data.download import hash_file
 from data.source import (
+    Piece,
     arguments,
-    download,
-    github_urls,
+    by_position,
+    cut_at,
+    downloaded,
+    find,
+    is_one_text,
     origin,
-    read_document,
-    read_input,
-    split_by_characters,
+    reading_of,
+    split_of,
+    tokenizer_of,
+    units,
 )
+from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
+NOVEL = "".join(f"第{i}回 宝玉来见\r\n他说道：“我这里有个人，要到你们那里去了。”不知是谁的，上下都说不可 {i}\n"
+                for i in range(3000))
 
 
 def write(path, content):
-    path.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
-
-
-# ---- text ------------------------------------------------------------------------------------------------
-
-
-def test_text_survives_unchanged(tmp_path):
-    document = read_document(write(tmp_path / "a.txt", HARD_TEXT.encode()))
-    assert document.text == HARD_TEXT
-    assert (document.name, document.size) == ("a.txt", len(HARD_TEXT.encode()))
-    assert document.sha256 == hashlib.sha256(HARD_TEXT.encode()).hexdigest()
-
-
-def test_normalize_drops_a_leading_bom_and_crlf_and_nothing_else(tmp_path):
-    path = write(tmp_path / "a.txt", (HARD_TEXT + "\ufeff").encode())
-    expected = "第一回\u3000甄士隐\n\u3000\u3000列位看官\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n\ufeff"
-    assert read_document(path, normalize=True).text == expected
-
-
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16", "utf-8"])
-def test_other_encodings_are_read_when_named(tmp_path, encoding):
-    text = "红楼梦\u3000𠀀\r\n"
-    assert read_document(write(tmp_path / "a.txt", text.encode(encoding)), encoding).text == text
-
-
-def test_text_that_is_not_utf8_is_located_by_file_and_byte(tmp_path):
-    path = write(tmp_path / "old.txt", "好".encode() * 1000 + "红楼梦".encode("gb18030"))
-    with pytest.raises(ValueError, match=r"old\.txt is not utf-8.* at offset 3000 .*--encoding=gb18030"):
-        read_document(path)
-
-
-def test_utf16_is_recognised_by_its_mark(tmp_path):
-    with pytest.raises(ValueError, match="--encoding=utf-16"):
-        read_document(write(tmp_path / "a.txt", "红楼梦".encode("utf-16")))
-
-
-@pytest.mark.parametrize("content, options, message", [
-    (None, {}, "cannot read .*missing"),
-    (b"", {}, "is empty"),
-    (b"\xef\xbb\xbf", {"normalize": True}, "is empty"),
-    (b"x", {"encoding": "gb-18"}, "unknown encoding 'gb-18'"),
-    (b"x", {"encoding": "hex"}, "unknown encoding 'hex'"),
-    (b"ab\xff", {"encoding": "gb18030"}, "not gb18030: byte 0xff at offset 2.*another --encoding"),
-])
-def test_unusable_text_is_one_clear_error(tmp_path, content, options, message):
-    path = tmp_path / "missing"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_document(path, **options)
-
-
-@given(texts=st.lists(st.text(max_size=20), max_size=5), val_fraction=st.floats(0.01, 0.99))
-def test_split_cuts_the_texts_in_a_row_once_where_nanogpt_would(texts, val_fraction):
-    parts = list(split_by_characters(texts, val_fraction))
-    whole = "".join(texts)
-    cut = int(len(whole) * (1 - val_fraction))
-    assert "".join(text for split, text in parts if split == "train") == whole[:cut]
-    assert "".join(text for split, text in parts if split == "val") == whole[cut:]
-    assert [split for split, _ in parts] == sorted(split for split, _ in parts)  # train before val
-    assert all(text for _, text in parts)
-
-
-# ---- what a prepare script reads ---------------------------------------------------------------------------
 
 
 def parse(folder, *argv):
     return arguments("", folder).parse_args(list(map(str, argv)))
 
 
-def test_input_files_come_in_the_order_given_before_input_txt(tmp_path):
-    write(tmp_path / "input.txt", b"beside")
-    a, b = write(tmp_path / "a", b"A"), write(tmp_path / "b", b"B")
-    assert [d.text for d in read_input(parse(tmp_path, "--input", b, a), [], "")] == ["B", "A"]
-    assert [d.text for d in read_input(parse(tmp_path), [], "")] == ["beside"]
+def made(args, **options):
+    """(parts, units), the units pickled and back, as workers get them."""
+    reading = reading_of(args, **options)
+    parts = find(args, reading)
+    return parts, pickle.loads(pickle.dumps(units(args, parts, reading)))
 
 
-def test_a_dry_run_does_not_download(tmp_path, capsys):
-    assert read_input(parse(tmp_path, "--dry_run"), ["http://127.0.0.1:9/x"], "") == []
-    assert "would download http://127.0.0.1:9/x" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+def read(args, **options):
+    return documents(made(args, **options)[1])
 
 
-def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
-    known, other = write(tmp_path / "known", b"\r\nA"), write(tmp_path / "other", b"\r\nB")
-    sha256 = hashlib.sha256(b"\r\nA").hexdigest()
-    args = parse(tmp_path, "--input", known, other)
-    documents = read_input(args, ["http://host/known.txt"], sha256)
-    assert [(d.name, d.text) for d in documents] == [("http://host/known.txt", "\nA"), ("other", "\r\nB")]
-    source = origin(args, documents[:1])
-    assert source == {"from": "http://host/known.txt", "files": 1, "bytes": 3, "sha256": sha256,
-                      "encoding": "utf-8", "normalize": True}
-    assert origin(args, documents[1:])["normalize"] is False
-
-
-@pytest.mark.parametrize("value", ["0", "1", "-0.1", "nan", "x"])
-def test_val_fraction_is_checked(tmp_path, value):
-    with pytest.raises(ValueError, match="val_fraction"):
-        parse(tmp_path, f"--val_fraction={value}")
-
-
-# ---- downloads ---------------------------------------------------------------------------------------------
-
-BODY = bytes(range(256)) * 2000
-SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """/good has ranges, /plain ignores them, /wrong has other content, /cut breaks off after 200 kB."""
-
-    def do_GET(self):
-        self.server.requests.append((self.path, self.headers.get("Range")))
-        name = self.path.rsplit("/", 1)[-1]
-        if name not in ("good", "plain", "wrong", "cut"):
-            return self.send_error(404)
-        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if name != "plain" else 0
-        body = BODY[start:] if name != "wrong" else b"please log in"
-        if not body:
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[:200_000] if name == "cut" else body)
-
-    def log_message(self, *_):
-        pass
+def documents(all_units):
+    """{(document, split): text}, checking that the pieces of each come in a row and that its last one ends it."""
+    found, current = {}, None
+    for unit in all_units:
+        for piece in unit.pieces():
+            key = piece.document, piece.split
+            assert current in (None, key) and (current or key not in found)
+            found[key] = found.get(key, "") + piece.text
+            current = None if piece.ends else key
+    assert current is None
+    return found
 
 
 @pytest.fixture
-def server(monkeypatch):
-    for variable in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "HF_ENDPOINT", "GITHUB_RAW_ENDPOINT"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.lower(), raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.requests = []
-        server.url = partial("http://127.0.0.1:{}/{}".format, server.server_port)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def small_parts(monkeypatch):
+    """Units of 4 KiB and pieces of 256 characters, so that the texts of the tests have many."""
+    for module in (formats, source):
+        monkeypatch.setattr(module, "UNIT", 1 << 12)
+    monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+    monkeypatch.setattr(source, "PIECE", 1 << 8)
+    monkeypatch.setattr(source, "LONGEST_PIECE", 1 << 10)
 
 
-def check(folder):
-    assert (folder / "input.txt").read_bytes() == BODY
-    assert [path.name for path in folder.iterdir()] == ["input.txt"]
+# ---- finding -----------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_complete_and_leaves_nothing_else(tmp_path, server):
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
+def test_files_come_in_the_order_given_and_folders_by_name(tmp_path):
+    write(tmp_path / "books" / "b.txt", "b")
+    write(tmp_path / "books" / "a" / "z.md", "z")
+    for name in ("books/none.exe", "books/.hidden.txt", "books/.git/x.txt", "books/__pycache__/x.txt"):
+        write(tmp_path / name, "no")
+    write(tmp_path / "books" / "empty.txt", "")
+    first = write(tmp_path / "first", HARD_TEXT)  # named by hand: whatever its suffix
+    assert read(parse(tmp_path, "--input", first, tmp_path / "books")) == {
+        ("first", None): HARD_TEXT, ("books/b.txt", None): "b", ("books/a/z.md", None): "z"}
 
 
-def test_a_download_resumes_where_an_earlier_one_stopped(tmp_path, server):
-    (tmp_path / "input.txt.part").write_bytes(BODY[:1000])
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    assert server.requests == [("/good", "bytes=1000-")]
+@pytest.mark.parametrize("name, message", [("missing.txt", "No such file"), ("empty.txt", "is empty"),
+                                           ("folder", "holds nothing to read; looked for .txt")])
+def test_an_input_without_text_is_refused(tmp_path, name, message):
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / "folder" / "x.exe", "x")
+    with pytest.raises(ValueError, match=message):
+        made(parse(tmp_path, "--input", tmp_path / name))
 
 
-def test_a_server_without_ranges_sends_it_all_again(tmp_path, server):
-    (tmp_path / "input.txt.part").write_bytes(BODY[:1000])
-    download([server.url("plain")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
+def test_a_bad_file_stops_or_is_reported_and_left_out_where_that_is_wanted(tmp_path, capsys):
+    good, bad = write(tmp_path / "a.py", "x = 1"), write(tmp_path / "b.py", b"# caf\xe9")
+    write(tmp_path / "c.zip", b"no zip")
+    options = {"suffixes": (".py", ".zip"), "lenient": True}
+    assert read(parse(tmp_path, "--input", tmp_path), **options) == {(f"{tmp_path.name}/a.py", None): "x = 1"}
+    err = capsys.readouterr().err
+    assert err.count("\n") == 2 and "b.py is not utf-8: byte 0xe9 at offset 5" in err and "c.zip" in err
+    with pytest.raises(ValueError, match="b.py is not utf-8"):  # named by hand
+        read(parse(tmp_path, "--input", good, bad), **options)
+    assert len(read(parse(tmp_path, "--input", good, bad, "--skip_bad"))) == 1
 
 
-@pytest.mark.parametrize("start", [b"x" * 1000, BODY + b"x", b"x" * len(BODY)])
-def test_a_wrong_start_is_thrown_away(tmp_path, server, start):
-    (tmp_path / "input.txt.part").write_bytes(start)
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    assert server.requests[-1] == ("/good", None)
+def test_validation_input_comes_first_so_that_copies_of_it_are_dropped_from_train(tmp_path):
+    a, b = write(tmp_path / "a.txt", "a"), write(tmp_path / "b.txt", "b")
+    found = read(parse(tmp_path, "--input", a, "--val_input", b))
+    assert list(found) == [("b.txt", "val"), ("a.txt", "train")]
 
 
-def test_a_complete_part_is_used(tmp_path, server):
-    (tmp_path / "input.txt.part").write_bytes(BODY)
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
+@pytest.mark.parametrize("name, split", [
+    ("TinyStoriesV2-GPT4-train.txt", "train"), ("a/TinyStoriesV2-GPT4-valid.txt", "val"), ("wiki.test.raw", "test"),
+    ("validation-00000-of-00001.parquet", "val"), ("dev.jsonl", "val"), ("training.txt", None), ("train/a.txt", None),
+    ("evaluate.txt", None),
+])
+def test_names_of_files_tell_the_split(name, split):
+    assert split_of(name) == split
 
 
-def test_a_connection_that_breaks_is_taken_up_again(tmp_path, server):
-    download([server.url("cut")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    starts = [int((header or "bytes=0-")[6:-1]) for _, header in server.requests]
-    assert len(starts) == 3
-    assert all(190_000 * i <= start <= 200_000 * i for i, start in enumerate(starts))  # whole pieces are kept
+def test_splits_by_name_need_a_validation_file(tmp_path):
+    train, test = write(tmp_path / "wiki.train.txt", "a"), write(tmp_path / "wiki.test.txt", "c")
+    assert read(parse(tmp_path, "--input", train, test), named_splits=True) == {("wiki.train.txt", None): "a"}
+    val = write(tmp_path / "wiki.valid.txt", "b")
+    assert read(parse(tmp_path, "--input", train, test, val), named_splits=True) == {
+        ("wiki.valid.txt", "val"): "b", ("wiki.train.txt", "train"): "a"}
 
 
-def test_the_next_address_follows_one_that_fails_or_lies(tmp_path, server):
-    download([server.url("gone"), server.url("wrong"), server.url("good")], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    assert [path for path, _ in server.requests] == ["/gone", "/wrong", "/good"]
+def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
+    write(tmp_path / "a.txt", NOVEL.encode("gb18030"))
+    write(tmp_path / "b.txt", NOVEL.encode())
+    found = read(parse(tmp_path, "--input", tmp_path, "--encoding=auto"))
+    assert set(found.values()) == {NOVEL}
+    assert capsys.readouterr().out.splitlines() == [f"encoding {tmp_path.name}/a.txt: gb18030",
+                                                    "encoding utf-8: 1 of 2 files"]
 
 
-def test_when_all_addresses_fail_one_line_says_what_to_fetch_and_how_to_pass_it(tmp_path, server):
-    closed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    closed.server_close()
-    nowhere = f"http://127.0.0.1:{closed.server_port}/x"
-    with pytest.raises(ValueError) as error:
-        download([server.url("gone"), server.url("wrong"), nowhere], SHA256, tmp_path / "input.txt")
-    message = str(error.value)
-    assert "\n" not in message
-    for piece in (f"{server.url('gone')} (HTTP 404)", f"{server.url('wrong')} (wrong contents",
-                  f"{nowhere} (no connection)", "--input FILE", str(tmp_path / "input.txt")):
-        assert piece in message
-    assert list(tmp_path.iterdir()) == []
+def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
+    known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
+    args = parse(tmp_path, "--input", known, other)
+    reading = reading_of(args)
+    parts = find(args, reading, hash_file(known))
+    assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
+    assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
+                                       "encoding": "utf-8", "normalize": True, "clean": []}
+    assert origin(args, parts[1:])["normalize"] is False
 
 
-@pytest.mark.parametrize("host, variable", [("https://huggingface.co", "HF_ENDPOINT"),
-                                            ("https://raw.githubusercontent.com", "GITHUB_RAW_ENDPOINT")])
-def test_a_mirror_takes_the_place_of_its_host(tmp_path, server, monkeypatch, host, variable):
-    monkeypatch.setenv(variable, server.url("mirror") + "/")
-    download([host + "/a/b/good"], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    assert server.requests == [("/mirror/a/b/good", None)]
+def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
+    assert downloaded(parse(tmp_path, "--dry_run"), "input.txt", ["http://127.0.0.1:9/x"]) == []
+    assert "would download http://127.0.0.1:9/x" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    path = write(tmp_path / "input.txt", "x")
+    assert downloaded(parse(tmp_path), "input.txt", ["http://127.0.0.1:9/x"]) == [path]
 
 
-def test_the_proxy_of_the_environment_is_used(tmp_path, server, monkeypatch):
-    monkeypatch.setenv("HTTP_PROXY", server.url(""))
-    download(["http://files.invalid/good"], SHA256, tmp_path / "input.txt")
-    check(tmp_path)
-    assert server.requests == [("http://files.invalid/good", None)]
+@pytest.mark.parametrize("argv, message", [
+    (["--val_fraction=0"], "val_fraction"), (["--val_fraction=nan"], "val_fraction"),
+    (["--val_fraction=x"], "val_fraction"),
+    (["--encoding=gb-18"], "unknown encoding 'gb-18'"), (["--clean=adverts"], "no cleaning rule adverts"),
+    (["--imput=x"], "imput"),
+])
+def test_flags_are_checked(tmp_path, argv, message):
+    with pytest.raises(ValueError, match=message):
+        reading_of(parse(tmp_path, *argv))
 
 
-def test_a_missing_input_txt_is_downloaded_beside_the_script_once(tmp_path, server):
-    args = Namespace(input=[], folder=tmp_path, dry_run=False, encoding="latin-1", normalize=False)
-    for _ in range(2):
-        assert read_input(args, [server.url("good")], SHA256)[0].size == len(BODY)
-    check(tmp_path)
-    assert len(server.requests) == 1
+def test_normalize_and_clean_become_rules_in_their_order(tmp_path):
+    assert reading_of(parse(tmp_path)).rules == ()
+    assert reading_of(parse(tmp_path, "--normalize")).rules == ("bom", "newlines")
+    assert reading_of(parse(tmp_path, "--clean=urls", "--normalize")).rules == ("bom", "newlines", "urls")
+    assert reading_of(parse(tmp_path, r"--separator=\n\n\n")).separator == "\n\n\n"
 
 
-def test_addresses_of_a_file_on_github():
-    assert github_urls("a/b", "c0ffee", "d/e.txt") == [
-        "https://raw.githubusercontent.com/a/b/c0ffee/d/e.txt", "https://cdn.jsdelivr.net/gh/a/b@c0ffee/d/e.txt"]
+def test_the_flags_make_the_tokenizer(tmp_path):
+    args = parse(tmp_path, "--tokenizer=bpe", "--vocab_size=300")
+    tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc abd abc"] * 3))
+    assert tokenizer.kind == "bpe" and tokenizer.encode("abc").size == 1
+    args.tokenizer, args.eot = "char", False
+    described = tokenizer_of(args)(lambda split="train": iter(["cab"])).to_json()
+    assert described == {"kind": "char", "chars": "abc", "eot": False}
+
+
+# ---- units -------------------------------------------------------------------------------------------------
+
+
+def test_small_files_share_a_unit_and_large_ones_have_several(tmp_path, small_parts):
+    for i in range(100):
+        write(tmp_path / "d" / f"{i:03}.txt", f"{i}" * 100)
+    write(tmp_path / "d" / "novel.txt", NOVEL)
+    parts, found = made(parse(tmp_path, "--input", tmp_path / "d"))
+    assert 20 < len(found) < 0.8 * len(parts)
+    assert all(unit.size <= 2.5 * source.UNIT for unit in found)
+    assert sum(unit.size for unit in found) == sum(path.stat().st_size for path in (tmp_path / "d").iterdir())
+    assert len({unit.key for unit in found}) == len(found)
+
+
+@pytest.mark.parametrize("argv", [[], ["--normalize"], ["--clean"], ["--clean=blank"]])
+def test_pieces_of_ranges_are_what_the_whole_file_gives(tmp_path, small_parts, monkeypatch, argv):
+    text = "\ufeff" + NOVEL + "喜书网（www.xitxt.net)免费电子书下载\n\n\n\n" + NOVEL
+    path = write(tmp_path / "a.txt", text)
+    parts, found = made(parse(tmp_path, "--input", path, *argv))
+    assert len(parts) > 20
+    pieces = [piece.text for unit in found for piece in unit.pieces()]
+    assert max(map(len, pieces)) <= source.LONGEST_PIECE
+    monkeypatch.setattr(formats, "UNIT", 1 << 30)
+    [whole] = read(parse(tmp_path, "--input", path, *argv)).values()
+    assert "".join(pieces) == whole
+    at = 0
+    for piece in pieces[:-1]:
+        at += len(piece)
+        assert find_cut(whole, at) == at
+    if not argv:
+        assert whole == text
+
+
+def test_a_text_without_a_place_to_cut_still_comes_in_pieces(tmp_path, small_parts):
+    _, found = made(parse(tmp_path, "--input", write(tmp_path / "a.txt", "字" * 30_000)))
+    pieces = [piece.text for unit in found for piece in unit.pieces()]
+    assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == source.LONGEST_PIECE
+
+
+def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
+    path = write(tmp_path / "a.txt", "abc")
+    keys = [made(parse(tmp_path, "--input", path, *argv))[1][0].key
+            for argv in ([], [], ["--clean"], ["--normalize"], ["--encoding=gbk"], ["--separator=b"])]
+    assert keys[0] == keys[1] and len(set(keys)) == 5
+    write(path, "abcd")
+    assert made(parse(tmp_path, "--input", path))[1][0].key not in keys
+
+
+def test_a_fraction_takes_the_same_documents_each_time_and_all_of_validation(tmp_path):
+    write(tmp_path / "train.txt", "|".join(f"story {i}" for i in range(2000)))
+    write(tmp_path / "valid.txt", "|".join(f"tale {i}" for i in range(100)))
+    argv = ["--input", tmp_path / "train.txt", tmp_path / "valid.txt", "--separator=|"]
+    tenth = read(parse(tmp_path, *argv), named_splits=True, fraction=0.1)
+    half = read(parse(tmp_path, *argv), named_splits=True, fraction=0.5)
+    assert 100 + 150 < len(tenth) < 100 + 250 and 100 + 900 < len(half) < 100 + 1100
+    assert tenth.items() <= half.items()
+
+
+def test_a_dry_run_shows_what_cleaning_takes_out_by_line_of_the_file(tmp_path, small_parts, capsys):
+    text = NOVEL + "喜书网（www.xitxt.net)免费电子书下载\n" + NOVEL
+    path = write(tmp_path / "a.txt", text)
+    made(parse(tmp_path, "--input", path, "--clean=ads", "--dry_run"))
+    assert capsys.readouterr().out.splitlines() == [
+        "clean  a.txt:6001: ads: '喜书网（www.xitxt.net)免费电子书下载'", "clean  ads: 1 times, 25 characters"]
+    made(parse(tmp_path, "--input", path, "--clean=ads"))
+    assert capsys.readouterr().out == ""
+
+
+# ---- splits by position ------------------------------------------------------------------------------------
+
+
+@given(texts=st.lists(st.text(st.sampled_from("ab 字。\n"), min_size=1, max_size=40), min_size=1, max_size=4),
+       val_fraction=st.floats(0.01, 0.99))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_texts_in_a_row_are_cut_once_where_nanogpt_would(tmp_path, texts, val_fraction):
+    paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
+    args = parse(tmp_path, "--input", *paths, f"--val_fraction={val_fraction}")
+    reading = reading_of(args)
+    found = documents(by_position(args, find(args, reading), reading))
+    whole = "".join(texts)
+    cut = int(len(whole) * (1 - val_fraction))
+    assert "".join(text for (_, split), text in found.items() if split == "train") == whole[:cut]
+    assert "".join(text for (_, split), text in found.items() if split == "val") == whole[cut:]
+    assert all(found.values())
+
+
+def test_each_text_by_itself_is_cut_at_its_own_end_and_no_word_in_two(tmp_path, small_parts):
+    paths = [write(tmp_path / "a.txt", NOVEL), write(tmp_path / "b.txt", "好。" * 50)]
+    args = parse(tmp_path, "--input", *paths, "--tokenizer=bpe", "--val_fraction=0.25")
+    reading = reading_of(args)
+    parts = find(args, reading)
+    found = documents(by_position(args, parts, reading, each=True))
+    for name, text in (("a.txt", NOVEL), ("b.txt", "好。" * 50)):
+        assert found[name, "train"] + found[name, "val"] == text
+        cut = len(found[name, "train"])
+        assert cut == find_cut(text, int(len(text) * 0.75)) < 0.76 * len(text)
+
+
+@given(st.lists(st.lists(st.text("ab", max_size=4), min_size=1, max_size=3), max_size=3), st.integers(0, 20))
+def test_every_side_of_a_cut_ends_its_documents(texts, left):
+    pieces = []
+    for i, parts in enumerate(texts):
+        last = len(parts) - 1
+        pieces += [Piece(str(i), text, j == last, None) for j, text in enumerate(parts)
+                   if "".join(parts) and (text or j == last)]
+    cut, whole = list(cut_at(pieces, left, False)), "".join(piece.text for piece in pieces)
+    for split, text in (("train", whole[:left]), ("val", whole[left:])):
+        side = [piece for piece in cut if piece.split == split]
+        assert "".join(piece.text for piece in side) == text
+        assert not side or side[-1].ends
+    assert [replace(piece, split=None) for piece in cut_at(pieces, 10**6, False)] == pieces
+
+
+def test_what_is_one_text(tmp_path, small_parts):
+    a, b = write(tmp_path / "a.txt", NOVEL), write(tmp_path / "b.jsonl", b'{"text": "x"}\n')
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("x.txt", "x")
+
+    def answer(*argv, **options):
+        args = parse(tmp_path, "--input", *argv)
+        reading = reading_of(args, **options)
+        return is_one_text(find(args, reading), reading)
+
+    assert answer(a) and answer(tmp_path / "c.zip")
+    assert not answer(a, tmp_path / "c.zip") and not answer(b) and not answer(a, separator="|")
+
+
+def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tell_the_splits(tmp_path):
+    path = write(tmp_path / "stories.tar.gz", b"")
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo("train.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(ValueError, match="stories.tar.gz: unpack it and pass the folder"):
+        read(parse(tmp_path, "--input", path), named_splits=True)
+
+
+def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):
+    paths = [write(tmp_path / folder / "a.txt", letter * 100) for folder, letter in (("x", "a"), ("y", "b"))]
+    args = parse(tmp_path, "--input", *paths)
+    reading = reading_of(args)
+    pieces = [piece for unit in by_position(args, find(args, reading), reading, each=True) for piece in unit.pieces()]
+    assert [(piece.text, piece.split) for piece in pieces] == [
+        ("a" * 90, "train"), ("a" * 10, "val"), ("b" * 90, "train"), ("b" * 10, "val")]

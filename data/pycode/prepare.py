@@ -1,70 +1,67 @@
-"""Python source code: by default this Python's own standard library, which needs no download.
+"""Python source code: by default this Python's own standard library, which needs no download: data/pycode/.
 
     python data/pycode/prepare.py                                 # about 10 MB of source, without its tests
     python data/pycode/prepare.py --max_bytes=2000000             # less of it, for a quick start
-    python data/pycode/prepare.py --input FOLDER_OR_FILE...       # your own code, tests included
+    python data/pycode/prepare.py --installed --vocab_size=50000  # and every installed package
+    python data/pycode/prepare.py --input FOLDER_OR_ZIP...        # your own code, tests included
+    python data/pycode/prepare.py --tokenizer=byte                # bytes, with 0xFF between files
 
-The hash of a file's contents decides whether it goes, whole, to train or to val, and in what order files are
-taken until --max_bytes is reached: names, folders and the machine make no difference. Copies go in once.
+Each file is a document: the hash of its text decides whether it goes, whole, to train or to val, and the hash of
+its bytes whether it is among those that --max_bytes leaves. Copies go in once.
 """
 
+import argparse
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.dataset import prepare_dataset
-from data.source import Document, arguments, origin, read_python
-from data.tokenizer import BPETokenizer, ByteTokenizer
+from data.build import build
+from data.formats import Part, hash_part
+from data.source import arguments, find, origin, reading_of, tokenizer_of, units
 
-# Parts of the library that teach nobody to write Python: tests (60 % of it, repetitive or broken on purpose), and
-# generated tables and help texts
-LEFT_OUT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
-
-
-def choose(documents: Iterable[Document], max_bytes: int) -> list[Document]:
-    """Each content once, in the order of the hashes, as many as fit into max_bytes (0: all)."""
-    chosen, total = [], 0
-    for _, document in sorted({document.sha256: document for document in documents}.items()):
-        if not max_bytes or total + document.size <= max_bytes:
-            chosen.append(document)
-            total += document.size
-    return chosen
+# Parts of a library that teach nobody to write Python: tests (60 % of the standard library's, repetitive or broken on
+# purpose), and generated tables and help texts
+LEFT_OUT = ("test", "tests", "idle_test", "encodings", "pydoc_data")
 
 
-def split_by_hash(documents: list[Document], val_fraction: float) -> list[tuple[str, str]]:
-    """(split, text) per document, by the last 32 bits of its hash; the lowest is val in any case."""
-    ranks = [int(document.sha256[-8:], 16) / 2**32 for document in documents]
-    limit = max(val_fraction, min(ranks))
-    return [("val" if rank <= limit else "train", document.text)
-            for rank, document in zip(ranks, documents, strict=True)]
+def choose(parts: list[Part], max_bytes: int) -> list[Part]:
+    """As many as fit into max_bytes (0: all), each content once, taken in the order of the hashes."""
+    if not max_bytes:
+        return parts
+    total, chosen = 0, set()
+    for _, part in sorted({hash_part(part): part for part in reversed(parts)}.items()):
+        if total + part.size <= max_bytes:
+            chosen.add(part)
+            total += part.size
+    return [part for part in parts if part in chosen]
+
+
+def own_code(args: argparse.Namespace) -> str:
+    """Sets args.input to the standard library, and the installed packages if asked for; -> what that is."""
+    paths = sysconfig.get_paths()
+    args.input = [Path(paths["stdlib"])]
+    if args.installed:
+        args.input += dict.fromkeys(Path(paths[key]) for key in ("purelib", "platlib"))
+    return f"the standard library of Python {platform.python_version()}" + " and what is installed" * args.installed
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE)
-    parser.add_argument("--tokenizer", choices=["bpe", "byte"], default="bpe", help="default: bpe")
-    parser.add_argument("--vocab_size", type=int, default=4096, help="of the bpe tokenizer (default: 4096)")
+    parser = arguments(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
+    parser.add_argument("--installed", action="store_true", help="all installed packages too")
     parser.add_argument("--max_bytes", type=int, default=0, help="at most so much of it (default: 0, all)")
     args = parser.parse_args(argv)
-    inputs, skip, where = args.input, set(), ""
-    if not inputs:
-        inputs, skip = [Path(sysconfig.get_paths()["stdlib"])], LEFT_OUT
-        where = f"the standard library of Python {platform.python_version()}"
-    documents = choose(read_python(args, inputs, skip), args.max_bytes)
-    if len(documents) < 2:
-        raise ValueError(f"{len(documents)} .py files in {', '.join(map(str, inputs))}, need at least 2, as "
-                         "each goes to train or val whole; pass more with --input, or raise --max_bytes")
-    parts = split_by_hash(documents, args.val_fraction)
-    if args.tokenizer == "byte":
-        tokenizer = ByteTokenizer(eot=0xFF)
-    else:
-        tokenizer = BPETokenizer.train((text for split, text in parts if split == "train"), args.vocab_size)
-    prepare_dataset(args, tokenizer, parts, origin(args, documents, where), "config/quickstart.py")
+    skip = () if args.input else LEFT_OUT
+    where = "" if args.input else own_code(args)
+    reading = reading_of(args, suffixes=(".py", ".zip", ".tar"), skip=skip, lenient=True)
+    # _sysconfigdata: settings of the machine that built this Python
+    parts = [part for part in find(args, reading) if "/_sysconfigdata" not in part.name]
+    parts = choose(parts, args.max_bytes)
+    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts, where), "config/train_pycode.py")
 
 
 if __name__ == "__main__":

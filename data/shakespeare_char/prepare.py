@@ -11,9 +11,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.dataset import prepare_dataset
-from data.source import arguments, github_urls, origin, read_input, split_by_characters
-from data.tokenizer import CharTokenizer
+from data.build import build
+from data.download import github_urls
+from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
 URLS = github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e",
                    "data/tinyshakespeare/input.txt")
@@ -21,14 +21,15 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
 def main(argv: list[str]) -> None:
-    args = arguments(__doc__, HERE).parse_args(argv)
-    documents = read_input(args, URLS, SHA256)
-    if not documents:
+    parser = arguments(__doc__, HERE, tokenizer="char", eot=False)  # one running text
+    args = parser.parse_args(argv)
+    args.input = args.input or downloaded(args, "input.txt", URLS, SHA256)
+    if not args.input:
         return
-    texts = [document.text for document in documents]
-    parts = split_by_characters(texts, args.val_fraction)
-    tokenizer = CharTokenizer.train(texts)
-    prepare_dataset(args, tokenizer, parts, origin(args, documents), "config/train_shakespeare_char.py")
+    reading = reading_of(args)
+    parts = find(args, reading, SHA256)
+    texts = by_position(args, parts, reading)
+    build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_shakespeare_char.py")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,221 @@
+"""What web books carry besides their text, taken out rule by rule: --clean, or --clean=bom,ads for some rules.
+
+    cleaner = Cleaner(RULES)
+    cleaned = cleaner.feed(first_part, ends=False) + cleaner.feed(last_part, ends=True)
+
+Works line by line on one document at a time, in bounded memory. Every rule would rather leave an advertisement
+in than take a sentence out: a whole line goes only if it reads like an advertisement from its beginning on.
+"""
+
+import html
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+NORMALIZE = ("bom", "newlines")  # --normalize is these two
+RULES = {  # rule: what it does, in the order in which the rules are applied
+    "bom": "a byte-order mark at the beginning of the document",
+    "newlines": "CRLF becomes LF",
+    "control": "control characters, zero-width spaces, and byte-order marks at the beginning of other lines",
+    "html": "tags and entities of web pages, and what hides in them",
+    "ads": "lines and brackets that advertise a site",
+    "urls": "addresses that begin with http:// or www.",
+    "spaces": "full-width spaces: none as indents, one ordinary space elsewhere",
+    "blank": "one blank line for several",
+}
+LONGEST = 1 << 20  # characters: a longer line is cleaned in pieces
+LONGEST_AD = 300
+
+BOM = re.compile("^\ufeff+")
+# C0 and C1 without tab and newlines, zero-width space, word joiner, noncharacters; not the joiners of emoji
+CONTROL_CHARS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufffe\uffff"
+CONTROL = re.compile(f"[{CONTROL_CHARS}]+")
+TAG = re.compile(
+    r"<!--.{0,300}?-->|</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|details|"
+    r"dfn|div|dl|dt|em|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|ins|kbd|label|li|link|main|mark|meta|"
+    r"nav|ol|p|pre|q|s|samp|script|section|small|span|strike|strong|style|sub|summary|sup|table|tbody|td|th|title|tr|"
+    r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>", re.IGNORECASE)
+# What sites sow between the words against copying: <bdi>.99lib.</bdi>, <tt></tt>, <u>?</u>
+HIDDEN = re.compile(r"<((?!(?:b|i|em|p|div|span|td|font|strong)>)[a-z]{1,10})>([^<>]{0,12})</\1>", re.IGNORECASE)
+HIDDEN_MARK = re.compile(r"[9九]{2}(?:lib|藏)|藏书网|^[\s.?!]*$", re.IGNORECASE)
+ENTITY = re.compile(r"&(?:nbsp|ensp|emsp|amp|lt|gt|quot|apos|[lr][sd]quo|[mn]dash|hellip|middot|#\d{1,6}|"
+                    r"#x[\da-f]{1,5});", re.IGNORECASE)
+
+# Read on a copy of the line whose full-width letters, digits and ./: are ASCII
+FOLD = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide - 0xFEE0).isalnum() or chr(wide) in "．／："}
+_REST = r"[\w.~/?#=&%+:@-]*"
+ADDRESS = re.compile(rf"(?:https?://|www\.){_REST}", re.ASCII | re.IGNORECASE)
+SITE = re.compile(rf"(?:{ADDRESS.pattern}|(?<![\w.])[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|cn|cc|info|xyz|top|la|me|tv)"
+                  rf"(?![\w.])(?:/{_REST})?)", re.ASCII | re.IGNORECASE)
+OPEN, CLOSE = "（(【[《〈「『", "）)】]》〉」』"
+BRACKET = re.compile(rf"[{re.escape(OPEN)}][^{re.escape(OPEN + CLOSE)}]{{0,40}}?{SITE.pattern}"
+                     rf"[^{re.escape(OPEN + CLOSE)}]{{0,40}}[{re.escape(CLOSE)}]", re.ASCII | re.IGNORECASE)
+AD_WORDS = re.compile("小说|电子书|txt|下载|在线阅读|免费|书友|网友|书屋|书城|书库|书网|文学网|中文网|读书网|"
+                      "论坛|网址|网站|本站|更多|最新|章节|更新|首发|上传|分享|整理|收藏|全本|访问|登[录陆]|尽在|"
+                      "[记記]住|地址|小說|電子書|下載|免費|書友|downloaded|ebook", re.IGNORECASE)
+SIGNATURE = re.compile(r"[.>?]?99lib[.?]?|九九藏书网?", re.IGNORECASE)  # sown into the text by a site
+# Advertisements that name no address, from the beginning of a line on
+PHRASE = re.compile(
+    r"天才一秒[记記]住|(?:一|1|１)秒钟?[记記]住[^。！？]{0,12}(?:本站|网址|地址|小说)|欢迎(?:广大|各位)?书友|"
+    r"手机(?:用户|阅读|看书)?请(?:浏览|访问|登)|"
+    r"(?:更多|最新|免费|全本)[^。！？，]{0,12}(?:小说|电子书|章节|TXT)[^。！？]{0,20}(?:下载|尽在|访问|请到|请上)|"
+    r"[本此](?:书|文|电子书|作品)(?:由|来自|转载自|下载自)[^。！？]{0,24}(?:网|论坛|书屋|书城|小说)[^。！？]{0,12}"
+    r"(?:整理|制作|提供|首发|收集|上传|下载)|"
+    r"(?:本?作品|本书|内容|声明[:：])[^。！？]{0,12}仅供[^。！？]{0,40}(?:删除|商业|版权)|"
+    r"[-=－＝ ]{2,}章节内容(?:开始|结束)[-=－＝ ]{2,}$|"
+    r"更新时间[:：]\s*\d{4}\D\d+\D\d+.*字数[:：]\s*\d+\s*$", re.IGNORECASE)
+PUNCTUATION = re.compile(r"[\W_]+")
+
+WIDE = "\u3000\xa0"
+INDENT = re.compile(rf"^[ \t]*[{WIDE}][ \t{WIDE}]*|[ \t]*[{WIDE}][ \t{WIDE}]*$")
+WIDE_RUN = re.compile(rf"[{WIDE}]+")
+# A line with none of these can only be blank or match PHRASE: every address has a dot
+SUSPECT = re.compile(rf"[{WIDE}\ufeff<&.．9９九{CONTROL_CHARS}]")
+WIDE_ASCII = re.compile("[Ａ-Ｚａ-ｚ０-９．／：]")
+
+
+class Cleaner:
+    """Cleans one document after the other. `report(line_number, rule, removed_text)` is told of every removal.
+
+    midway=True: the first document's beginning was in an earlier unit.
+    """
+
+    def __init__(self, rules: Sequence[str], report: Callable[[int, str, str], None] | None = None,
+                 midway: bool = False):
+        self.rules, self.report = set(rules), report or (lambda *_: None)
+        self.by_line = bool(self.rules - set(NORMALIZE))
+        self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
+
+    def feed(self, text: str, ends: bool) -> str:
+        """What is left of the next part of a document; `ends` is True with the last one."""
+        text, held = self.rest + text, ""
+        if text.endswith("\r") and not ends:  # the half of a CRLF, perhaps
+            text, held = text[:-1], "\r"
+        if "newlines" in self.rules and "\r\n" in text:
+            self.report(self.line, "newlines", "\r" * text.count("\r\n"))
+            text = text.replace("\r\n", "\n")
+        if "bom" in self.rules and text and not self.begun:
+            text = self.cut("bom", BOM, text)
+        self.begun = self.begun or bool(text)
+        text, self.rest = self.clean_lines(text, ends) if self.by_line else (text, "")
+        self.rest += held
+        if ends:
+            self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, False, False
+        return text
+
+    def clean_lines(self, text: str, ends: bool) -> tuple[str, str]:
+        """-> (the cleaned lines, the beginning of a line whose end is still to come)."""
+        *lines, rest = text.split("\n")
+        kept = []
+        for line in lines:
+            cleaned = self.clean_line(line, not self.midway)
+            if cleaned is not None:
+                kept += (cleaned, "\n")
+            self.line, self.midway = self.line + 1, False
+        if ends or len(rest) > LONGEST:
+            kept.append(self.clean_line(rest, not self.midway and bool(rest)) or "")
+            rest, self.midway = "", True
+        return "".join(kept), rest
+
+    def clean_line(self, line: str, is_whole: bool) -> str | None:
+        """What is left of a line, given without its newline; None if the newline goes too."""
+        had_text = bool(line) and not line.isspace()
+        if had_text and (SUSPECT.search(line) or PHRASE.match(line.lstrip())):
+            line = self.clean_text(line, is_whole)
+            if not line or line.isspace():
+                return None if is_whole else ""
+        elif is_whole and not had_text:
+            if self.blank and "blank" in self.rules:
+                self.report(self.line, "blank", line + "\n")
+                return None
+            self.blank = True
+            return self.cut("spaces", INDENT, line) if "spaces" in self.rules else line
+        self.blank = False
+        return line
+
+    def clean_text(self, line: str, is_whole: bool) -> str:
+        if "control" in self.rules:
+            line = self.cut("control", CONTROL, self.cut("control", BOM, line) if is_whole else line)
+        if "html" in self.rules and ("<" in line or "&" in line):
+            line = self.cut("html", HIDDEN, line, lambda match: "" if HIDDEN_MARK.search(fold(match[2])) else match[0])
+            line = self.cut("html", TAG, line)
+            line = self.cut("html", ENTITY, line, lambda match: html.unescape(match[0]))
+        if "ads" in self.rules:
+            if is_whole and is_advertisement(line):
+                self.report(self.line, "ads", line)
+                return ""
+            if "." in fold(line):
+                line = self.cut("ads", BRACKET, line, folded=True)
+            line = self.cut("ads", SIGNATURE, line, folded=True)
+        if "urls" in self.rules and "." in fold(line):
+            line = self.cut("urls", ADDRESS, line, folded=True)
+        if "spaces" in self.rules:
+            line = self.cut("spaces", INDENT, line)
+            line = self.cut("spaces", WIDE_RUN, line, " ")
+        return line
+
+    def cut(self, rule: str, pattern: re.Pattern, line: str, by: str | Callable[[re.Match], str] = "",
+            folded: bool = False) -> str:
+        """`line` with `by` for every match of the pattern (searched in the folded line, if so), each reported."""
+        kept, at = [], 0
+        for match in pattern.finditer(fold(line) if folded else line):
+            old = line[match.start():match.end()]
+            new = by(match) if callable(by) else by
+            if new != old and old:
+                self.report(self.line, rule, old)
+            kept += (line[at:match.start()], new)
+            at = match.end()
+        return "".join(kept) + line[at:] if kept else line
+
+
+def fold(line: str) -> str:
+    """The line with ASCII for full-width letters, digits and ./: and every character in its place."""
+    return line.translate(FOLD) if WIDE_ASCII.search(line) else line
+
+
+def is_advertisement(line: str) -> bool:
+    """Whether the line begins as advertisements do, and goes on like one; see the tables above."""
+    line = fold(line.strip())
+    if len(line) > LONGEST_AD:
+        return False
+    if PHRASE.match(line):
+        return True
+    site = SITE.search(line)
+    if not site:
+        return False
+    if ADDRESS.search(line) and not PUNCTUATION.sub("", SITE.sub("", line)):
+        return True  # nothing but an address
+    before = line[:site.start()].strip()
+    begins = not before or len(before) <= 24 and AD_WORDS.search(before)
+    return bool(begins) and len(set(AD_WORDS.findall(line.lower()))) >= 2
+
+
+class Report:
+    """Prints what cleaning removes, line by line, and then the sums. Rules that touch most lines show a few."""
+
+    FEW = {"newlines": 1, "spaces": 3, "blank": 3, "html": 20}
+
+    def __init__(self):
+        self.line = 0  # lines of the document before the part that is being read
+        self.shown, self.counts, self.characters = Counter(), Counter(), Counter()
+
+    def add(self, document: str, line: int, rule: str, removed: str) -> None:
+        self.counts[rule] += 1
+        self.characters[rule] += len(removed)
+        self.shown[document, rule] += 1
+        if self.shown[document, rule] <= self.FEW.get(rule, 1000):
+            print(f"clean  {document}:{self.line + line}: {rule}: {removed[:200]!r}")
+        elif self.shown[document, rule] == 1 + self.FEW.get(rule, 1000):
+            print(f"clean  {document}:{self.line + line}: {rule}: and more")
+
+    def summary(self) -> None:
+        print("clean  " + (", ".join(f"{rule}: {n:,} times, {self.characters[rule]:,} characters"
+                                     for rule, n in self.counts.items()) or "nothing to remove"))
+
+
+def parse_rules(text: str) -> tuple[str, ...]:
+    """"all" or "bom,ads" -> rules in their order. ValueError names the unknown one."""
+    names = set(RULES) if text == "all" else set(text.replace(" ", "").split(","))
+    if names - set(RULES):
+        raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(RULES)))}; the rules are {', '.join(RULES)}")
+    return tuple(rule for rule in RULES if rule in names)

@@ -1,0 +1,554 @@
+"""Every kind of file as documents, in bounded memory: text, .jsonl, .parquet, compressed and in archives.
+
+    for part in parts_of(path, name, reading):                    # files, ranges of bytes, members, row groups
+        for document, text, ends in documents(part, reading):     # their text, in order
+
+Text may be in any encoding, and 'auto' finds out which. .gz, .xz, .bz2 and .zst are read whatever is in them,
+.zip and .tar by their members. What is compressed and has no other suffix is looked into: OpenWebText's .xz
+files are archives.
+"""
+
+import bz2
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.clean import NORMALIZE
+from data.tokenizer import CUT
+
+UNIT = 1 << 24  # bytes: about what a worker reads at a time
+CHUNK = 1 << 20  # bytes read at a time
+HEAD = 1 << 22  # bytes that tell the encoding
+ROWS = (".jsonl", ".ndjson")
+BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a folder of texts is searched for
+COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
+FIELDS = ("text", "content", "story")  # of a row: the first that it has, where --field names none
+NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # others', or no source
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
+
+# The most frequent characters, simplified and traditional: in the right encoding, text is full of them
+FREQUENT = frozenset("的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
+                     "你對对生能而子那得於于著着下自之年道")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a corpus is read: all that decides, besides the files, what text they give."""
+
+    encoding: str = "utf-8"  # or 'auto'
+    rules: tuple[str, ...] = ()  # of data/clean.py
+    field: str | None = None  # of rows; None: FIELDS
+    separator: str | None = None  # between the documents of a text file
+    suffixes: tuple[str, ...] = BOOKS  # of the files to read in folders and archives
+    skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and those that begin with a dot
+    joined: bool = False  # rows are the lines of one document; blank ones have lost " \n"
+    lenient: bool = False  # of what is found in folders and archives, leave out what can't be read, and report it
+    named_splits: bool = False  # the files' names say which split they are
+    fraction: float = 1.0  # of the training documents, chosen by hash
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read in one go: a file, a range of its bytes, a member of an archive, some row groups."""
+
+    path: str
+    name: str  # for reports
+    size: int  # bytes on disk, about
+    mtime_ns: int
+    member: str = ""  # of an archive
+    start: int = 0  # bytes, or row groups
+    stop: int | None = None
+    first: bool = True  # False: begins in the middle of a document
+    last: bool = True  # False: ends in the middle of a document
+    encoding: str = "utf-8"
+    rules: tuple[str, ...] = ()  # of data/clean.py
+    lenient: bool = False  # report and leave out what can't be read
+    split: str | None = None
+
+    @property
+    def where(self) -> str:
+        """What to call it in an error: the path as the user typed it, or the name of a member."""
+        return self.name if self.member else self.path
+
+    @property
+    def label(self) -> str:
+        """The name, and where the part begins if that is not at the file's beginning."""
+        return self.name if self.member or not self.start else f"{self.name}@{self.start}"
+
+
+# ---- finding -----------------------------------------------------------------------------------------------
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """"b.jsonl.gz" -> (".jsonl", ".gz"), "b.tgz" -> (".tar", ".tgz"), "b.txt" -> (".txt", "")."""
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix in COMPRESSED:
+        return COMPRESSED[suffix] or os.path.splitext(stem)[1], suffix
+    return suffix, ""
+
+
+def is_skipped(folder: str, reading: Reading) -> bool:
+    return folder.startswith(".") or folder in NOT_SOURCE or folder in reading.skip
+
+
+def is_wanted(name: str, reading: Reading) -> bool:
+    """Whether to read what an archive or a folder calls `name`."""
+    *folders, file = name.replace("\\", "/").removeprefix("./").split("/")
+    kind, compression = kind_of(file)
+    return (not any(is_skipped(folder, reading) for folder in folders) and not file.startswith(".")
+            and (kind in reading.suffixes or bool(compression) and not kind))
+
+
+def walk(folder: Path, reading: Reading) -> Iterator[Path]:
+    """The files of a folder that are to be read, without empty ones, in the order of their names."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_skipped(name, reading))
+        for path in (Path(parent, name) for name in sorted(names) if is_wanted(name, reading)):
+            if path.is_file() and path.stat().st_size:
+                yield path
+
+
+def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
+    """A file as parts of about UNIT bytes, where it can be divided. ValueError: missing, empty or damaged."""
+    kind, compression = kind_of(path.name)
+    try:
+        stat = path.stat()
+        if path.is_dir() or not stat.st_size:
+            raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'empty'}; expected text")
+        whole = Part(str(path), name, stat.st_size, stat.st_mtime_ns, encoding=reading.encoding,
+                     rules=reading.rules, lenient=lenient)
+        if not compression and kind in DIVIDED:
+            return DIVIDED[kind](whole, reading)
+        whole = with_encoding(whole, reading)
+        return [whole] if compression else range_parts(whole, kind, reading)
+    except DAMAGE as error:
+        raise ValueError(cannot_read(path, error)) from error
+
+
+def cannot_read(name: str | Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot read {name}: {error.strerror}; expected a file with text"
+    return f"cannot read {name}: {error or type(error).__name__}; the file is damaged, get it again"
+
+
+def zip_parts(whole: Part, reading: Reading) -> list[Part]:
+    members = [info for info in open_zip(whole.path, whole.mtime_ns).infolist()
+               if info.file_size and is_wanted(info.filename, reading)]
+    if any(info.flag_bits & 1 for info in members):
+        raise ValueError(f"{whole.path} is protected by a password; unpack it and pass the folder")
+    parts = [replace(whole, name=f"{whole.name}/{zip_name(info)}", size=info.file_size, member=info.filename,
+                     lenient=whole.lenient or reading.lenient)
+             for info in sorted(members, key=lambda info: info.filename)]
+    return [with_encoding(part, reading) for part in parts]
+
+
+def zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name; Chinese Windows writes it in GBK, which Python reads as CP437."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("gb18030")
+    except UnicodeError:
+        return info.filename
+
+
+@lru_cache(maxsize=1)
+def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
+    """Stays open for the members that follow: reading the directory of a large archive takes long."""
+    return zipfile.ZipFile(path)
+
+
+def tar_parts(whole: Part, reading: Reading) -> list[Part]:
+    with tarfile.open(whole.path, "r:") as archive:
+        members = [info for info in archive if info.isfile() and info.size and is_wanted(info.name, reading)]
+    parts = [replace(whole, name=f"{whole.name}/{info.name}", size=info.size, member=info.name,
+                     start=info.offset_data, stop=info.offset_data + info.size,
+                     lenient=whole.lenient or reading.lenient) for info in members]
+    return [with_encoding(part, reading) for part in parts]
+
+
+def parquet_parts(whole: Part, reading: Reading) -> list[Part]:
+    with open_parquet(whole) as file:
+        sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+    parts, start = [], 0
+    for stop in range(1, len(sizes) + 1):
+        if stop == len(sizes) or sum(sizes[start:stop + 1]) > UNIT:
+            parts.append(replace(whole, size=whole.size * (stop - start) // len(sizes), start=start, stop=stop,
+                                 first=not reading.joined or not start,
+                                 last=not reading.joined or stop == len(sizes)))
+            start = stop
+    return parts
+
+
+DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
+
+
+def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
+    """A file of text or of rows as ranges of bytes that can be read, and encoded, by themselves."""
+    text = kind not in ROWS and not reading.separator  # one document goes through all ranges
+    if text:
+        find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
+    else:
+        find_cut = partial(cut_after, mark=(reading.separator if kind not in ROWS else "\n").encode(whole.encoding))
+    # a byte 0x0A that is no newline (UTF-16), or text that depends on what was before: such a file is read whole
+    lookup = codecs.lookup(whole.encoding).name
+    if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
+        return [whole]
+    bounds = [0, *cuts(whole, find_cut), whole.size]
+    return [replace(whole, size=stop - start, start=start, stop=stop, first=not text or not start,
+                    last=not text or stop == whole.size) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
+    """Offsets where a file can be cut, about UNIT apart. find_cut(window) -> offset in the window, or 0."""
+    with open(whole.path, "rb") as file:
+        at = UNIT
+        while at < whole.size - UNIT // 2:
+            file.seek(at)
+            window = file.read(CHUNK)
+            found = find_cut(window)
+            if found and at + found < whole.size:
+                yield at + found
+                at += found + UNIT
+            else:
+                at += len(window)
+
+
+def cut_after(window: bytes, mark: bytes) -> int:
+    return window.find(mark) + len(mark) if mark in window else 0
+
+
+def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
+    """Where a tokenizer allows a cut: at the end of a line if there is one, else (unless only_lines) anywhere.
+
+    The search begins at a newline, since from there on bytes can be decoded in every encoding.
+    """
+    newline = window.find(b"\n")
+    text = window[newline:].decode(encoding, "ignore") if newline >= 0 else ""
+    match = LINE_END.search(text) or (None if only_lines else CUT.search(text))
+    return newline + len(text[:match.end()].encode(encoding)) if match else 0
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def documents(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
+    """(document, the next part of its text, whether it ends there). ValueError, naming the file: unreadable."""
+    kind, compression = kind_of(part.member or part.path)
+    try:
+        if kind == ".parquet" and not compression and not part.member:
+            yield from parquet_rows(part, reading)
+        else:
+            with open_part(part) as stream:
+                yield from read_stream(stream, part.member or part.path, part, reading, part.label)
+    except DAMAGE as error:
+        raise ValueError(cannot_read(part.where, error)) from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":  # of a module that need not be there
+            raise
+        raise ValueError(cannot_read(part.where, error)) from error
+
+
+def open_part(part: Part) -> BinaryIO:
+    if part.member and part.path.lower().endswith(".zip"):
+        try:
+            return open_zip(part.path, part.mtime_ns).open(part.member)
+        except NotImplementedError as error:
+            raise ValueError(f"{part.name}: {error}; unpack the archive and pass the folder") from error
+    file = open(part.path, "rb")  # noqa: SIM115
+    return file if part.stop is None else io.BufferedReader(Range(file, part.start, part.stop), CHUNK)
+
+
+def hash_part(part: Part) -> str:
+    """The sha256 of a part's bytes."""
+    digest = hashlib.sha256()
+    with open_part(part) as stream:
+        while data := stream.read(CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+class Range(io.RawIOBase):
+    """The bytes start...stop - 1 of a file."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int):
+        self.file, self.left = file, stop - start
+        file.seek(start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(min(len(buffer), self.left))
+        buffer[:len(data)] = data
+        self.left -= len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class Unread(io.RawIOBase):
+    """A stream with the bytes `head` before the rest of it."""
+
+    def __init__(self, head: bytes, stream: BinaryIO):
+        self.head, self.stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.head[:len(buffer)] or self.stream.read(len(buffer))
+        self.head = self.head[len(buffer):]
+        buffer[:len(data)] = data
+        return len(data)
+
+
+def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
+    """(the first `size` bytes of a stream, or all that it has; a stream that still has them)."""
+    head = b""
+    while len(head) < size and (data := stream.read(size - len(head))):
+        head += data
+    return head, io.BufferedReader(Unread(head, stream), CHUNK)
+
+
+def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise ValueError("reading .zst files needs a library: pip install zstandard") from None
+        return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    opener = gzip.open if suffix in (".gz", ".tgz") else bz2.open if suffix in (".bz2", ".tbz2") else lzma.open
+    return opener(stream)
+
+
+def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
+                name: str) -> Iterator[tuple[str, str, bool]]:
+    """The documents of a stream that `file`'s suffixes describe; `name` is for reports."""
+    kind, compression = kind_of(file)
+    if compression:
+        head, stream = peek(decompressed(stream, compression), 512)
+        if not kind and head[257:262] == b"ustar":
+            kind = ".tar"
+    if kind == ".tar":
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            while member := archive.next():
+                archive.members.clear()  # which would hold every header
+                if not (member.isfile() and member.size and is_wanted(member.name, reading)):
+                    continue
+                label = f"{name}/{member.name}"
+                try:
+                    yield from read_stream(archive.extractfile(member), member.name, part, reading, label)
+                except ValueError as error:
+                    if not (part.lenient or reading.lenient):
+                        raise
+                    report_skipped(str(error))
+                    yield label, "", True  # the end, if it had begun
+        return
+    if kind in (".zip", ".parquet"):
+        raise ValueError(f"{name}: cannot read a {kind} inside of another file; unpack that first")
+    encoding = part.encoding
+    if encoding == "auto":
+        head, stream = peek(stream, HEAD)
+        encoding = detect(head, name)
+    if kind in ROWS:
+        yield from json_rows(stream, encoding, part, reading, name)
+    elif reading.separator:
+        yield from separated(text_chunks(stream, encoding, part, name), reading.separator)
+    else:
+        yield from text_chunks(stream, encoding, part, part.name if name == part.label else name)
+
+
+def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Iterator[tuple[str, str, bool]]:
+    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0 if part.member else part.start
+    while True:
+        data, pending = stream.read(CHUNK), decoder.getstate()[0]
+        try:
+            text = decoder.decode(data, not data)
+        except UnicodeDecodeError as error:
+            where = part.where if name == part.name else name
+            raise ValueError(wrong_encoding(where, encoding, error, offset - len(pending))) from error
+        if part.lenient and "\0" in text:
+            raise ValueError(f"{name} has a NUL character; it is no text")
+        offset += len(data)
+        yield name, text, not data and part.last
+        if not data:
+            return
+
+
+def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterator[tuple[str, str, bool]]:
+    """The documents between separators, numbered from 1, without white space around them."""
+    rest, number, begun = "", 1, False
+    for name, text, ends in chunks:
+        *complete, rest = (rest + text).split(separator)
+        for document in [*complete, rest] if ends else complete:
+            document = document.rstrip() if begun else document.strip()
+            if document or begun:
+                yield f"{name}:{number}", document, True
+            number, begun = number + 1, False
+        if len(rest) > 4 * CHUNK:  # no separators?
+            head, rest = rest[:-len(separator)], rest[-len(separator):]
+            yield f"{name}:{number}", head if begun else head.lstrip(), False
+            begun = True
+
+
+def json_rows(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
+              name: str) -> Iterator[tuple[str, str, bool]]:
+    for number, line in enumerate(stream, 1):
+        document = f"{name}:{number}"
+        try:
+            row = json.loads(line.decode(encoding).removeprefix("\ufeff")) if line.strip() else None
+            text = row and text_of(row, reading.field, document)
+            (text or "").encode()
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError):
+                error = f"{document} is not a line of JSON ({error})"
+            elif isinstance(error, UnicodeDecodeError):
+                error = wrong_encoding(document, encoding, error, 0)
+            elif isinstance(error, UnicodeEncodeError):
+                error = f"{document} has half a surrogate pair, which is no character"
+            if not part.lenient:
+                raise ValueError(error) from None
+            report_skipped(error)
+            continue
+        if text:
+            yield document, text, True
+
+
+@cache
+def report_skipped(message: str) -> None:
+    """Once, however often the text is read, and not again in the worker processes."""
+    if parent_process() is None:
+        print(f"skipped: {message}", file=sys.stderr)
+
+
+def text_of(row: Any, field: str | None, name: str) -> str | None:
+    """The text of a row (a dict), or None. ValueError: it has no such field, or no text in it."""
+    found = [key for key in ([field] if field else FIELDS) if isinstance(row, dict) and key in row]
+    if not found:
+        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{name} has no field {field or ' or '.join(FIELDS)}, but: {names}; choose with --field")
+    if not isinstance(row[found[0]], str | None):
+        raise ValueError(f"{name}: field {found[0]} is a {type(row[found[0]]).__name__}, expected text")
+    return row[found[0]]
+
+
+def import_pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+        return pyarrow
+    except ImportError:
+        raise ValueError("reading .parquet files needs a library: pip install pyarrow") from None
+
+
+@contextmanager
+def open_parquet(part: Part) -> Iterator[Any]:
+    pyarrow = import_pyarrow()
+    try:
+        # with a buffer the columns are read page by page, however large the row groups are
+        with pyarrow.parquet.ParquetFile(part.path, buffer_size=CHUNK, pre_buffer=False) as file:
+            yield file
+    except pyarrow.ArrowException as error:
+        raise ValueError(cannot_read(part.where, error)) from error
+
+
+def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
+    with open_parquet(part) as file:
+        schema, groups = file.schema_arrow, range(part.start, part.stop)
+        field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
+        if field is None or "string" not in str(schema.field(field).type):
+            raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
+                             f"{', '.join(schema.names)}; choose with --field")
+        number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                if reading.joined:
+                    yield part.name, text or " \n", False
+                elif text:
+                    yield f"{part.name}:{number}", text, True
+    if reading.joined:
+        yield part.name, "", part.last
+
+
+# ---- encodings ---------------------------------------------------------------------------------------------
+
+
+def check_encoding(encoding: str) -> str:
+    """The encoding itself; ValueError if there is none of that name. 'auto' is one."""
+    try:
+        if encoding == "auto" or codecs.lookup(encoding)._is_text_encoding:
+            return encoding
+    except LookupError:
+        pass
+    raise ValueError(f"unknown encoding {encoding!r}; try auto, utf-8, gb18030, big5 or utf-16")
+
+
+def wrong_encoding(name: str, encoding: str, error: UnicodeDecodeError, offset: int) -> str:
+    """`offset` is where the bytes of the error begin in the file."""
+    hint = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
+    if offset + error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        hint = "--encoding=utf-16"
+    return (f"{name} is not {encoding}: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
+            f"({error.reason}); if it is in another encoding, pass {hint}")
+
+
+def with_encoding(part: Part, reading: Reading) -> Part:
+    """The part with its encoding for 'auto', if it is a text; those of compressed archives are told later."""
+    kind, compression = kind_of(part.member or part.path)
+    if reading.encoding != "auto" or kind == ".tar" or not kind and compression or kind == ".parquet":
+        return part
+    with open_part(part) as stream:
+        head, _ = peek(decompressed(stream, compression) if compression else stream, HEAD)
+    try:
+        return replace(part, encoding=detect(head, part.where))
+    except ValueError:
+        if not part.lenient:
+            raise
+        return replace(part, encoding="utf-8")  # reading it will report it
+
+
+def detect(head: bytes, name: str) -> str:
+    """The encoding of a file that begins with `head`: UTF-8 if that is possible, UTF-16 by its mark, else the one
+    of GB18030 and Big5 that gives Chinese. ValueError if neither does.
+    """
+    whole = len(head) < HEAD
+    if decodes(head, "utf-8", whole) is not None:
+        return "utf-8"
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    shares = {}
+    for encoding in ("gb18030", "big5hkscs"):  # a superset of Big5 with the characters that Windows added
+        text = [c for c in decodes(head, encoding, whole) or "" if c > "\x7f"]
+        shares[encoding] = sum(map(FREQUENT.__contains__, text)) / max(1, len(text))
+    best, other = sorted(shares, key=shares.get, reverse=True)
+    if shares[best] < 0.05 or shares[best] < 3 * shares[other]:
+        raise ValueError(f"{name} is neither UTF-8 nor UTF-16, nor clearly Chinese in GB18030 or Big5; "
+                         "name its encoding with --encoding")
+    return best
+
+
+def decodes(data: bytes, encoding: str, whole: bool) -> str | None:
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(data, whole)
+    except UnicodeDecodeError:
+        return None

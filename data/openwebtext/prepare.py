@@ -1,0 +1,53 @@
+"""OpenWebText in GPT-2's tokens, about 9 billion of them: data/openwebtext/{train.bin,val.bin,meta.json}.
+
+    python data/openwebtext/prepare.py                         # downloads 24 GB of .parquet beside this file
+    python data/openwebtext/prepare.py --shards=1              # the first of 80 files: 110 million tokens
+    python data/openwebtext/prepare.py --input FOLDER --tokenizer_file=DIR        # needs no network
+
+FOLDER has the .parquet files of the Hugging Face data set Skylion007/openwebtext (HF_ENDPOINT names a mirror), or
+the original archives: urlsf_subset00.tar and so on, or the urlsf_subset*_data.xz in them. openwebtext.tar.xz is
+read too, but by one core: unpack it first. DIR has GPT-2's encoder.json or vocab.bpe.
+
+Every page is a document; 0.05 % of them are val, by a hash of the text. The result takes 18 GB. Killed, it goes
+on where it was.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from configurator import exit_on_error
+from data.build import build
+from data.download import hub_urls
+from data.formats import BOOKS
+from data.source import arguments, downloaded, find, origin, reading_of, tokenizer_of, units
+
+DATASET, SHARDS = "Skylion007/openwebtext", 80
+
+
+def shards(text: str) -> int:
+    if not 1 <= int(text) <= SHARDS:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 to {SHARDS}")
+    return int(text)
+
+
+def main(argv: list[str]) -> None:
+    parser = arguments(__doc__, HERE, tokenizer="gpt2", val_fraction=0.0005)
+    parser.add_argument("--shards", type=shards, default=SHARDS, help=f"files to download (default: {SHARDS}, all)")
+    args = parser.parse_args(argv)
+    if not args.input:
+        for i in range(args.shards):
+            name = f"train-{i:05}-of-{SHARDS:05}.parquet"
+            args.input += downloaded(args, name, hub_urls(DATASET, f"plain_text/{name}"))
+        if len(args.input) < args.shards:
+            return
+    reading = reading_of(args, suffixes=BOOKS)
+    parts = find(args, reading)
+    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,509 @@
+"""data/build.py: a naive oracle gives the same ids, in any units, on any number of workers, through any kill."""
+
+import argparse
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, namedtuple
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import build as module
+from data.build import Fold, Seen, build, find_limit, texts
+from data.dataset import open_dataset
+from data.tokenizer import ByteTokenizer, CharTokenizer
+
+Piece = namedtuple("Piece", "document text ends split")
+FILES = ("train.bin", "val.bin", "meta.json")
+
+
+@dataclass(frozen=True)
+class Unit:
+    key: str
+    content: tuple
+    size: int = 1000
+    log: str = ""  # a file that gets a line for each time that this is read
+    fails: str = ""
+
+    def pieces(self):
+        if self.log:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(self.key + "\n")
+        yield from self.content
+        if self.fails == "exit":
+            os._exit(9)
+        if self.fails:
+            raise ValueError(self.fails)
+
+
+def units_of(documents, **options):
+    """One unit a document (name: text)."""
+    return [Unit(name, (Piece(name, text, True, None),), **options) for name, text in documents.items()]
+
+
+def arguments(out, **options):
+    return argparse.Namespace(**{"out_dir": Path(out), "val_fraction": 0.3, "dry_run": False, "workers": 1} | options)
+
+
+def bytes_with_eot(_texts):
+    return ByteTokenizer(eot=255)
+
+
+def chars_with_eot(read):
+    return CharTokenizer.train(read(None), eot=True)
+
+
+def run(out, units, make_tokenizer=bytes_with_eot, **options):
+    build(arguments(out, **options), units, make_tokenizer, {"from": "a test"}, "config/x.py")
+    return open_dataset(out)
+
+
+def novel(n, seed=0):
+    """n different documents of some kilobytes, {name: text}."""
+    draw = random.Random(seed)
+    return {f"book{i}": "".join(draw.choice("the old 红楼 dream of\n\n\u3000") for _ in range(draw.randint(1, 5000)))
+            + f" {i}" for i in range(n)}
+
+
+def digests(folder):
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+
+
+# ---- the oracle ----------------------------------------------------------------------------------------------
+
+
+def folded(text):
+    blank = rb"(?:[\x00-\x20]|\xc2\xa0|\xe3\x80\x80)+"
+    return re.sub(blank, b"\0", text.encode()).strip(b"\0")
+
+
+def hash64(data):
+    return int.from_bytes(hashlib.sha1(data).digest()[:8], "little")
+
+
+def expected(units, val_fraction, head):
+    """{split: list of texts} and duplicates per split, the slow and obvious way."""
+    documents = [[]]  # of lists of texts, one text for each unit that the document is in
+    for unit in units:
+        texts_here = {}
+        for piece in unit.content:
+            if len(documents) - 1 not in texts_here:
+                texts_here[len(documents) - 1] = True
+                documents[-1].append("")
+            documents[-1][-1] += piece.text
+            if piece.ends:
+                documents.append([])
+    documents.pop()
+    ranks = [hash64(folded(document[0])[:head]) for document in documents]
+    if len(set(ranks)) < 2:
+        return None
+    limit = int(val_fraction * 2**64)
+    limit = min(ranks) if limit < min(ranks) else sorted(set(ranks))[-2] if limit >= max(ranks) else limit
+    found, seen, copies = {"train": [], "val": []}, set(), Counter()
+    for document, rank in zip(documents, ranks, strict=True):
+        split, key = ("val" if rank <= limit else "train"), tuple(map(folded, document))
+        if key in seen:
+            copies[split] += 1
+        else:
+            found[split].append("".join(document))
+        seen.add(key)
+    return found, copies
+
+
+TEXT = st.text(alphabet="ab \n\u3000é\x00\xa0", max_size=30)
+
+
+@st.composite
+def corpora(draw):
+    """Units whose documents come in pieces, some of them over several units, some of them copies."""
+    pool = draw(st.lists(TEXT, min_size=2, max_size=6))
+    pieces = []
+    for i, text in enumerate(draw(st.lists(st.sampled_from(pool), min_size=2, max_size=12))):
+        cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=3)))
+        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        pieces += [Piece(f"d{i}", part, n == len(parts) - 1, None) for n, part in enumerate(parts)]
+    bounds = sorted(draw(st.lists(st.integers(0, len(pieces)), max_size=6)))
+    pairs = zip([0, *bounds], [*bounds, len(pieces)], strict=True)
+    return [Unit(f"u{i}", tuple(pieces[a:b])) for i, (a, b) in enumerate(pairs)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(units=corpora(), val_fraction=st.floats(0.01, 0.99))
+def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, units, val_fraction):
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("HEAD", 16), ("NEAR", 5), ("SLICE", 7)):
+            patch.setattr(module, name, value)
+        found = expected(units, val_fraction, head=16)
+        if found is None or not all(found[0].values()):
+            with pytest.raises(ValueError, match="at least 2|would be empty"):
+                run(out, units, val_fraction=val_fraction)
+            return
+        dataset = run(out, units, val_fraction=val_fraction)
+    for split, documents in found[0].items():
+        assert dataset.array(split).tobytes() == np.frombuffer(
+            b"".join(text.encode() + b"\xff" for text in documents), np.uint8).astype("<u2").tobytes()
+        counts = dataset.meta["splits"][split]
+        assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(t.encode()) for t in documents))
+    assert sorted(os.listdir(out)) == sorted(FILES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(alphabet="ab \n\t\x1f\u3000\xa0é红"), cuts=st.lists(st.integers(0, 60), max_size=4),
+       head=st.integers(1, 40))
+def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
+    fold = Fold()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "HEAD", head)
+        patch.setattr(module, "NEAR", 7)
+        for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(text)], strict=True):
+            assert fold.add(Piece("", text[a:b], False, None)) == len(text[a:b].encode())
+    whole = folded(text)
+    assert fold.value() == hash64(whole)
+    assert fold.rank == (hash64(whole[:head]) if len(whole) >= head else None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches=st.lists(st.lists(st.integers(0, 60) | st.integers(2**64 - 60, 2**64 - 1)), max_size=30))
+def test_seen_is_a_set(batches):
+    seen, oracle = Seen(), set()
+    for batch in batches:
+        was_there = [key in oracle or oracle.add(key) for key in batch]
+        assert seen.add(np.array(batch, np.uint64)).tolist() == [bool(there) for there in was_there]
+    sizes = [array.size for array in seen.arrays]
+    assert sum(sizes) == len(oracle) and all(a > 2 * b for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------
+
+
+def split_of_each(dataset):
+    return {text: split for split in ("train", "val")
+            for text in dataset.array(split).astype(np.uint8).tobytes().decode("latin-1").split("\xff")[:-1]}
+
+
+def test_more_files_move_no_document_between_splits(tmp_path):
+    few, more = novel(30), novel(30) | novel(40, seed=1)
+    before = split_of_each(run(tmp_path / "few", units_of(few)))
+    after = split_of_each(run(tmp_path / "more", units_of(dict(sorted(more.items(), reverse=True)))))
+    assert len(before) == 30 and set(before.values()) == {"train", "val"}
+    assert all(after[text] == split for text, split in before.items() if text in after)
+
+
+def test_a_copy_with_other_whitespace_is_dropped_and_stays_in_its_split(tmp_path, capsys):
+    documents = novel(20)
+    copies = {f"copy {name}": " \n" + text.replace(" ", "\u3000 ") for name, text in documents.items()}
+    once = run(tmp_path / "once", units_of(documents))
+    twice = run(tmp_path / "twice", units_of(documents | copies))
+    assert [once.array(s).tolist() for s in ("train", "val")] == [twice.array(s).tolist() for s in ("train", "val")]
+    columns = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["all", "20", "0"] in columns and ["all", "20", "20"] in columns
+
+
+@pytest.mark.parametrize("val_fraction, n_val", [(1e-12, 1), (1 - 1e-12, 19)])
+def test_each_split_has_a_document_where_two_differ(tmp_path, val_fraction, n_val):
+    dataset = run(tmp_path / "out", units_of(novel(20)), val_fraction=val_fraction)
+    assert dataset.meta["splits"]["val"]["documents"] == n_val
+
+
+@pytest.mark.parametrize("documents", [{}, {"a": "one"}, {"a": "one two", "b": "one  two"}])
+def test_fewer_than_two_documents_are_refused_and_leave_nothing(tmp_path, documents):
+    with pytest.raises(ValueError, match="need at least 2"):
+        run(tmp_path / "out", units_of(documents))
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_that_are_given_are_kept_and_one_text_may_be_cut_by_position(tmp_path):
+    pieces = (Piece("a", "first ", False, "train"), Piece("a", "half", True, "train"), Piece("a", "rest", True, "val"))
+    dataset = run(tmp_path / "out", [Unit("a", pieces[:1]), Unit("b", pieces[1:])])
+    assert split_of_each(dataset) == {"first half": "train", "rest": "val"}
+    plain = run(tmp_path / "plain", [Unit("a", pieces)], eot=False)
+    assert [bytes(plain.array(s).astype(np.uint8)) for s in ("train", "val")] == [b"first half", b"rest"]
+
+
+def test_the_tokenizer_sees_the_training_texts_or_all(tmp_path):
+    documents = novel(30) | {"long": "x" * 3 * module.HEAD}
+    units, seen = [*units_of(documents), Unit("two", (Piece("z", "a", False, None), Piece("z", "b", True, None)))], {}
+
+    def make_tokenizer(read):
+        seen.update({split: "".join(read(split)) for split in ("train", "val", None)})
+        assert "".join(read()) == seen["train"]
+        return CharTokenizer.train(read(None))
+
+    dataset = run(tmp_path / "out", units, make_tokenizer)
+    assert [dataset.tokenizer.decode(dataset.array(s)) for s in ("train", "val")] == [seen["train"], seen["val"]]
+    assert Counter(seen[None]) == Counter("".join(documents.values()) + "ab")
+
+
+def test_a_search_for_the_splits_reads_no_further_than_it_must(tmp_path):
+    log = tmp_path / "log"
+    limit = find_limit(units_of(novel(50), log=str(log)), 0.5)
+    assert limit == 2**63 and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
+    given = [Unit("t", (Piece("t", "text", True, "train"),)), Unit("v", (Piece("v", "text", True, "val"),), fails="no")]
+    assert find_limit(given, 0.5) == 2**63
+    assert list(texts(given[:1], limit)) == ["text"]
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------
+
+# A prepare of its own, since workers import the script that starts them: units of documents, some of which go on in the
+# next unit or are copies. FAIL=<unit's number>:<how> makes it fail. "sweep" forks runs that are killed right before the
+# n-th time that they open, rename or remove anything in the folder, each followed by one that is not, for n = 0, 1, 2,
+# ... until none is killed; and prints the files' hashes behind each.
+PREPARE = """
+import argparse, hashlib, os, random, signal, sys
+sys.path.insert(0, {root!r})
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+from configurator import exit_on_error
+from data.build import SMALL, build
+from data.tokenizer import CharTokenizer
+Piece = namedtuple("Piece", "document text ends split")
+@dataclass(frozen=True)
+class Unit:
+    key: str
+    n: int
+    size: int = SMALL
+    def pieces(self):
+        draw = random.Random(int(self.key) % 30)
+        for i in range(self.n):
+            text = "".join(draw.choice("abc 红\\n") for _ in range(draw.randint(1, 800)))
+            yield Piece(str(i), text, i != self.n - 1 or self.key[-1] not in "12", None)
+        fail, how = os.environ.get("FAIL", "-1:").split(":")
+        if fail == self.key:
+            if how == "exit":
+                os._exit(9)
+            yield Piece("bad.txt", how, True, None)
+def run(out, workers, n_units, n):
+    args = argparse.Namespace(out_dir=Path(out), val_fraction=0.2, dry_run=False, workers=workers)
+    tokenizer = CharTokenizer("abc 红\\n", eot=True)
+    build(args, [Unit(str(i), n) for i in range(n_units)], lambda texts: tokenizer, {{"from": "here"}}, "config/x.py")
+def forked(out, n):
+    child = os.fork()
+    if not child:
+        def watch(event, args):
+            nonlocal n
+            if event in ("open", "os.rename", "os.remove", "os.truncate") and str(args[0]).startswith(out):
+                n -= 1
+                if n < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(watch)
+        sys.stdout, os.fsync = open(os.devnull, "w"), int
+        run(out, 1, 5, 2)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+def main(argv):
+    if argv[0] != "sweep":
+        return run(argv[0], int(argv[1]), 40, 50)
+    import tqdm  # not anew in every fork
+    n, killed = 0, True
+    while killed:
+        out = argv[1] + str(n)
+        killed = forked(out, n)
+        assert not forked(out, 10**9)
+        files = (Path(out, name).read_bytes() for name in ("train.bin", "val.bin", "meta.json"))
+        print(*(hashlib.sha256(file).hexdigest() for file in files))
+        n += 1
+if __name__ == "__main__":
+    exit_on_error(main)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepare(tmp_path_factory):
+    """prepare(*argv, **environment) runs the script; prepare.command is how to start it."""
+    path = tmp_path_factory.mktemp("script") / "prepare.py"
+    path.write_text(PREPARE.format(root=str(Path(__file__).resolve().parents[1])), encoding="utf-8")
+
+    def prepare(*argv, **environment):
+        return subprocess.run([*prepare.command, *map(str, argv)], capture_output=True, text=True, encoding="utf-8",
+                              env={**os.environ, **environment})
+
+    prepare.command = [sys.executable, str(path)]
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepare, tmp_path_factory):
+    """The hashes of what the script makes with one worker."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert prepare(out, 1).returncode == 0
+    assert all(split["documents"] > 100 for split in open_dataset(out).meta["splits"].values())
+    return digests(out)
+
+
+def test_the_result_is_the_same_for_any_number_of_workers(tmp_path, prepare, undisturbed):
+    assert prepare(tmp_path, 3).returncode == 0  # further down there are 2
+    assert digests(tmp_path) == undisturbed
+
+
+def test_bad_text_in_a_worker_is_one_line_that_names_the_document(tmp_path, prepare):
+    result = prepare(tmp_path / "out", 2, FAIL="17:abx")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert re.search("bad.txt: .*'x' U\\+0078", result.stderr)
+
+
+def test_a_worker_that_is_killed_is_one_line_and_the_run_can_be_gone_on_with(tmp_path, prepare, undisturbed):
+    result = prepare(tmp_path / "out", 2, FAIL="17:exit")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert re.search("a worker process was killed.*--workers=1", result.stderr)
+    assert "which an earlier run finished" in prepare(tmp_path / "out", 2).stdout
+    assert digests(tmp_path / "out") == undisturbed
+
+
+def test_text_that_cannot_be_encoded_is_an_error_that_names_the_document(tmp_path):
+    with pytest.raises(ValueError, match=r"d1: .*U\+D800"):
+        run(tmp_path / "out", units_of({"d0": "ab", "d1": "a\ud800", "d2": "b"}))
+    with pytest.raises(ValueError, match="d1: .*not in the vocabulary"):
+        run(tmp_path / "out", units_of({"d0": "ab", "d1": "abc", "d2": "b"}), lambda _: CharTokenizer("ab"))
+
+
+def test_ids_above_65_535_are_stored_in_32_bits(tmp_path):
+    chars = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x12000)]))
+    documents = {"a": chars[::-1], "b": chars[::2], "c": "abc"}
+    dataset = run(tmp_path, units_of(documents), lambda _: CharTokenizer(chars))
+    assert dataset.dtype == np.uint32 and len(chars) > 65_536
+    text = "".join(dataset.tokenizer.decode(dataset.array(split)) for split in ("train", "val"))
+    assert Counter(text) == Counter("".join(documents.values()))
+
+
+# ---- interrupted runs ------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_reads_only_what_the_first_did_not_finish(tmp_path, capsys):
+    log = tmp_path / "log"
+    units = units_of(novel(20), log=str(log))
+    broken = [*units[:15], Unit(units[15].key, units[15].content, log=str(log), fails="the disk broke"), *units[16:]]
+    given = [Unit("train", (Piece("t", "text", True, "train"),)), Unit("val", (Piece("v", "more", True, "val"),))]
+    with pytest.raises(ValueError, match="the disk broke"):  # given splits: nothing is read ahead
+        run(tmp_path / "out", given + broken)
+    log.unlink()
+    run(tmp_path / "out", given + units)
+    again = log.read_text(encoding="utf-8").split()  # not those behind 15 that were done before its failure was seen
+    assert again[0] == units[15].key and set(again) <= {unit.key for unit in units[15:]}
+    assert "17 of 22 parts" in capsys.readouterr().out
+    run(tmp_path / "whole", given + units)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
+
+
+@pytest.mark.parametrize("change", ["text", "order", "tokenizer", "val_fraction", "damage", "fewer"])
+def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
+    units, options = units_of(novel(20)), {}
+    broken = [*units[:15], Unit("bad", units[15].content, fails="stop"), *units[16:]]
+    with pytest.raises(ValueError, match="stop"):
+        run(tmp_path / "out", broken)
+    if change == "text":
+        units[3] = Unit("new key", (Piece("new", "another text", True, None),))
+    elif change == "order":
+        units[2], units[9] = units[9], units[2]
+    elif change == "tokenizer":
+        options["make_tokenizer"] = chars_with_eot
+    elif change == "val_fraction":
+        options["val_fraction"] = 0.6
+    elif change == "damage":
+        for path in (tmp_path / "out").glob(".prepare-*/train.bin"):
+            os.truncate(path, 10)
+    else:
+        units = units[5:]
+    run(tmp_path / "out", units, **options)
+    run(tmp_path / "whole", units, **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
+
+
+def test_two_prepares_of_one_dataset_do_not_mix(tmp_path):
+    units = units_of(novel(5))
+    entered, leave = threading.Event(), threading.Event()
+
+    class Waiting(Unit):
+        def pieces(self):
+            entered.set()
+            assert leave.wait(60)
+            return super().pieces()
+
+    given = (Piece("t", "text", True, "train"), Piece("v", "more", True, "val"))
+    slow = [Unit("g", given), Waiting("w", units[0].content), *units]
+    first = threading.Thread(target=partial(run, tmp_path / "out", slow))
+    first.start()
+    assert entered.wait(60)
+    with pytest.raises(ValueError, match="another prepare is at work"):
+        run(tmp_path / "out", slow)
+    leave.set()
+    first.join()
+    run(tmp_path / "whole", [Unit("g", given), Unit("w", units[0].content), *units])
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
+    units = units_of(novel(20))
+    run(tmp_path / "out", units)
+    wet = capsys.readouterr().out.splitlines()
+    before = digests(tmp_path / "out")
+    build(arguments(tmp_path / "out", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "config/x.py")
+    build(arguments(tmp_path / "no", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "config/x.py")
+    dry = capsys.readouterr().out.splitlines()
+    assert dry[:len(wet) - 2] == wet[:-2] and "nothing written" in dry[-1]
+    assert digests(tmp_path / "out") == before and sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
+    documents = {"a.txt": "aaab", "b.txt": "红" * 50, "c.txt": "aaab", "d.txt": "x\n" * 20, "e.txt": "红楼"}
+    run(tmp_path / "out", units_of(documents), chars_with_eot, val_fraction=1e-12)
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    n_all = ["all", "4", "1", "96", "200", "100", "2.00", "6"]  # 96 characters and 4 ends, of 6 kinds
+    assert n_all in lines
+    assert ["vocab", "7", "(char),"] == next(line[:3] for line in lines if line[:1] == ["vocab"])
+    assert "longest document b.txt, 50 characters" in out
+    assert len([line for line in lines if line[:1] == ["sample:"]]) == 6
+    train = next(line for line in out.splitlines() if line.startswith("most frequent: '红'"))
+    counts = Counter("".join(text for name, text in documents.items() if name != "c.txt"))
+    assert "'\\n'" in train and "'红'" in train and counts["红"] == 51
+    assert f"--dataset={tmp_path / 'out'}" in out
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_before_any_step_and_another_run_give_the_undisturbed_files(tmp_path, prepare):
+    result = prepare("sweep", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) > 40 and len(set(lines)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_kill_at_a_random_moment_and_another_run_give_the_undisturbed_files(tmp_path, prepare, undisturbed):
+    """KILLS=20 in the environment makes it as many as the issue asks for."""
+    draw, n = random.Random(int(os.environ.get("SEED", "1"))), int(os.environ.get("KILLS", "2"))
+    start = time.monotonic()
+    assert prepare(tmp_path / "whole", 2).returncode == 0
+    duration = time.monotonic() - start
+    assert digests(tmp_path / "whole") == undisturbed
+    for i in range(n):
+        out = tmp_path / str(i // 2)  # two kills of each
+        process = subprocess.Popen([*prepare.command, str(out), "2"], start_new_session=True, stdout=subprocess.DEVNULL)
+        time.sleep(duration * draw.uniform(0.2, 1))  # the moment of the kill; no result depends on it
+        if i % 4 == 1:  # the parent alone: its workers must not harm what comes next
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if i % 2 or i == n - 1:
+            assert prepare(out, 2).returncode == 0
+            assert digests(out) == undisturbed and sorted(os.listdir(out)) == sorted(FILES)

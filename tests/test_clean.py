@@ -1,0 +1,169 @@
+"""data/clean.py: advertisements go, stories stay, and the same goes in parts as in one piece."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.clean import NORMALIZE, RULES, Cleaner, Report, is_advertisement, parse_rules
+
+
+def clean(text, rules=RULES):
+    return Cleaner(rules).feed(text, ends=True)
+
+
+def removed(text, rules=RULES):
+    """[(line, rule, what)] of everything that was taken out."""
+    found = []
+    Cleaner(rules, lambda *removal: found.append(removal)).feed(text, ends=True)
+    return found
+
+
+# As found in books on the web
+ADVERTISEMENTS = [
+    "TXT小说天堂  https://www.xstt5.com，最有文艺气息的文学网站，我们提供给您的小说不求最多，但求最经典最完整",
+    "喜书网（www.xitxt.net)免费电子书下载",
+    "本电子书由喜书网（www.xitxt.net）网友上传分享，网址:http://www.xitxt.net",
+    "    作品仅供读者预览,请在下载24小时内删除，不得用作商业用途；为了让作者能提供更多更好的作品，请您购买正版图书!",
+    "    更新时间:2007-11-16 7:55:51 本章字数:4804",
+    " ------章节内容开始-------",
+    "ｗｗｗ．ｘｉａｂｏｏｋ．ｃｏｍ",
+    "www．Ｌｚｕｏｗｅｎ．ｃｏｍ",
+    "声明:本书由奇书网(www.xxqishu.com)自网络收集整理制作,仅供交流学习使用,版权归原作者和出版社所有.",
+    "更多精彩，更多好书，尽在新奇书网—http://www.xxqishu.com",
+    "天才一秒记住本站地址：www.example.com",
+    "天才一秒記住，精彩小說無廣告閱讀",
+    "手机用户请浏览阅读，更优质的体验。",
+    "本书由某某书屋整理，更多小说请到论坛",
+    "欢迎广大书友光临阅读，最新、最快、最火的连载作品尽在这里！",
+]
+STORIES = [
+    "他打开www.baidu.com，下载了一部免费小说，读了起来。",
+    "他说：“本书由我来写。”",
+    "　　那网站叫 example.com，他记得很清楚，当时谁也没有去过。",
+    "他想更多地了解最新的小说，于是去了书城。",
+    "声明：我没有拿过他的东西。",
+    "更新时间到了，他还没有来。",
+    "手机用户请客吃饭的那天，他没有去。",
+    "一秒记住了她的脸。",
+    "3 < 5 & 7 > 2",
+    "《红楼梦》（又名《石头记》）",
+    "I visited www.example.com and read about the free ebook.",
+    "The time is 12:30. See you at the library.",
+    "if (a < b && c > d) return x.info;",
+]
+
+
+@pytest.mark.parametrize("line", ADVERTISEMENTS)
+def test_an_advertisement_goes_with_its_line(line):
+    assert is_advertisement(line)
+    assert clean(f"第一回\n{line}\n话说\n") == "第一回\n话说\n"
+    assert removed(f"第一回\n{line}\n话说\n") == [(2, "ads", line)]
+
+
+@pytest.mark.parametrize("line", STORIES)
+def test_a_story_stays(line):
+    assert not is_advertisement(line)
+    assert clean(line, rules=["ads", "html", "control", "bom"]) == line
+
+
+@pytest.mark.parametrize("text, rule, result", [
+    ("\ufeff第一回\n\ufeff第二回\n", "bom", "第一回\n\ufeff第二回\n"),
+    ("\ufeff第一回\n\ufeff第二回\ufeff\n", "control", "第一回\n第二回\ufeff\n"),
+    ("一\r\n二\r三\n", "newlines", "一\n二\r三\n"),
+    ("a\x00b\x1b[1m\x7f\x85c\td\u200b e👩‍👩‍👧\r\n", "control", "ab[1mc\td e👩‍👩‍👧\r\n"),
+    ("<p class='x'>&nbsp;&ldquo;好&rdquo;<br/>&amp;lt;</p>a<b", "html", "\xa0“好”&lt;a<b"),
+    ("作品<bdi>?９９lｉb.</bdi>价<s></s>值<tt>藏书网</tt>的<u>不同</u>", "html", "作品价值的不同"),
+    ("他<!--script>认识主<script-->走了", "html", "他走了"),
+    ("“<b>。</b><i>?</i>”", "html", "“。?”"),
+    ("#include <string>\nstd::vector<T> x; &y;", "html", "#include <string>\nstd::vector<T> x; &y;"),
+    ("他走了。（www.a.com 最新章节）她来了。（笑）", "ads", "他走了。她来了。（笑）"),
+    ("七月三日《www.tianyabook.com》", "ads", "七月三日"),
+    ("标准件还没找．99ｌib.着，说", "ads", "标准件还没找着，说"),
+    ("看 http://a.com/b?c=d#e 和www.b.cn，很好", "urls", "看  和，很好"),
+    ("　　列位看官　　请坐　\n \u3000 第一回\u3000甄\n    诗曰\n", "spaces", "列位看官 请坐\n第一回 甄\n    诗曰\n"),
+    ("一\n\n\n\u3000\n \n二\n\n三\n", "blank", "一\n\n二\n\n三\n"),
+])
+def test_each_rule_by_itself(text, rule, result):
+    assert clean(text, [rule]) == result
+    assert {name for _, name, _ in removed(text, [rule])} <= {rule}
+
+
+def test_a_line_of_which_nothing_is_left_goes_and_blank_lines_around_it_become_one():
+    assert clean("一\n\n<hr />\n\n二\n") == "一\n\n二\n"
+    assert clean("一\n\n\u200b\n二") == "一\n\n二"
+
+
+def test_the_web_copy_of_xiyouji_loses_its_advertisements_and_no_story(shared_data):
+    text = shared_data("xiyouji.txt").read_bytes().decode()
+    found = removed(text)
+    ads = [(line, what) for line, rule, what in found if rule == "ads"]
+    assert [line for line, _ in ads] == [2, 6828]
+    assert all(what.startswith("TXT小说天堂  https://www.xstt5.com") for _, what in ads)
+    assert {rule for _, rule, _ in found} == {"bom", "ads", "spaces", "blank"}
+    cleaned = clean(text)
+    rest = text.removeprefix("\ufeff").replace(ads[0][1], "").replace(ads[1][1], "")
+    assert "".join(cleaned.split()) == "".join(rest.split())  # nothing else but white space
+    assert not set("\u3000\ufeff") & set(cleaned) and "\n\n\n" not in cleaned
+
+
+def test_hongloumeng_loses_nothing_but_white_space(shared_data):
+    text = shared_data("hongloumeng.txt").read_bytes().decode()
+    assert "".join(clean(text).split()) == "".join(text.split())
+
+
+def test_shakespeare_and_code_are_left_alone(shared_data):
+    text = shared_data("tinyshakespeare.txt").read_text(encoding="utf-8")
+    assert clean(text, set(RULES) - {"blank"}) == text
+
+
+LINES = st.lists(st.text(max_size=5)
+                 | st.sampled_from([*ADVERTISEMENTS[:4], *STORIES[:3], "", "\u3000", "\r", "x<br>", "\ufeff"]))
+
+
+@given(lines=LINES, cuts=st.lists(st.integers(0, 300)), rules=st.sets(st.sampled_from(list(RULES))))
+def test_in_parts_it_is_the_same_as_in_one_piece(lines, cuts, rules):
+    text = "\n".join(lines)
+    cuts = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    cleaner, parts = Cleaner(rules), []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        parts.append(cleaner.feed(text[start:stop], ends=False))
+    assert "".join(parts) + cleaner.feed("", ends=True) == clean(text, rules)
+
+
+@given(lines=LINES)
+def test_cleaning_twice_is_cleaning_once(lines):
+    once = clean("\n".join(lines))
+    assert clean(once, set(RULES) - {"html"}) == once  # &amp;lt; becomes &lt;
+
+
+def test_normalize_drops_a_leading_bom_and_crlf_and_nothing_else():
+    text = "\ufeff第一回\u3000\r\n\ufeff𠀀 👩‍👩‍👧 \x00\x85\u2028\rend\n"
+    assert clean(text, NORMALIZE) == "第一回\u3000\n\ufeff𠀀 👩‍👩‍👧 \x00\x85\u2028\rend\n"
+
+
+def test_a_very_long_line_is_cleaned_without_being_held(monkeypatch):
+    monkeypatch.setattr("data.clean.LONGEST", 100)
+    cleaner = Cleaner(RULES)
+    parts = [cleaner.feed("字\u200b" * 60, ends=False) for _ in range(10)]
+    assert all(parts)
+    assert "".join(parts) + cleaner.feed("", ends=True) == "字" * 600
+
+
+def test_rules_are_named_in_their_order_and_unknown_ones_refused():
+    assert parse_rules("all") == tuple(RULES)
+    assert parse_rules("urls, bom") == ("bom", "urls")
+    with pytest.raises(ValueError, match="no cleaning rule adverts; the rules are bom, .*ads"):
+        parse_rules("bom,adverts")
+
+
+def test_the_report_shows_lines_and_sums(capsys):
+    report = Report()
+    cleaner = Cleaner(RULES, lambda *removal: report.add("a.txt", *removal))
+    cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\n" * 9, ends=True)
+    report.summary()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == r"clean  a.txt:1: bom: '\ufeff'"
+    assert lines[1] == f"clean  a.txt:2: ads: {ADVERTISEMENTS[1]!r}"
+    assert lines[-2] == "clean  a.txt:6: spaces: and more"
+    assert lines[-1] == f"clean  bom: 1 times, 1 characters, ads: 1 times, {len(ADVERTISEMENTS[1])} characters, " \
+                        "spaces: 9 times, 9 characters"

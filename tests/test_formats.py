@@ -1,0 +1,315 @@
+"""data/formats.py: every kind of file gives the same text, whole or in parts; bad files are named in one line."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+
+import pytest
+
+from data import formats
+from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of
+from data.tokenizer import find_cut
+
+HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
+NOVEL = "".join(f"第{i}回 宝玉来见，他说道：“我这里有个人，要到你们那里去了。”\n不知是谁的，上下都说不可 {i}\r\n"
+                for i in range(3000))
+PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def read(path, **options):
+    """{document: text} of a file, checking that every document ends once and that none overlap."""
+    reading = Reading(**options)
+    found, ended = {}, set()
+    for part in parts_of(path, path.name, reading):
+        for document, text, ends in documents(part, reading):
+            assert document not in ended
+            found[document] = found.get(document, "") + text
+            ended |= {document} if ends else set()
+    assert ended == set(found)
+    return found
+
+
+def tar(members, mode="w"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Parts of 4 KiB, read by 512 bytes, so that the texts of the tests have many."""
+    monkeypatch.setattr(formats, "UNIT", 1 << 12)
+    monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+
+
+# ---- kinds of files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("a.txt", (".txt", "")), ("A.JSONL.GZ", (".jsonl", ".gz")), ("a.tgz", (".tar", ".tgz")), ("a.xz", ("", ".xz")),
+    ("a.tar.zst", (".tar", ".zst")), ("README", ("", "")),
+])
+def test_the_suffixes_say_what_a_file_is(name, kind):
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize("suffix", ["", *PACKERS, ".zst"])
+def test_text_survives_unchanged_packed_or_not(tmp_path, suffix, small_parts):
+    if suffix == ".zst":
+        zstandard = pytest.importorskip("zstandard")
+    pack = PACKERS.get(suffix) or (zstandard.compress if suffix else bytes)
+    text = HARD_TEXT * 300
+    assert read(write(tmp_path / f"a.txt{suffix}", pack(text.encode()))) == {f"a.txt{suffix}": text}
+
+
+def test_rows_of_jsonl_are_documents_named_by_their_line(tmp_path):
+    rows = [{"text": HARD_TEXT, "id": 1}, {"content": "二", "text": None}, {"content": "𪚥"}, {"story": "x"}]
+    lines = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows))
+    path = write(tmp_path / "a.jsonl", lines.encode())
+    assert read(path) == {"a.jsonl:1": HARD_TEXT, "a.jsonl:5": "𪚥", "a.jsonl:7": "x"}
+    path = write(tmp_path / "b.jsonl.gz", gzip.compress(json.dumps(rows[1]).encode()))
+    assert read(path, field="content") == {"b.jsonl.gz:1": "二"}
+
+
+def test_rows_of_parquet_are_documents_whatever_the_row_groups(tmp_path, small_parts):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = [f"{HARD_TEXT}{i}" * 3 if i % 7 else None for i in range(300)]
+    table = pyarrow.table({"id": range(300), "text": texts, "story": ["no"] * 300})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
+    assert len(parts_of(tmp_path / "a.parquet", "", Reading())) > 2
+    assert read(tmp_path / "a.parquet") == {f"a.parquet:{i + 1}": text for i, text in enumerate(texts) if text}
+    assert len(read(tmp_path / "a.parquet", field="story")) == 300
+
+
+def test_joined_rows_are_the_lines_of_one_document(tmp_path, small_parts):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lines = ["", " = Title = \n", "", " Text . \n"] * 100  # as the hub has WikiText
+    parquet.write_table(pyarrow.table({"text": lines}), tmp_path / "a.parquet", row_group_size=30)
+    assert read(tmp_path / "a.parquet", joined=True) == {"a.parquet": " \n = Title = \n \n Text . \n" * 100}
+
+
+MEMBERS = {"b/two.txt": b"two", "a/one.md": HARD_TEXT.encode(), "a/.git/x.txt": b"no", "a/x.exe": b"no",
+           "node_modules/x.txt": b"no", "a/three.txt.gz": gzip.compress(b"three"), "a/empty.txt": b""}
+TEXTS = {"b/two.txt": "two", "a/one.md": HARD_TEXT, "a/three.txt.gz": "three"}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.xz"])
+def test_members_of_archives_are_documents_without_what_is_no_text(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.zip":
+        zipped(path, MEMBERS)
+    else:
+        path.write_bytes(tar(MEMBERS, "w:gz" if "gz" in name else "w:xz" if "xz" in name else "w"))
+    assert read(path) == {f"{name}/{member}": text for member, text in TEXTS.items()}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:xz"])
+def test_archives_in_archives_are_read_as_openwebtext_has_them(tmp_path, mode):
+    pages = {f"{i:07}-0123.txt": f"page {i}".encode() for i in range(30)}
+    outer = {f"openwebtext/urlsf_subset00-{i}_data.xz": tar(pages, "w:xz") for i in range(2)}
+    path = write(tmp_path / ("subset00.tar" if mode == "w" else "openwebtext.tar.xz"), tar(outer, mode))
+    found = read(path)
+    assert len(found) == 60 and set(found.values()) == {f"page {i}" for i in range(30)}
+
+
+def test_names_that_chinese_windows_wrote_into_a_zip_are_readable(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"xx.x": b"x"})
+    raw = path.read_bytes().replace(b"xx.x", "红.x".encode("gb18030"))  # without the flag for UTF-8
+    (tmp_path / "a.zip").write_bytes(raw)
+    assert list(read(path, suffixes=(".x",))) == ["a.zip/红.x"]
+
+
+@pytest.mark.parametrize("name, wanted", [
+    ("a/b.txt", True), ("./a/b.TXT", True), ("a\\b.txt", True), ("a/.b.txt", False), (".a/b.txt", False),
+    ("tests/b.txt", False), ("a/tests.txt", True), ("a/b.py", False), ("a/b.txt.xz", True), ("data.xz", True),
+])
+def test_which_members_are_wanted(name, wanted):
+    assert is_wanted(name, Reading(skip=("tests",))) == wanted
+
+
+# ---- parts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5hkscs", "utf-16"])
+def test_ranges_of_a_text_are_the_text_and_cut_where_a_tokenizer_allows_it(tmp_path, small_parts, encoding):
+    path = write(tmp_path / "a.txt", NOVEL.encode(encoding, "ignore"))
+    text = NOVEL.encode(encoding, "ignore").decode(encoding)
+    parts = parts_of(path, "a.txt", Reading(encoding=encoding))
+    assert len(parts) == 1 if encoding == "utf-16" else len(parts) > 20
+    assert read(path, encoding=encoding) == {"a.txt": text}
+    at = 0
+    for part in parts[:-1]:
+        at += sum(len(text) for _, text, _ in documents(part, Reading(encoding=encoding)))
+        assert find_cut(text, at) == at
+    assert [part.first for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_a_text_without_a_place_to_cut_is_read_whole(tmp_path, small_parts):
+    path = write(tmp_path / "a.txt", ("字" * 30_000).encode())
+    assert len(parts_of(path, "", Reading())) == 1
+    assert read(path) == {"a.txt": "字" * 30_000}
+
+
+def test_ranges_of_rows_hold_whole_rows(tmp_path, small_parts):
+    rows = [f"{i}" + HARD_TEXT * (i % 9) for i in range(500)]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows).encode())
+    assert len(parts_of(path, "", Reading())) > 10
+    assert list(read(path).values()) == rows
+
+
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n"])
+def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, separator):
+    stories = [f"story {i}\n\n" + "Once upon a time. " * (i % 50) + "End." for i in range(300)]
+    path = write(tmp_path / "a.txt", (f"\n{separator}\n".join(stories) + separator).encode())
+    assert len(parts_of(path, "", Reading(separator=separator))) > 10
+    assert list(read(path, separator=separator).values()) == stories
+
+
+def test_a_separator_that_never_comes_does_not_fill_the_memory(tmp_path, small_parts):
+    path = write(tmp_path / "a.txt", NOVEL.encode())
+    reading = Reading(separator="<|endoftext|>")
+    chunks = [chunk for part in parts_of(path, "a.txt", reading) for chunk in documents(part, reading)]
+    assert max(len(text) for _, text, _ in chunks) < 10 * formats.CHUNK
+    assert "".join(text for _, text, _ in chunks) == NOVEL.strip()
+
+
+# ---- encodings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "big5hkscs", "utf-16"])
+@pytest.mark.parametrize("pack", ["", ".gz", "zip", "tgz"])
+def test_auto_finds_the_encoding_of_chinese_text(tmp_path, encoding, pack):
+    text = NOVEL[:20_000].encode(encoding, "ignore").decode(encoding)
+    raw = text.encode(encoding)
+    if pack == "zip":
+        path = zipped(tmp_path / "a.zip", {"a.txt": raw})
+    elif pack == "tgz":
+        path = write(tmp_path / "a.tgz", tar({"a.txt": raw}, "w:gz"))
+    else:
+        path = write(tmp_path / f"a.txt{pack}", PACKERS.get(pack, bytes)(raw))
+    assert list(read(path, encoding="auto").values()) == [text]
+
+
+def test_auto_finds_the_encoding_of_a_novel(shared_data):
+    text = shared_data("xiyouji.txt").read_text(encoding="utf-8")
+    for start in range(0, len(text), 50_000):
+        page = text[start:start + 1000]
+        for encoding in ("utf-8", "gb18030", "utf-16"):
+            assert detect(page.encode(encoding), "page") == encoding
+
+
+def test_utf8_is_tried_first_and_a_character_that_the_sample_cuts_is_no_error(monkeypatch):
+    monkeypatch.setattr(formats, "HEAD", 10)
+    assert detect("红楼梦红".encode()[:10], "") == "utf-8"
+    assert detect(b"plain", "") == "utf-8"
+
+
+@pytest.mark.parametrize("raw", [b"caf\xe9 au lait", bytes(range(256)) * 9, "Привет, мир".encode("koi8-r")])
+def test_what_is_no_chinese_is_not_guessed(raw):
+    with pytest.raises(ValueError, match="book.txt is neither.*--encoding"):
+        detect(raw, "book.txt")
+
+
+@pytest.mark.parametrize("name", ["gb-18", "hex"])
+def test_an_unknown_encoding_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown encoding '{name}'"):
+        check_encoding(name)
+    assert check_encoding("big5") == "big5"
+
+
+# ---- what can't be read ------------------------------------------------------------------------------------
+
+
+def test_text_that_is_not_utf8_is_located_by_file_and_byte(tmp_path, small_parts):
+    path = write(tmp_path / "old.txt", "好".encode() * 9000 + "红楼梦".encode("gb18030"))
+    with pytest.raises(ValueError, match=r"old\.txt is not utf-8: byte 0xba at offset 27000 .*--encoding=auto"):
+        read(path)
+    path = write(tmp_path / "old.txt", ("好。好\n" * 9000).encode() + "红楼梦".encode("gb18030"))
+    with pytest.raises(ValueError, match=r"offset 90000 "):  # of the file, not of the range
+        read(path)
+
+
+def test_utf16_is_recognised_by_its_mark(tmp_path):
+    with pytest.raises(ValueError, match="--encoding=utf-16"):
+        read(write(tmp_path / "a.txt", "红楼梦".encode("utf-16")))
+
+
+GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.txt.gz", gzip.compress(GOOD)[:-2000], "cannot read .*a.txt.gz: .*damaged"),
+    ("a.txt.xz", lzma.compress(GOOD)[:-2000], "cannot read .*a.txt.xz: .*damaged"),
+    ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read .*a.txt.bz2: .*damaged"),
+    ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
+    ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
+    ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
+    ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
+    ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
+    ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
+    ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
+    ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
+    ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
+    ("a.jsonl", b'[1]', "a.jsonl:1 has no field .*list"),
+    ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
+    ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
+    ("a.txt", b"", "a.txt is empty; expected text"),
+])
+def test_damage_is_one_line_that_names_the_file(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_member_of_a_zip_is_named(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"x.txt": GOOD})
+    raw = bytearray(path.read_bytes())
+    raw[5000] ^= 0xFF
+    with pytest.raises(ValueError, match="cannot read a.zip/x.txt: .*damaged"):
+        read(write(path, bytes(raw)))
+
+
+def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
+    with pytest.raises(ValueError, match="cannot read .*missing.txt: No such file"):
+        read(tmp_path / "missing.txt")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet has no column text or content or story of text, but: text, b"):
+        read(tmp_path / "a.parquet")
+
+
+def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
+    reading = Reading(lenient=True)
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text\n{"text": "b"}\n')
+    [part] = parts_of(path, f"{tmp_path.name}.jsonl", reading, lenient=True)
+    assert [text for _, text, _ in documents(part, reading)] == ["a", "b"]
+    members = {"x.txt": b"x", "y.txt": b"\xff\xfe\xff", "z.txt": b"z\0", "w.txt": b"w"}
+    path = write(tmp_path / "a.tgz", tar(members, "w:gz"))
+    [part] = parts_of(path, f"{tmp_path.name}.tgz", reading, lenient=True)
+    assert "".join(text for _, text, _ in documents(part, reading)) == "xw"
+    err = capsys.readouterr().err
+    assert err.count("skipped: ") == 3 and "jsonl:2 is not" in err and "y.txt is not utf-8" in err and "NUL" in err
