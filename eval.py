@@ -28,7 +28,7 @@ import lzma
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -342,10 +342,10 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
             "bytes": n_bytes, "characters": n_characters}  # fmt: skip
 
 
-def parts(ids: np.ndarray) -> Iterator[np.ndarray]:
-    """ids (n,) but the first, some at a time."""
+def parts(ids: np.ndarray) -> list[np.ndarray]:
+    """ids (n,) but the first, in pieces to be read one at a time."""
     width = 2**20
-    return (ids[i:i + width] for i in range(1, len(ids), width))
+    return [ids[i:i + width] for i in range(1, len(ids), width)]
 
 
 def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:
@@ -371,7 +371,7 @@ def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
         "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),
     }  # fmt: skip
     size, compressed = 0, dict.fromkeys(compressors, 0)
-    for part in tqdm(parts(ids), desc="compressing", unit_scale=2**20, unit=" tokens", disable=None):
+    for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
         text = b"".join([known[id] for id in part[part < len(known)].tolist()])
         size += len(text)
         for name, compressor in compressors.items():
