@@ -1,7 +1,11 @@
-"""One process or many: the process group, wrapping the model, sums over all ranks.
+"""One process or many: the process group, DDP and FSDP2, sums over all ranks.
 
 torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process and nothing is sent. Small
 control messages go over gloo on the CPU, so that agreeing on them never waits for the GPU.
+
+DDP keeps the whole model and the optimizer's state in every process, FSDP2 (`fully_shard`) 1/world_size of both:
+a parameter is then a DTensor, of which this process has its rows. `gather` and `place` go from one to the other,
+so that a checkpoint never tells how it was trained.
 """
 
 import os
@@ -11,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+from model import GPT
 
 
 class Ranks:
@@ -22,6 +28,7 @@ class Ranks:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
         self.under_torchrun = "RANK" in os.environ
+        self.sharded = False  # FSDP2
 
     def start(self, backend: str, device: torch.device) -> None:
         """Joins the process group. backend: 'auto', 'nccl', 'gloo', …; auto is nccl on CUDA and gloo elsewhere."""
@@ -42,7 +49,7 @@ class Ranks:
 
     def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
         """The model whose backward averages gradients over ranks."""
-        if self.world_size == 1:
+        if self.world_size == 1 or self.sharded:
             return model
         return DistributedDataParallel(
             model,
@@ -72,6 +79,49 @@ class Ranks:
         if message is not None:
             raise failure or ValueError(message)
         return result
+    def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:
+        """The model in shards on `device`, one group for each block and one for the rest, in float32.
+
+        `model` is only read: on rank 0 it has the weights, elsewhere it may be on the meta device; if it is
+        there too, the shards are left empty. One tensor at a time travels whole. Blocks and all else are
+        gathered in `dtype` when they are needed; sums of gradients stay in float32.
+        """
+        from torch.distributed.device_mesh import init_device_mesh  # here: importing FSDP takes a second
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.tensor import distribute_tensor
+
+        self.sharded = True
+        weights = dict(model.named_parameters())
+        with torch.device("meta"):
+            sharded = GPT(model.config)
+        mesh = init_device_mesh(device.type, (self.world_size,))
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if dtype == torch.float32 else dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # activations have it already, and RoPE's tables must not get it
+        )
+        for block in sharded.transformer.h:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        # the root's group (embeddings, last norm, head) stays gathered from forward to backward, so the loss may
+        # use the head's weight without calling the head
+        fully_shard(sharded, mesh=mesh, mp_policy=policy)
+        sharded.to_empty(device=device)
+        if model.config.tie_weights:
+            sharded.lm_head.weight = sharded.transformer.wte.weight
+        sharded.make_rope()
+        if self.sum([not any(p.is_meta for p in weights.values())])[0]:
+            for name, shard in sharded.named_parameters():
+                whole = weights[name].detach() if self.is_main else torch.empty(shard.shape)
+                whole = distribute_tensor(whole.to(device), mesh, shard.placements)  # sent by rank 0
+                shard.to_local().detach().copy_(whole.to_local())
+        return sharded
+
+    def reduce_gradients(self, model: torch.nn.Module, wanted: bool) -> None:
+        """Whether the next forward and backward also send gradients; otherwise they add up here, whole."""
+        if self.sharded:
+            model.set_requires_gradient_sync(wanted)
+        elif isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = wanted
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over all ranks, in float64; the same list everywhere."""
@@ -88,3 +138,52 @@ class Ranks:
         largest = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
+
+    def agree(self, what: str, value: Any) -> None:
+        """Raises ValueError on all ranks if they found different values, as hosts that share no disk would."""
+        if self.world_size == 1:
+            return
+        found = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        other = next((rank for rank in range(self.world_size) if found[rank] != found[0]), None)
+        if other is not None:
+            raise ValueError(f"{what} is {found[0]} for process 0, but {found[other]} for process {other}: "
+                             "all processes must see the same files, on a disk that their hosts share")
+
+
+def is_shard(value: Any) -> bool:
+    """Whether it is a DTensor; asked without importing that class, which takes half a second."""
+    return hasattr(value, "full_tensor")
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded tensor (every rank must call it); another tensor as it is."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor
+
+
+def gather(value: Any, keep: bool, done: dict[int, torch.Tensor | None] | None = None) -> Any:
+    """`value`, nested dicts and lists, with sharded tensors whole and on the CPU; every rank must call it.
+
+    Ranks that do not `keep` the result (all but one) get None for them. A tensor that occurs twice, as tied
+    weights do, is gathered once and stays one.
+    """
+    done = {} if done is None else done
+    if isinstance(value, dict):
+        return {key: gather(item, keep, done) for key, item in value.items()}
+    if isinstance(value, list):
+        return [gather(item, keep, done) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    if id(value) not in done:
+        whole = full(value.detach())
+        done[id(value)] = whole if not is_shard(value) else whole.cpu() if keep else None
+    return done[id(value)]
+
+
+def place(value: Any, like: torch.Tensor) -> Any:
+    """A whole tensor that all ranks have, cut into shards as `like` is; anything of another shape as it is."""
+    if not (is_shard(like) and isinstance(value, torch.Tensor) and value.shape == like.shape):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

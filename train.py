@@ -28,7 +28,7 @@ import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
-from distributed import Ranks
+from distributed import Ranks, full, gather
 from metrics import Metrics
 from model import GPT, GPTConfig
 from optim import learning_rate_at, load_optimizer, make_optimizer
@@ -103,6 +103,8 @@ class TrainConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where native
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # processes hold the whole model each, or a share of it (FSDP2)
+    checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more work
     seed: int = 1337  # of weights, batches and dropout
     peak_tflops: float | None = None  # the device's dense peak, for the MFU; None = look the device up
 
@@ -156,13 +158,16 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         if changes:
             say(f"changed on resume: {', '.join(changes)}")
     generator = torch.Generator().manual_seed(config.seed)
-    model = make_model(config, explicit, state, dataset, generator, device)
+    fsdp = config.parallel == "fsdp" and ranks.world_size > 1
+    home = device if not fsdp else "cpu" if ranks.is_main else "meta"  # rank 0 sends the others their shards
+    model = make_model(config, explicit, state, dataset, generator, home)
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
     if not resumed:
         ranks.on_main(lock_out_dir)
 
-    model.to(device)
+    model = ranks.shard(model, device, dtype) if fsdp else model.to(device)
+    model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
@@ -206,7 +211,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     raw_model, parameters = model, list(model.parameters())
     if compiled:
         say("compiling the model (takes a minute)")
-        model = torch.compile(model)
+        if fsdp:  # block by block, between the hooks that gather and free their weights
+            for block in model.transformer.h:
+                block.forward = torch.compile(block.forward)
+        else:
+            model = torch.compile(model)
     local_model = model  # evaluation needs no wrapper: it has no gradients to average
     model = ranks.wrap(model, device)
     say(f"{n_params / 1e6:.2f}M parameters on {device} in {str(dtype).removeprefix('torch.')}, "
@@ -220,10 +229,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         check_finite()
         run["seconds"], run["samples"] = clock(), shift + iter_num * samples
         run["clipped"], run["skipped"] = health.tolist()
+        weights = gather(raw_model.state_dict(keep_vars=True), keep=ranks.is_main)
+        moments = gather(optimizer.state_dict(), keep=ranks.is_main)
         if saver:
             state = {
-                "model": raw_model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "model": weights,
+                "optimizer": moments,
                 "model_args": raw_model.config.to_args(),
                 "iter_num": iter_num,
                 "best_val_loss": best_val_loss,
@@ -256,9 +267,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         for split in ("train", "val"):
             windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
             total, count = torch.zeros((), device=device), 0
-            for first in range(ranks.rank * config.batch_size, len(windows), ranks.world_size * config.batch_size):
-                x, y = eval_batch(dataset, split, windows[first : first + config.batch_size], config.block_size)
-                valid = int((y >= 0).sum())
+            for first in range(0, len(windows), ranks.world_size * config.batch_size):
+                mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]
+                # a process without windows left runs along, since gathering the weights takes all of them
+                x, y = eval_batch(dataset, split, mine if len(mine) else windows[:1], config.block_size)
+                valid = int((y >= 0).sum()) if len(mine) else 0
                 with autocast:
                     _, loss = local_model(to_device(x), to_device(y), return_logits=False)
                 total += loss * valid
@@ -366,8 +379,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 data_wait += time.perf_counter() - waiting
                 following = (iter_num + 1, 0) if last else (iter_num, micro_step + 1)
                 next_batch = prefetch.submit(load_micro_batch, *following)
-                if ranks.world_size > 1:
-                    model.require_backward_grad_sync = last  # gradients travel once a step; DDP reads it in forward
+                ranks.reduce_gradients(model, wanted=last)  # they travel once a step
                 with autocast:
                     _, loss = model(x, y, return_logits=False)
                 # a sum over tokens, divided by the tokens a full batch has for each process; DDP averages processes
@@ -388,7 +400,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             if valid != tokens_per_iter:  # some targets are ignored: the mean is over the others
                 for parameter in parameters:
                     parameter.grad *= tokens_per_iter / max(1, valid)
-            grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            grad_norm = full(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
             # float16 may overflow its gradients: then the scaler skips the step and lowers the scale
             bad = ~torch.isfinite(loss_sum if scaler.is_enabled() else loss_sum + grad_norm)
             bad_iter = torch.where(bad, bad_iter.clamp(max=iter_num), bad_iter)
@@ -466,6 +478,9 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
                         f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}")
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
+    if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
+        problems.append("optimizer=muon orthogonalises whole matrices, of which parallel=fsdp leaves a process only "
+                        "rows: use --parallel=ddp or --optimizer=adamw")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -519,14 +534,16 @@ def reshapes(shape: GPTConfig, key: str, value) -> bool:
 
 
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
-               generator: torch.Generator, device: torch.device) -> GPT:
-    """A fresh model, or the one in `state`. Raises ValueError if dataset or settings do not fit that one."""
+               generator: torch.Generator, device: torch.device | str) -> GPT:
+    """A fresh model, or the one in `state`; on "meta" without weights. Raises ValueError if dataset or settings do
+    not fit that one."""
     vocab_size = config.vocab_size or dataset.vocab_size
     if state is None:
         if config.vocab_size is None and vocab_size > 10_000:  # a multiple of 64 multiplies faster
             vocab_size = 64 * math.ceil(vocab_size / 64)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
-        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
+        with torch.device("meta" if device == "meta" else "cpu"):
+            return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
     model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
