@@ -319,6 +319,13 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     interval_start, interval_iters, data_wait = start_time, 0, 0.0
     saved_iter = iter_num if resumed else -1
     model.train()
+    if ranks.world_size > 2 and not fsdp and not config.eval_only:
+        # DDP lays out its buckets anew after the first backward that it sees, and float sums of three or more depend
+        # on the layout: let that be over, so that the first step after a resume adds as it would have without one
+        with autocast:
+            _, loss = model(*next_batch.result()[:2], return_logits=False)
+        loss.backward()
+        optimizer.zero_grad(set_to_none=True)
     try:
         while True:
             # Evaluate and save, as often as asked, and when all is done
