@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from checkpoint import allocate
 from model import GPT
 
 
@@ -105,10 +106,7 @@ class Ranks:
         # the root's group (embeddings, last norm, head) stays gathered from forward to backward, so the loss may
         # use the head's weight without calling the head
         fully_shard(sharded, mesh=mesh, mp_policy=policy)
-        sharded.to_empty(device=device)
-        if model.config.tie_weights:
-            sharded.lm_head.weight = sharded.transformer.wte.weight
-        sharded.make_rope()
+        allocate(sharded, device)
         if self.sum([not any(p.is_meta for p in weights.values())])[0]:
             for name, shard in sharded.named_parameters():
                 whole = weights[name].detach() if self.is_main else torch.empty(shard.shape)
@@ -162,10 +160,10 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather(value: Any, keep: bool, done: dict[int, torch.Tensor | None] | None = None) -> Any:
-    """`value`, nested dicts and lists, with sharded tensors whole and on the CPU; every rank must call it.
+    """A copy of `value`, nested dicts and lists, with all tensors whole and on the CPU; every rank must call it.
 
-    Ranks that do not `keep` the result (all but one) get None for them. A tensor that occurs twice, as tied
-    weights do, is gathered once and stays one.
+    Ranks that do not `keep` the result (all but one) get None for tensors. One that occurs twice, as tied weights
+    do, is gathered once and stays one.
     """
     done = {} if done is None else done
     if isinstance(value, dict):
@@ -176,13 +174,13 @@ def gather(value: Any, keep: bool, done: dict[int, torch.Tensor | None] | None =
         return value
     if id(value) not in done:
         whole = full(value.detach())
-        done[id(value)] = whole if not is_shard(value) else whole.cpu() if keep else None
+        done[id(value)] = (whole.cpu() if is_shard(value) else whole.cpu().clone()) if keep else None
     return done[id(value)]
 
 
 def place(value: Any, like: torch.Tensor) -> Any:
-    """A whole tensor that all ranks have, cut into shards as `like` is; anything of another shape as it is."""
-    if not (is_shard(like) and isinstance(value, torch.Tensor) and value.shape == like.shape):
+    """A whole tensor that all ranks have, cut into shards as `like` is; anything else as it is."""
+    if not (is_shard(like) and isinstance(value, torch.Tensor) and value.shape == like.shape) or is_shard(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 

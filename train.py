@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import checkpoint
+import sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
@@ -44,6 +45,7 @@ class TrainConfig:
     eval_iters: int = 200  # batches of each split an evaluation reads; the whole split where it is smaller
     eval_only: bool = False  # evaluate once and exit
     always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
+    checkpoint_format: Literal["full", "sharded"] = "full"  # files as nanoGPT's, or folders that all processes write
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
     keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
     async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
@@ -143,7 +145,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
         ranks.on_main(lock_out_dir)
         newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
-        state = checkpoint.load(newest, mapped=device.type != "cpu")  # the CPU takes the tensors as they are
+        # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
+        state = checkpoint.load(newest, mapped=device.type != "cpu", meta=True)
         take_saved_config(config, explicit, state)
         validate(config, ranks)
     elif config.init_from != "scratch":
@@ -159,14 +162,19 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             say(f"changed on resume: {', '.join(changes)}")
     generator = torch.Generator().manual_seed(config.seed)
     fsdp = config.parallel == "fsdp" and ranks.world_size > 1
-    home = device if not fsdp else "cpu" if ranks.is_main else "meta"  # rank 0 sends the others their shards
+    from_shards = resumed and newest.is_dir()
+    # shards come from files, or from rank 0, which alone has a model with weights then
+    home = "meta" if from_shards or (fsdp and not ranks.is_main) else "cpu" if fsdp else device
     model = make_model(config, explicit, state, dataset, generator, home)
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
     if not resumed:
         ranks.on_main(lock_out_dir)
 
-    model = ranks.shard(model, device, dtype) if fsdp else model.to(device)
+    if fsdp:
+        model = ranks.shard(model, device, dtype)
+    else:
+        model = checkpoint.allocate(model, device) if from_shards else model.to(device)
     model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)
@@ -178,6 +186,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     if resumed:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
+        if from_shards:
+            sharded.load_into(newest, model, optimizer, state)
         if "optimizer" in state:
             load_optimizer(optimizer, state["optimizer"])
         if state.get("scaler"):
@@ -229,24 +239,28 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         check_finite()
         run["seconds"], run["samples"] = clock(), shift + iter_num * samples
         run["clipped"], run["skipped"] = health.tolist()
-        weights = gather(raw_model.state_dict(keep_vars=True), keep=ranks.is_main)
-        moments = gather(optimizer.state_dict(), keep=ranks.is_main)
+        state = {
+            "model": raw_model.state_dict(keep_vars=fsdp or config.checkpoint_format == "sharded"),
+            "optimizer": optimizer.state_dict(),
+            "model_args": raw_model.config.to_args(),
+            "iter_num": iter_num,
+            "best_val_loss": best_val_loss,
+            "config": asdict(config),
+            "scaler": scaler.state_dict(),
+            "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
+            "tokenizer": tokenizer_json,
+            "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
+            "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
+            "format": checkpoint.FORMAT,
+        }
+        paths = [out_dir / name for name in names]
+        if config.checkpoint_format == "sharded":
+            sharded.save(state, paths, saver, ranks)
+            return
+        if fsdp:
+            state = gather(state, keep=ranks.is_main)
         if saver:
-            state = {
-                "model": weights,
-                "optimizer": moments,
-                "model_args": raw_model.config.to_args(),
-                "iter_num": iter_num,
-                "best_val_loss": best_val_loss,
-                "config": asdict(config),
-                "scaler": scaler.state_dict(),
-                "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
-                "tokenizer": tokenizer_json,
-                "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
-                "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
-                "format": checkpoint.FORMAT,
-            }
-            saver.save(state, *(out_dir / name for name in names))
+            saver.save(state, *paths, is_copy=fsdp)
 
     def settle() -> None:
         """Waits until all is on the disk; raises ValueError on all ranks if something could not be written."""
