@@ -8,6 +8,7 @@ from the file (weights_only=True), and maps it into memory, so that a look at on
     last.pt                    the newest complete state
     last-1.pt, last-2.pt, …    the ones before it, for when last.pt is damaged (keep_checkpoints counts last.pt too)
     lock                       held by the run that writes there
+    run                        the id of the run that was started last
 
 With --checkpoint_format=sharded each of them is a folder instead of a file (sharded.py), used in the same way.
 """
@@ -450,6 +451,23 @@ def next_number(folder: Path) -> int:
         with suppress(ValueError):
             numbers.append(age(load(file, meta=True), file)[0])
     return max(numbers) + 1
+
+
+def write_run_id(folder: Path, run_id: str) -> None:
+    """Notes which run was started last in a folder, so that it knows its own checkpoints when it is restarted."""
+    with open(folder / "run", "w", encoding="utf-8") as file:
+        file.write(run_id + "\n")
+
+
+def has_own(folder: Path) -> bool:
+    """Whether the run that was started last in a folder has saved a checkpoint there."""
+    note = folder / "run"
+    run_id = note.read_text(encoding="utf-8").strip() if note.exists() else None
+    for file in saved(folder):
+        with suppress(ValueError):
+            if load(file, meta=True).get("run", {}).get("id") == run_id:
+                return True
+    return False
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

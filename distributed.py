@@ -8,7 +8,10 @@ a parameter is then a DTensor, of which this process has its rows. `gather` and 
 so that a checkpoint never tells how it was trained.
 """
 
+import inspect
 import os
+import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +32,7 @@ class Ranks:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
         self.under_torchrun = "RANK" in os.environ
+        self.restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # after failures; hosts may count otherwise
         self.sharded = False  # FSDP2
 
     def start(self, backend: str, device: torch.device) -> None:
@@ -39,8 +43,12 @@ class Ranks:
             backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "nccl" and device.type != "cuda":
             raise ValueError(f"backend=nccl needs CUDA, but device is {device.type}: use --backend=gloo")
+        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         dist.init_process_group(
             f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else backend,
+            store=fresh_store(self.rank, self.world_size) if elastic else None,
+            rank=self.rank,
+            world_size=self.world_size,
             device_id=device if device.type == "cuda" else None,
         )
 
@@ -52,11 +60,13 @@ class Ranks:
         """The model whose backward averages gradients over ranks."""
         if self.world_size == 1 or self.sharded:
             return model
+        names = inspect.signature(DistributedDataParallel).parameters
+        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before 2.13
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less of them
-            broadcast_buffers=False,  # the buffers (RoPE tables) never change
+            **{sync_buffers: False},  # the buffers (RoPE tables) never change
         )
 
     def share(self, value: Any) -> Any:
@@ -137,16 +147,32 @@ class Ranks:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
 
-    def agree(self, what: str, value: Any) -> None:
-        """Raises ValueError on all ranks if they found different values, as hosts that share no disk would."""
-        if self.world_size == 1:
-            return
-        found = [None] * self.world_size
-        dist.all_gather_object(found, value)
-        other = next((rank for rank in range(self.world_size) if found[rank] != found[0]), None)
-        if other is not None:
-            raise ValueError(f"{what} is {found[0]} for process 0, but {found[other]} for process {other}: "
-                             "all processes must see the same files, on a disk that their hosts share")
+
+def fresh_store(rank: int, world_size: int) -> dist.Store:
+    """torchrun's store under a prefix that no earlier attempt of this job has used, the same on all ranks.
+
+    After a failure torchrun starts all processes again with the same store, where the addresses of the dead ones
+    still are, and counts restarts on each host by itself (issues 135712 and 167288 of PyTorch). So rank 0 makes up a
+    prefix, and tells it to any rank that asks with a word of its own, until all have confirmed it.
+    """
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=dist.default_pg_timeout)
+    word = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"train/ask/{rank}", word)
+        prefix = store.get(f"train/answer/{word}").decode()  # waits until it is there
+        store.set(f"train/confirm/{prefix}/{rank}", "")
+        return dist.PrefixStore(prefix, store)
+    missing, deadline = set(range(1, world_size)), time.monotonic() + dist.default_pg_timeout.total_seconds()
+    while missing:
+        for other in list(missing):
+            if store.check([f"train/ask/{other}"]):
+                store.set(f"train/answer/{store.get(f'train/ask/{other}').decode()}", word)
+            if store.check([f"train/confirm/{word}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {sorted(missing)} have not come")
+        time.sleep(0.01)
+    return dist.PrefixStore(word, store)
 
 
 def is_shard(value: Any) -> bool:

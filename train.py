@@ -49,7 +49,8 @@ class TrainConfig:
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
     keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
     async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
-    init_from: str = "scratch"  # 'scratch', 'resume', or to fine-tune: a checkpoint, a folder, 'gpt2*'
+    init_from: str = "scratch"  # 'scratch', 'resume', 'auto' = resume if there is a checkpoint, else scratch;
+        # or to fine-tune: a checkpoint, a folder, 'gpt2*'
     allow_changed: str = ""  # what a resume may change of dataset,batch_size,gradient_accumulation_steps,seed
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
@@ -127,12 +128,16 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     """The run. explicit: the keys that were given, not left at their defaults. Returns the exit status."""
     ranks = Ranks()
     out_dir = Path(config.out_dir)
-    resumed = config.init_from == "resume"
-    if not resumed:
-        validate(config, ranks)
     device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
     ranks.start(config.backend, device)
     held.callback(ranks.stop)
+    if ranks.share(goes_on(config, out_dir, restarted=ranks.max(ranks.restarts) > 0)):
+        config.init_from = "resume"
+    elif config.init_from == "auto":
+        config.init_from = "scratch"
+    resumed = config.init_from == "resume"
+    if not resumed:
+        validate(config, ranks)
     say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
 
     def lock_out_dir() -> None:
@@ -194,6 +199,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             scaler.load_state_dict(state["scaler"])
     elif ranks.is_main and not config.eval_only:
         run["number"] = checkpoint.next_number(out_dir)  # of several runs in one folder the last one resumes
+        checkpoint.write_run_id(out_dir, run["id"])
     state = None  # frees the loaded file
     run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -504,6 +510,14 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
                         "rows: use --parallel=ddp or --optimizer=adamw")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def goes_on(config: TrainConfig, out_dir: Path, restarted: bool) -> bool:
+    """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
+    that torchrun started again after a failure, where it had saved anything itself."""
+    if config.init_from == "auto":
+        return bool(checkpoint.saved(out_dir))
+    return restarted and config.init_from != "resume" and checkpoint.has_own(out_dir)
 
 
 def allowed_changes(config: TrainConfig) -> set[str]:
