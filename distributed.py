@@ -32,7 +32,8 @@ class Ranks:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
         self.under_torchrun = "RANK" in os.environ
-        self.restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # after failures; hosts may count otherwise
+        # after failures, by torchrun (whose hosts may count otherwise) or by Slurm
+        self.restarts = sum(int(os.environ.get(f"{who}_RESTART_COUNT", 0)) for who in ("TORCHELASTIC", "SLURM"))
         self.sharded = False  # FSDP2
 
     def start(self, backend: str, device: torch.device) -> None:
