@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -156,14 +157,15 @@ def fresh_store(rank: int, world_size: int) -> dist.Store:
     still are, and counts restarts on each host by itself (issues 135712 and 167288 of PyTorch). So rank 0 makes up a
     prefix, and tells it to any rank that asks with a word of its own, until all have confirmed it.
     """
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=dist.default_pg_timeout)
+    patience = timedelta(minutes=30)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=patience)
     word = secrets.token_hex(8)
     if rank > 0:
         store.set(f"train/ask/{rank}", word)
         prefix = store.get(f"train/answer/{word}").decode()  # waits until it is there
         store.set(f"train/confirm/{prefix}/{rank}", "")
         return dist.PrefixStore(prefix, store)
-    missing, deadline = set(range(1, world_size)), time.monotonic() + dist.default_pg_timeout.total_seconds()
+    missing, deadline = set(range(1, world_size)), time.monotonic() + patience.total_seconds()
     while missing:
         for other in list(missing):
             if store.check([f"train/ask/{other}"]):

@@ -74,10 +74,13 @@ def flatten(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
 def load(path: Path, verify: bool = False, meta: bool = False) -> dict:
     """The checkpoint in folder `path` as that in a file: whole tensors on the CPU, or on the meta device, which
     costs nothing. verify: compare every part with its checksum. Raises an exception of any kind if it is damaged."""
-    rest = checkpoint.read(path / REST, verify)
-    index = read_index(path, rest["index_crc32"])
-    if verify:
-        compare_checksums(path, index)
+    try:
+        rest = checkpoint.read(path / REST, verify)
+        index = read_index(path, rest["index_crc32"])
+        if verify:
+            compare_checksums(path, index)
+    except FileNotFoundError as error:  # which of a file means that there is none at all
+        raise RuntimeError(f"{Path(error.filename).name} is missing") from error
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta" if meta else "cpu")
         for name, entry in index.state_dict_metadata.items()

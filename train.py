@@ -4,7 +4,14 @@
     python train.py config/train_shakespeare_char.py --max_minutes=5      # any key can be overridden
     python train.py config/train_shakespeare_char.py --init_from=resume   # go on where it stopped
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+    torchrun --standalone --nproc_per_node=8 train.py ... --parallel=fsdp --checkpoint_activations   # a large model
     torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=10.0.0.1 --master_port=1234 train.py ...
+
+On each of two machines, which share out_dir; after a crash of any process they go on from last.pt by themselves
+(scripts/slurm.sh does this under Slurm):
+
+    torchrun --nnodes=2 --nproc_per_node=8 --max_restarts=3 --rdzv_backend=c10d --rdzv_endpoint=10.0.0.1:29500 \
+        train.py ...
 
 `python train.py --help` lists every key.
 """
@@ -339,14 +346,14 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     interval_start, interval_iters, data_wait = start_time, 0, 0.0
     saved_iter = iter_num if resumed else -1
     model.train()
-    if ranks.world_size > 2 and not fsdp and not config.eval_only:
-        # DDP lays out its buckets anew after the first backward that it sees, and float sums of three or more depend
-        # on the layout: let that be over, so that the first step after a resume adds as it would have without one
-        with autocast:
-            _, loss = model(*next_batch.result()[:2], return_logits=False)
-        loss.backward()
-        optimizer.zero_grad(set_to_none=True)
     try:
+        if ranks.world_size > 2 and not fsdp and not config.eval_only:
+            # DDP lays out its buckets anew after the first backward that it sees, and float sums of three or more
+            # depend on the layout: let that be over, so that the first step after a resume adds as without one
+            with autocast:
+                _, loss = model(*next_batch.result()[:2], return_logits=False)
+            loss.backward()
+            optimizer.zero_grad(set_to_none=True)
         while True:
             # Evaluate and save, as often as asked, and when all is done
             finished = iter_num >= limit or (config.max_minutes is not None and elapsed >= 60 * config.max_minutes)
