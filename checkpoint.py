@@ -8,6 +8,9 @@ from the file (weights_only=True), and maps it into memory, so that a look at on
     last.pt                    the newest complete state
     last-1.pt, last-2.pt, …    the ones before it, for when last.pt is damaged (keep_checkpoints counts last.pt too)
     lock                       held by the run that writes there
+    run                        the id of the run that was started last
+
+With --checkpoint_format=sharded each of them is a folder instead of a file (sharded.py), used in the same way.
 """
 
 import errno
@@ -18,7 +21,7 @@ import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -46,28 +49,80 @@ def save(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
 
     Raises ValueError if a file cannot be written."""
     paths = [path] if isinstance(path, Path) else path
-    temporaries = [p.with_name(f"{p.name}.tmp") for p in paths]
+    temporary = beside(paths[0], "tmp")
+
+    def put() -> None:
+        write(temporary, state)
+        publish(temporary, paths, keep)
+
+    or_value_error(put, f"cannot write checkpoint {paths[0]}: {{}}; the previous one is untouched")
+
+
+def or_value_error(function: Callable[[], None], message: str) -> None:
+    """Calls function(); an error of the disk becomes a ValueError with that message, whose {} it replaces."""
     try:
-        with open(temporaries[0], "wb") as file:
+        function()
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise ValueError(message.format(error)) from error
+
+
+def write(path: Path, state: dict) -> None:
+    """A file with `state` that is on the disk, or none."""
+    try:
+        with open(path, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def publish(temporary: Path, paths: list[Path], keep: int | None) -> None:
+    """Gives what was written to `temporary` its names; see save()."""
+    temporaries = [temporary, *(beside(path, "tmp") for path in paths[1:])]
+    try:
         for other in temporaries[1:]:
-            link(temporaries[0], other)
-        for temporary, p in zip(temporaries, paths, strict=True):
-            if keep is not None and p is paths[-1]:
-                rotate(p, keep)
-            os.replace(temporary, p)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        for temporary in temporaries:
+            link(temporary, other)
+        for source, path in zip(temporaries, paths, strict=True):
+            if keep is not None and path is paths[-1]:
+                rotate(path, keep)
+            replace(source, path)
+    except OSError:
+        for source in temporaries:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        raise ValueError(f"cannot write checkpoint {paths[0]}: {error}; the previous one is untouched") from error
+                remove(source)
+        raise
     if hasattr(os, "O_DIRECTORY"):  # make the renames themselves survive a power cut (not possible on Windows)
         with suppress(OSError):  # some network file systems cannot
             folder = os.open(paths[0].parent, os.O_RDONLY | os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace, for folders too: then a kill may leave the old one as target.old, from where lock() fetches it."""
+    if not target.is_dir() and not (source.is_dir() and target.exists()):
+        os.replace(source, target)
+        return
+    old = beside(target, "old")
+    remove(old)
+    os.replace(target, old)
+    os.replace(source, target)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def older(path: Path, number: int) -> Path:
@@ -79,25 +134,28 @@ def rotate(path: Path, keep: int) -> None:
     `keep` on are removed."""
     number, newest = keep, older(path, 1)
     while (extra := older(path, number)).exists():
-        extra.unlink()
+        remove(extra)
         number += 1
     if keep < 2 or not path.exists() or (newest.exists() and newest.samefile(path)):  # a kill came right after this
         return
     for number in range(keep - 1, 1, -1):
         if older(path, number - 1).exists():
-            os.replace(older(path, number - 1), older(path, number))
-    temporary = newest.with_name(f"{newest.name}.tmp")
+            replace(older(path, number - 1), older(path, number))
+    temporary = beside(newest, "tmp")
     try:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         os.link(path, temporary)
         os.replace(temporary, newest)
-    except OSError:  # no hard links on this file system: for a moment there is no last.pt
-        os.replace(path, newest)
+    except OSError:  # no hard links on this file system, nor of folders: for a moment there is no last.pt
+        replace(path, newest)
 
 
 def link(source: Path, target: Path) -> None:
     """A hard link, or where there are none a copy on the disk."""
-    target.unlink(missing_ok=True)
+    remove(target)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=lambda old, new: link(Path(old), Path(new)))
+        return
     try:
         os.link(source, target)
     except OSError:
@@ -131,12 +189,14 @@ class Saver:
         self.buffers: dict[tuple, torch.Tensor] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def save(self, state: dict, *paths: Path) -> None:
+    def save(self, state: dict, *paths: Path, is_copy: bool = False) -> None:
         self.join()
         if self.error:
             return
         if not self.background:
             self.write(state, paths)
+        elif is_copy:  # nobody changes the tensors of `state`
+            self.start(state, paths)
         elif self.device.type in ("cpu", "cuda"):
             ready = torch.cuda.current_stream(self.device).record_event() if self.stream else None
             self.copied.clear()
@@ -156,16 +216,19 @@ class Saver:
                 finally:
                     self.copied.set()
             self.before()
-            if paths[-1].name == "last.pt":
-                save(list(paths), state, 1 if self.fresh else self.keep)
-                self.fresh = False
-            else:
-                save(list(paths), state)
+            save(list(paths), state, self.next_keep(paths))
         except ValueError as error:
             self.error = error
         except Exception as error:  # no memory for the copy, mostly
             self.error = ValueError(f"cannot save {paths[0]}: {error} (--async_save=False needs less memory)")
             self.error.__cause__ = error
+
+    def next_keep(self, paths: Sequence[Path]) -> int | None:
+        """save()'s keep, for a save by these names."""
+        if paths[-1].name != "last.pt":
+            return None
+        keep, self.fresh = 1 if self.fresh else self.keep, False
+        return keep
 
     def copy(self, state: dict, ready: "torch.cuda.Event | None" = None) -> dict:
         """`state` with copies of its tensors in host memory; what shares its memory goes on doing so."""
@@ -235,7 +298,9 @@ def lock(folder: Path) -> IO[str]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         for stale in folder.glob("*.pt.tmp"):
-            stale.unlink()
+            remove(stale)
+        for old in folder.glob("*.pt.old"):
+            remove(old) if old.with_suffix("").exists() else os.replace(old, old.with_suffix(""))
     return file
 
 
@@ -257,23 +322,24 @@ def lock_file(file: IO[str]) -> None:
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def load(path: str | Path, verify: bool = False, mapped: bool = True) -> dict:
+def load(path: str | Path, verify: bool = False, mapped: bool = True, meta: bool = False) -> dict:
     """Reads a checkpoint of ours or of nanoGPT, tensors on the CPU.
 
     verify: compare all of the file with its checksums, which reads it once more; without it only what is not a
-    tensor is compared. mapped=False: tensors get memory of their own instead of that of the mapped file.
+    tensor is compared. mapped=False: tensors get memory of their own instead of that of the mapped file. meta: the
+    tensors of a sharded checkpoint stay on the meta device, for sharded.load_into.
 
     Raises ValueError in one line if the file is absent, of a newer format, or lacks what a checkpoint needs;
     Damaged (one too) if it is truncated, altered, or holds more than tensors and plain values.
     """
     path = Path(path)
     try:
-        is_zip = zipped(path)  # not the case before torch 1.6: no checksums, and it cannot be mapped
-        if is_zip:
-            compare_checksums(path, verify)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; what matters is said below
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+        if path.is_dir():
+            from sharded import load as load_sharded  # it imports this file
+
+            state = load_sharded(path, verify, meta)
+        else:
+            state = read(path, verify, mapped)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -291,6 +357,16 @@ def load(path: str | Path, verify: bool = False, mapped: bool = True) -> dict:
     if state.get("format", FORMAT) > FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads up to {FORMAT}: update it")
     return state
+
+
+def read(path: Path, verify: bool, mapped: bool = True) -> dict:
+    """What torch.save wrote to a file; see load()."""
+    is_zip = zipped(path)  # not the case before torch 1.6: no checksums, and it cannot be mapped
+    if is_zip:
+        compare_checksums(path, verify)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd pickles; what matters is said by load()
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
 
 
 def zipped(path: Path) -> bool:
@@ -325,7 +401,8 @@ def find(path: str | Path) -> Path:
     """The checkpoint meant by `path`, a file or a folder, to sample from or to fine-tune: in a folder ckpt.pt (the
     best so far) is preferred, then the newest last.pt."""
     path = Path(path)
-    files = [path] if path.is_file() else saved(path)
+    is_sharded = (path / "state.pt").is_file()
+    files = [path] if path.is_file() or is_sharded else saved(path)
     if not files:
         raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; "
                          f"train with --out_dir={path} first, or name another")
@@ -340,13 +417,13 @@ def find_newest(folder: Path) -> Path:
     ages, damaged = {}, {}
     for file in saved(folder):
         try:
-            ages[file] = age(load(file), file)
+            ages[file] = age(load(file, meta=True), file)
         except Damaged as error:
             damaged[file] = error
     chosen = None
     for file in sorted(ages, key=ages.get, reverse=True):
         try:
-            load(file, verify=True)
+            load(file, verify=True, meta=True)
             chosen = file
             break
         except Damaged as error:
@@ -358,7 +435,7 @@ def find_newest(folder: Path) -> Path:
         print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][1]} steps), and {file.name} is now "
               f"{aside.name}", file=sys.stderr)
         with suppress(OSError):  # a folder that cannot be written can still be evaluated
-            os.replace(file, aside)
+            replace(file, aside)
     return chosen
 
 
@@ -372,8 +449,25 @@ def next_number(folder: Path) -> int:
     numbers = [0]
     for file in saved(folder):
         with suppress(ValueError):
-            numbers.append(age(load(file), file)[0])
+            numbers.append(age(load(file, meta=True), file)[0])
     return max(numbers) + 1
+
+
+def write_run_id(folder: Path, run_id: str) -> None:
+    """Notes which run was started last in a folder, so that it knows its own checkpoints when it is restarted."""
+    with open(folder / "run", "w", encoding="utf-8") as file:
+        file.write(run_id + "\n")
+
+
+def has_own(folder: Path) -> bool:
+    """Whether the run that was started last in a folder has saved a checkpoint there."""
+    note = folder / "run"
+    run_id = note.read_text(encoding="utf-8").strip() if note.exists() else None
+    for file in saved(folder):
+        with suppress(ValueError):
+            if load(file, meta=True).get("run", {}).get("id") == run_id:
+                return True
+    return False
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -414,11 +508,20 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     take = take and torch.device(device).type == "cpu"
     if take:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    else:
-        model.to_empty(device=device)
+        return complete(model)
+    allocate(model, device).load_state_dict(weights)
+    return model
+
+
+def allocate(model: GPT, device: torch.device | str) -> GPT:
+    """Gives a model on the meta device memory that holds nothing yet."""
+    model.to_empty(device=device)
+    return complete(model)
+
+
+def complete(model: GPT) -> GPT:
+    """Makes what a model has beyond its state_dict: ties, and RoPE's tables."""
     if model.config.tie_weights:
         model.lm_head.weight = model.transformer.wte.weight
-    if not take:
-        model.load_state_dict(weights)
     model.make_rope()
     return model

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 # logits that LinearCrossEntropy holds at a time; measured on a 2-core CPU: 512 rows of 4,435 take a third of
 # the plain path's time (a constant of the module: torch.compile can't read one from an autograd.Function)
@@ -369,6 +370,9 @@ class GPT(nn.Module):
         self.compiled: dict[int, tuple[KVCache, Callable]] = {}  # by batch size, see compile_decoding
         self.make_rope()
         self.init_weights(generator)
+        # training keeps only what enters each block and computes the rest again in backward: a third more work
+        # for a fraction of the memory
+        self.checkpoint_activations = False
 
     def make_rope(self) -> None:
         if self.config.pos == "rope":  # derived from the config, so not part of a checkpoint
@@ -456,7 +460,10 @@ class GPT(nn.Module):
         if self.training:
             x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, rope, mask, cache, layer)
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(block, x, rope, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache, layer)
         if cache is not None:
             cache.length += T
         return x

@@ -10,6 +10,7 @@ import math
 import torch
 
 from device import pick_dtype
+from distributed import place
 
 
 def make_optimizer(
@@ -104,7 +105,8 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Loads the moments and step counts of `state`; learning rate, decay, betas and the choice of kernel stay
     as `optimizer` was made, since a resumed run may change them. On the CPU the moments become the optimizer's own,
-    so `state` must not be mapped from a file then. Raises ValueError if the groups differ."""
+    so `state` must not be mapped from a file then; sharded parameters take their shards. Raises ValueError if the
+    groups differ."""
     saved = state["param_groups"]
     found, expected = ([len(g["params"]) for g in groups] for groups in (saved, optimizer.param_groups))
     if found != expected:
@@ -114,8 +116,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         )
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {  # step counts stay on the CPU where AdamW is not fused: not in a mapped file, which may be replaced
-        number: {key: v.clone() if torch.is_tensor(v) and not v.dim() else v for key, v in slot.items()}
+        number: {key: v.clone() if torch.is_tensor(v) and not v.dim() else place(v, parameters[number])
+                 for key, v in slot.items()}
         for number, slot in state["state"].items()
     }
     optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -4,7 +4,14 @@
     python train.py config/train_shakespeare_char.py --max_minutes=5      # any key can be overridden
     python train.py config/train_shakespeare_char.py --init_from=resume   # go on where it stopped
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+    torchrun --standalone --nproc_per_node=8 train.py ... --parallel=fsdp --checkpoint_activations   # a large model
     torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=10.0.0.1 --master_port=1234 train.py ...
+
+On each of two machines, which share out_dir; after a crash of any process they go on from last.pt by themselves
+(scripts/slurm.sh does this under Slurm):
+
+    torchrun --nnodes=2 --nproc_per_node=8 --max_restarts=3 --rdzv_backend=c10d --rdzv_endpoint=10.0.0.1:29500 \
+        train.py ...
 
 `python train.py --help` lists every key.
 """
@@ -25,11 +32,12 @@ import numpy as np
 import torch
 
 import checkpoint
+import sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
 from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
-from distributed import Ranks
+from distributed import Ranks, full, gather
 from metrics import Metrics
 from model import GPT, GPTConfig
 from optim import learning_rate_at, load_optimizer, make_optimizer
@@ -46,10 +54,12 @@ class TrainConfig:
     eval_only: bool = False  # evaluate once and exit
     print_params: bool = False  # print name, shape and size of every parameter, and exit
     always_save_checkpoint: bool = True  # ckpt.pt after every evaluation; False: only after the best so far
+    checkpoint_format: Literal["full", "sharded"] = "full"  # files as nanoGPT's, or folders that all processes write
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
     keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
     async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
-    init_from: str = "scratch"  # 'scratch', 'resume', or to fine-tune: a checkpoint, a folder, 'gpt2*'
+    init_from: str = "scratch"  # 'scratch', 'resume', 'auto' = resume if there is a checkpoint, else scratch;
+        # or to fine-tune: a checkpoint, a folder, 'gpt2*'
     allow_changed: str = ""  # what a resume may change: dataset,batch_size,gradient_accumulation_steps,seed,sampling
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
@@ -106,6 +116,8 @@ class TrainConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where native
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # processes hold the whole model each, or a share of it (FSDP2)
+    checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more work
     seed: int = 1337  # of weights, batches and dropout
     peak_tflops: float | None = None  # the device's dense peak, for the MFU; None = look the device up
 
@@ -127,12 +139,16 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     """The run. explicit: the keys that were given, not left at their defaults. Returns the exit status."""
     ranks = Ranks()
     out_dir = Path(config.out_dir)
-    resumed = config.init_from == "resume"
-    if not resumed:
-        validate(config, ranks)
     device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
     ranks.start(config.backend, device)
     held.callback(ranks.stop)
+    if ranks.share(goes_on(config, out_dir, restarted=ranks.max(ranks.restarts) > 0)):
+        config.init_from = "resume"
+    elif config.init_from == "auto":
+        config.init_from = "scratch"
+    resumed = config.init_from == "resume"
+    if not resumed:
+        validate(config, ranks)
     say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
 
     def lock_out_dir() -> None:
@@ -145,7 +161,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
         ranks.on_main(lock_out_dir)
         newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
-        state = checkpoint.load(newest, mapped=device.type != "cpu")  # the CPU takes the tensors as they are
+        # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
+        state = checkpoint.load(newest, mapped=device.type != "cpu", meta=True)
         take_saved_config(config, explicit, state)
         validate(config, ranks)
     elif config.init_from != "scratch":
@@ -161,7 +178,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         if changes:
             say(f"changed on resume: {', '.join(changes)}")
     generator = torch.Generator().manual_seed(config.seed)
-    model = make_model(config, explicit, state, dataset, generator, device)
+    fsdp = config.parallel == "fsdp" and ranks.world_size > 1
+    from_shards = resumed and newest.is_dir()
+    # shards come from files, or from rank 0, which alone has a model with weights then
+    home = "meta" if from_shards or (fsdp and not ranks.is_main) else "cpu" if fsdp else device
+    model = make_model(config, explicit, state, dataset, generator, home)
     if config.print_params:
         say(table_of_parameters(model))
         return 0
@@ -170,7 +191,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     if not resumed:
         ranks.on_main(lock_out_dir)
 
-    model.to(device)
+    if fsdp:
+        model = ranks.shard(model, device, dtype)
+    else:
+        model = checkpoint.allocate(model, device) if from_shards else model.to(device)
+    model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
@@ -181,12 +206,15 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     if resumed:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
+        if from_shards:
+            sharded.load_into(newest, model, optimizer, state)
         if "optimizer" in state:
             load_optimizer(optimizer, state["optimizer"])
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
     elif ranks.is_main and not config.eval_only:
         run["number"] = checkpoint.next_number(out_dir)  # of several runs in one folder the last one resumes
+        checkpoint.write_run_id(out_dir, run["id"])
     state = None  # frees the loaded file
     run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -214,7 +242,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     raw_model, parameters = model, list(model.parameters())
     if compiled:
         say("compiling the model (takes a minute)")
-        model = torch.compile(model)
+        if fsdp:  # block by block, between the hooks that gather and free their weights
+            for block in model.transformer.h:
+                block.forward = torch.compile(block.forward)
+        else:
+            model = torch.compile(model)
     local_model = model  # evaluation needs no wrapper: it has no gradients to average
     model = ranks.wrap(model, device)
     say(f"{n_params / 1e6:.2f}M parameters on {device} in {str(dtype).removeprefix('torch.')}, "
@@ -228,22 +260,28 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         check_finite()
         run["seconds"], run["samples"] = clock(), shift + iter_num * samples
         run["clipped"], run["skipped"] = health.tolist()
+        state = {
+            "model": raw_model.state_dict(keep_vars=fsdp or config.checkpoint_format == "sharded"),
+            "optimizer": optimizer.state_dict(),
+            "model_args": raw_model.config.to_args(),
+            "iter_num": iter_num,
+            "best_val_loss": best_val_loss,
+            "config": asdict(config),
+            "scaler": scaler.state_dict(),
+            "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
+            "tokenizer": tokenizer_json,
+            "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
+            "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
+            "format": checkpoint.FORMAT,
+        }
+        paths = [out_dir / name for name in names]
+        if config.checkpoint_format == "sharded":
+            sharded.save(state, paths, saver, ranks)
+            return
+        if fsdp:
+            state = gather(state, keep=ranks.is_main)
         if saver:
-            state = {
-                "model": raw_model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "model_args": raw_model.config.to_args(),
-                "iter_num": iter_num,
-                "best_val_loss": best_val_loss,
-                "config": asdict(config),
-                "scaler": scaler.state_dict(),
-                "rng": {"seed": config.seed, "iter_num": iter_num},  # all that randomness depends on
-                "tokenizer": tokenizer_json,
-                "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
-                "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
-                "format": checkpoint.FORMAT,
-            }
-            saver.save(state, *(out_dir / name for name in names))
+            saver.save(state, *paths, is_copy=fsdp)
 
     def settle() -> None:
         """Waits until all is on the disk; raises ValueError on all ranks if something could not be written."""
@@ -264,10 +302,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         for split in ("train", "val"):
             windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
             total, count = torch.zeros((), device=device), 0
-            for first in range(ranks.rank * config.batch_size, len(windows), ranks.world_size * config.batch_size):
-                chosen = windows[first : first + config.batch_size]
+            for first in range(0, len(windows), ranks.world_size * config.batch_size):
+                mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]
+                # a process without windows left runs along, since gathering the weights takes all of them
+                chosen = mine if len(mine) else windows[:1]
                 x, y = eval_batch(dataset, split, chosen, config.block_size, config.sampling)
-                valid = int((y >= 0).sum())
+                valid = int((y >= 0).sum()) if len(mine) else 0
                 with autocast:
                     _, loss = local_model(to_device(x), to_device(y), return_logits=False)
                 total += loss * valid
@@ -316,6 +356,13 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     saved_iter = iter_num if resumed else -1
     model.train()
     try:
+        if ranks.world_size > 2 and not fsdp and not config.eval_only:
+            # DDP lays out its buckets anew after the first backward that it sees, and float sums of three or more
+            # depend on the layout: let that be over, so that the first step after a resume adds as without one
+            with autocast:
+                _, loss = model(*next_batch.result()[:2], return_logits=False)
+            loss.backward()
+            optimizer.zero_grad(set_to_none=True)
         while True:
             # Evaluate and save, as often as asked, and when all is done
             finished = iter_num >= limit or (config.max_minutes is not None and elapsed >= 60 * config.max_minutes)
@@ -375,8 +422,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 data_wait += time.perf_counter() - waiting
                 following = (iter_num + 1, 0) if last else (iter_num, micro_step + 1)
                 next_batch = prefetch.submit(load_micro_batch, *following)
-                if ranks.world_size > 1:
-                    model.require_backward_grad_sync = last  # gradients travel once a step; DDP reads it in forward
+                ranks.reduce_gradients(model, wanted=last)  # they travel once a step
                 with autocast:
                     _, loss = model(x, y, return_logits=False)
                 # a sum over tokens, divided by the tokens a full batch has for each process; DDP averages processes
@@ -397,7 +443,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             if valid != tokens_per_iter:  # some targets are ignored: the mean is over the others
                 for parameter in parameters:
                     parameter.grad *= tokens_per_iter / max(1, valid)
-            grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            grad_norm = full(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
             # float16 may overflow its gradients: then the scaler skips the step and lowers the scale
             bad = ~torch.isfinite(loss_sum if scaler.is_enabled() else loss_sum + grad_norm)
             bad_iter = torch.where(bad, bad_iter.clamp(max=iter_num), bad_iter)
@@ -475,8 +521,19 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
                         f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}")
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
+    if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
+        problems.append("optimizer=muon orthogonalises whole matrices, of which parallel=fsdp leaves a process only "
+                        "rows: use --parallel=ddp or --optimizer=adamw")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def goes_on(config: TrainConfig, out_dir: Path, restarted: bool) -> bool:
+    """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
+    that torchrun started again after a failure, where it had saved anything itself."""
+    if config.init_from == "auto":
+        return bool(checkpoint.saved(out_dir))
+    return restarted and config.init_from != "resume" and checkpoint.has_own(out_dir)
 
 
 def allowed_changes(config: TrainConfig) -> set[str]:
@@ -528,15 +585,16 @@ def reshapes(shape: GPTConfig, key: str, value) -> bool:
 
 
 def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
-               generator: torch.Generator, device: torch.device) -> GPT:
-    """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`. Raises ValueError if dataset
-    or settings do not fit that one."""
+               generator: torch.Generator, device: torch.device | str) -> GPT:
+    """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`; on "meta" without weights.
+    Raises ValueError if dataset or settings do not fit that one."""
     vocab_size = config.vocab_size or dataset.vocab_size
     if state is None:
         if config.vocab_size is None and vocab_size > 10_000:  # a multiple of 64 multiplies faster
             vocab_size = 64 * math.ceil(vocab_size / 64)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
-        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
+        with torch.device("meta" if device == "meta" else "cpu"):
+            return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
     model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
