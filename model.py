@@ -530,7 +530,7 @@ class GPT(nn.Module):
         max_new_tokens: int,
         sampling: Sampling | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        first_ids: torch.Tensor | None = None,
+        constrain: Callable[[torch.Tensor | None], torch.Tensor | None] | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Continues prompts, (B, T) or B rows of any lengths, and yields (ids (B,), their log-probabilities (B,)).
 
@@ -538,7 +538,8 @@ class GPT(nn.Module):
         who reads the ids only now and then does not make a GPU wait. A row's ids don't depend on the other rows if
         it has a generator of its own (`generator`: a list of B; a single one, or None, torch's global one, serves
         all rows). Log-probabilities are the model's own, before temperature and filters; None unless
-        sampling.logprobs. first_ids (B, V) bool: the ids that may be drawn first.
+        sampling.logprobs. `constrain` is called with the ids just drawn, at first with None, and says which may
+        follow: (B, V) bool, or None for any from now on.
 
         The model sees at most the last block_size ids; when a row's cache is full its last half is encoded again,
         so a long text costs one such pass for every block_size / 2 tokens. Raises ValueError if a row is empty.
@@ -558,9 +559,11 @@ class GPT(nn.Module):
                 row[ids] = True
         for _ in range(max_new_tokens):
             logits = (decoder.start() if new is None else decoder.advance(new))[:, :V].float()
-            allowed = logits if first_ids is None or new is not None else logits.masked_fill(~first_ids, -math.inf)
+            allowed = constrain(new) if constrain else None
+            constrain = constrain if allowed is not None else None
+            possible = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
             uniform = next(draws) if draws else None
-            new = sample_next(allowed, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
+            new = sample_next(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
             if seen is not None:
                 seen.scatter_(1, new[:, None], True)
             scores = None

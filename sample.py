@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -97,19 +98,23 @@ def main(argv: list[str]) -> None:
 class Beginning:
     """A prompt as text and as ids.
 
-    BPE joins white space with what follows it, so that after a prompt that ends in white space the ids of the
-    likeliest texts would have gone another way. `healed` is the text of such a last token, taken back: the first
-    new token must begin with it ("token healing"), and may go on as it likes.
+    BPE joins white space with what follows it, so after a prompt that ends in white space the ids of most texts would
+    have gone another way. `healed` is the text of such last tokens, taken back: what is drawn must begin with it, in
+    whatever tokens ("token healing").
     """
 
     def __init__(self, tokenizer, prompt: str):
         self.prompt, self.healed = prompt, ""
         ids = encode_prompt(tokenizer, prompt)
-        if prompt[-1:].isspace() and len(ids) > 1:
-            with suppress(UnicodeDecodeError):  # a token that begins within a character
-                last = tokenizer.token_bytes(int(ids[-1]))
-                self.healed = last.decode("utf-8") if sum(starting_with(tokenizer, last)) > 1 else ""
-        self.ids = torch.from_numpy(ids.astype(np.int64))[: len(ids) - bool(self.healed)]
+        keep = len(ids)
+        if prompt[-1:].isspace():
+            vocabulary = token_table(tokenizer)
+            for start in range(len(ids) - 1, max(0, len(ids) - 5), -1):
+                end = b"".join(vocabulary[id] for id in ids[start:])
+                if any(token.startswith(end) and token != end for token in vocabulary):  # it may go on in one token
+                    with suppress(UnicodeDecodeError):  # half characters stay
+                        self.healed, keep = end.decode("utf-8"), start
+        self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
 
 
 class Text:
@@ -123,14 +128,14 @@ class Text:
         self.beginning, self.number, self.stops = beginning, number, stops
         self.tokenizer, self.decoder = tokenizer, IncrementalDecoder(tokenizer)
         self.text, self.held, self.finish = "", "", None
+        self.unseen = len(beginning.healed)  # characters that the prompt had already
         self.tokens: list[dict] = []
 
     def push(self, id: int, logprob: float | None) -> None:
         if self.finish:
             return
         piece = self.decoder.push(id)
-        if not self.tokens:
-            piece = piece.removeprefix(self.beginning.healed)
+        piece, self.unseen = piece[self.unseen :], max(0, self.unseen - len(piece))
         self.tokens.append({"id": id, "text": piece, "logprob": logprob})
         self.held += piece
         found = [at for at in map(self.held.find, self.stops) if at >= 0]
@@ -179,7 +184,7 @@ class Writer:
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
         pending, limit = [], self.config.max_new_tokens
-        for pair in self.model.stream(prompts, limit, self.sampling, generators, self.first_ids(texts)):
+        for pair in self.model.stream(prompts, limit, self.sampling, generators, self.heal(texts)):
             pending.append(pair)
             limit -= 1
             if limit and len(pending) < every:
@@ -199,13 +204,25 @@ class Writer:
             text.end("length")
         yield
 
-    def first_ids(self, texts: list[Text]) -> torch.Tensor | None:
-        """(B, V): which ids begin with what was taken back from each text's beginning. None: nothing was."""
-        taken = [text.beginning.healed for text in texts]
-        if not any(taken):
+    def heal(self, texts: list[Text]):
+        """For GPT.stream: which ids agree with what was taken back from each text's beginning. None: nothing was."""
+        rest = [text.beginning.healed.encode() for text in texts]
+        if not any(rest):
             return None
-        rows = {healed: starting_with(self.tokenizer, healed.encode()) for healed in set(taken)}
-        return torch.tensor([rows[healed] for healed in taken], device=self.device)
+        vocabulary = token_table(self.tokenizer)
+
+        def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
+            for row, id in enumerate([] if drawn is None else drawn.tolist()):
+                rest[row] = rest[row][len(vocabulary[id]) :]
+            if not any(rest):
+                return None
+            rows = {
+                end: [token.startswith(end) or (token != b"" and end.startswith(token)) for token in vocabulary]
+                for end in set(rest)
+            }
+            return torch.tensor([rows[end] for end in rest], device=self.device)
+
+        return constrain
 
 
 class Page:
@@ -314,14 +331,14 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+@cache
+def token_table(tokenizer) -> list[bytes]:
+    return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+
+
 def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with."""
     return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
-
-
-def starting_with(tokenizer, prefix: bytes) -> list[bool]:
-    """For every id: do its bytes begin with prefix?"""
-    return [tokenizer.token_bytes(id).startswith(prefix) for id in range(tokenizer.vocab_size)]
 
 
 def validate(config: SampleConfig) -> None:

@@ -1,5 +1,7 @@
 """sample.py: text from a checkpoint alone."""
 
+import io
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +12,12 @@ import torch
 
 import checkpoint
 import sample
-from data.tokenizer import ByteTokenizer, CharTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = "\n 便宝玉见说贾黛😀"
+WORDS = BPETokenizer.train(["the cat sat on the mat. " * 9 + "def f(x):\n    return x\n" * 9], 300)
 
 
 @pytest.fixture
@@ -23,16 +26,51 @@ def out_dir(tmp_path) -> Path:
     return tmp_path
 
 
-def save(folder: Path, tokenizer, vocab_size: int) -> None:
-    config = GPTConfig(block_size=16, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=8)
+def save(folder: Path, tokenizer, vocab_size: int, block_size: int = 16) -> None:
+    config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=8)
     model = GPT(config, torch.Generator().manual_seed(1))
     state = {"model": model.state_dict(), "model_args": config.to_args(), "tokenizer": tokenizer.to_json()}
     checkpoint.save(folder / "ckpt.pt", state)
 
 
 def write(out_dir: Path, capsys, *options: str) -> list[str]:
-    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--max_new_tokens=40", *options])
+    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--dtype=fp32", "--max_new_tokens=40", *options])
     return capsys.readouterr().out.split("\n---------------\n")[:-1]
+
+
+def records(out_dir: Path, capsys, *options: str) -> list[dict]:
+    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--dtype=fp32", "--max_new_tokens=40", *options])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def dictate(monkeypatch):
+    """dictate(ids): from now on every model says that these ids follow the prompt, whatever it is."""
+
+    def dictate(ids):
+        class Dictated:
+            def __init__(self, model, prompts):
+                self.shape, self.ids = (len(prompts), model.config.vocab_size), iter(ids)
+
+            def start(self, _=None):
+                return torch.full(self.shape, -100.0).index_fill(1, torch.tensor([int(next(self.ids))]), 100.0)
+
+            advance = start
+
+        monkeypatch.setattr("model.Decoder", Dictated)
+
+    return dictate
+
+
+@pytest.fixture
+def pieces(monkeypatch) -> list[str]:
+    """What sample.py wrote, piece by piece."""
+    found, plain = [], sample.write
+    monkeypatch.setattr(sample, "write", lambda text: (found.append(text), plain(text)))
+    return found
+
+
+# ---- texts on a screen ----
 
 
 def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_ids_only(out_dir, capsys):
@@ -43,9 +81,12 @@ def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_i
 
 
 def test_a_seed_repeats_the_text_and_sample_i_does_not_depend_on_their_number(out_dir, capsys):
-    three = write(out_dir, capsys, "--start=宝", "--num_samples=3", "--seed=5")
-    assert write(out_dir, capsys, "--start=宝", "--num_samples=2", "--seed=5") == three[:2]
-    assert write(out_dir, capsys, "--start=宝", "--num_samples=1", "--seed=6")[0] == three[1] != three[0]
+    eight = write(out_dir, capsys, "--start=宝", "--num_samples=8", "--seed=5")
+    assert len(set(eight)) == 8
+    for options in (["--num_samples=3"], ["--num_samples=5", "--batch_size=2"], ["--num_samples=8", "--batch_size=1"]):
+        texts = write(out_dir, capsys, "--start=宝", "--seed=5", *options)
+        assert texts == eight[: len(texts)]
+    assert write(out_dir, capsys, "--start=宝", "--num_samples=1", "--seed=6")[0] == eight[1]
 
 
 def test_greedy_equals_the_argmax_loop(out_dir, capsys):
@@ -58,26 +99,125 @@ def test_greedy_equals_the_argmax_loop(out_dir, capsys):
     assert text == tokenizer.decode(ids)
 
 
-def test_bytes_stream_without_half_characters(tmp_path, capsys):
-    """A model that can only write one four-byte character: every piece that is written is whole."""
-    save(tmp_path, ByteTokenizer(), vocab_size=256)
-    pieces = []
-    plain = sample.write
-    smile = "😀".encode()
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), WORDS], ids=["bytes", "bpe"])
+@pytest.mark.parametrize("text", ["😀🎉👍😀", "黛玉见了宝玉便说", "é中😀a"])
+def test_characters_are_written_when_they_are_whole(tmp_path, capsys, dictate, pieces, tokenizer, text):
+    """Every piece is whole characters, each written with its last byte; what is cut off at the end is held back."""
+    save(tmp_path, tokenizer, tokenizer.vocab_size, block_size=64)
+    ids = tokenizer.encode(text)
+    dictate([*ids, *ids])
+    for n in (len(ids), len(ids) + 1, len(ids) - 1):
+        pieces.clear()
+        written = write(tmp_path, capsys, "--start=a", "--num_samples=2", f"--max_new_tokens={n}")
+        whole = b"".join(map(tokenizer.token_bytes, [*ids, *ids][:n])).decode("utf-8", "ignore")
+        assert written == ["a" + whole] * 2
+        assert not any("\ufffd" in piece for piece in pieces)
+        if n == len(ids):  # the first text grew with each token; the second was complete at its turn
+            done = [b"".join(map(tokenizer.token_bytes, ids[:i])).decode("utf-8", "ignore") for i in range(n + 1)]
+            grown = [after.removeprefix(before) for before, after in zip(done, done[1:], strict=False)]
+            assert pieces[: n + 1] == ["a", *grown]
 
-    def forced(model, idx, cache=None, **_):
-        last = int(idx[0, -1])
-        logits = torch.full((1, 1, 256), -100.0)
-        logits[0, 0, smile[(smile.index(last) + 1) % 4] if last in smile else smile[0]] = 100
-        cache.length += idx.size(1)
-        return logits, None
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPT, "forward", forced)
-        patch.setattr(sample, "write", lambda text: (pieces.append(text), plain(text)))
-        texts = write(tmp_path, capsys, "--start=a", "--num_samples=1", "--max_new_tokens=10")
-    assert texts == ["a😀😀"]  # ten bytes: the last two are half a character, and held back
-    assert all("\ufffd" not in piece for piece in pieces)
+def test_a_sequence_that_is_no_utf8_does_not_stop_the_stream(tmp_path, capsys, dictate):
+    save(tmp_path, ByteTokenizer(), 256)
+    dictate(b"a\xf0\x9fb\xffc")
+    assert write(tmp_path, capsys, "--start=x", "--num_samples=1", "--max_new_tokens=6") == ["xa\ufffdb\ufffdc"]
+
+
+def test_samples_after_the_first_appear_in_their_order(out_dir, capsys, pieces):
+    """Before the first separator comes the first text alone, in pieces; then each other text at once."""
+    texts = write(out_dir, capsys, "--start=宝", "--num_samples=3")
+    separators = [i for i, piece in enumerate(pieces) if "----" in piece]
+    assert separators == [len(pieces) - 3, len(pieces) - 2, len(pieces) - 1] and separators[0] > 30
+    assert [piece.split("\n---")[0] for piece in pieces[-2:]] == texts[1:]
+
+
+# ---- ends ----
+
+
+@pytest.mark.parametrize(
+    "stop, written, finish",
+    [
+        ("", "one two three", "length"),
+        ("two", "one ", "stop"),
+        ("e two t", "on", "stop"),
+        ('["three", "wo", "absent"]', "one t", "stop"),
+        ("onx", "one two three", "length"),
+        ("three!", "one two three", "length"),  # held back to the end, and then no stop string after all
+        ("[", "one two three", "length"),
+        ("one", "", "stop"),
+    ],
+)
+def test_a_text_ends_before_a_stop_string_of_which_no_part_is_written(
+    tmp_path, capsys, dictate, pieces, stop, written, finish
+):
+    save(tmp_path, ByteTokenizer(), 256, block_size=64)
+    dictate(b"one two three, four")
+    options = ("--start=:", "--num_samples=1", "--max_new_tokens=13", f"--stop={stop}")
+    assert write(tmp_path, capsys, *options) == [":" + written]
+    for i in range(len(pieces)):
+        assert (":" + written).startswith("".join(pieces[: i + 1]).split("\n---")[0])  # nothing is taken back
+    (record,) = records(tmp_path, capsys, "--output=-", *options)
+    assert record["text"] == written and record["finish"] == finish
+
+
+def test_end_of_text_ends_a_text_and_is_not_written(tmp_path, capsys, dictate):
+    save(tmp_path, WORDS, WORDS.vocab_size)
+    dictate([*WORDS.encode("the cat"), WORDS.eot, *WORDS.encode("dog")])
+    (record,) = records(tmp_path, capsys, "--output=-", "--start=x", "--num_samples=1")
+    assert record["text"] == "the cat" and record["finish"] == "end"
+
+
+def test_rows_that_end_early_do_not_disturb_the_others(out_dir, capsys):
+    options = ("--start=宝", "--num_samples=6", "--temperature=3")
+    texts = write(out_dir, capsys, *options)
+    stopped = write(out_dir, capsys, *options, "--stop=玉")
+    assert stopped == [text.split("玉")[0] for text in texts] != texts
+
+
+# ---- JSON ----
+
+
+def test_log_probabilities_are_those_of_the_uncached_model(out_dir, capsys):
+    found = records(out_dir, capsys, "--logprobs", "--start=宝玉", "--num_samples=2", "--max_new_tokens=9", "--top_k=3")
+    tokenizer = CharTokenizer(LETTERS)
+    model = checkpoint.build_model(checkpoint.load(out_dir / "ckpt.pt")).eval()
+    for number, record in enumerate(found):
+        new = [token["id"] for token in record["tokens"]]
+        assert (record["prompt"], record["sample"], record["num_tokens"]) == ("宝玉", number, 9)
+        assert record["text"] == "".join(token["text"] for token in record["tokens"]) == tokenizer.decode(new)
+        text = torch.tensor([[*map(int, tokenizer.encode("宝玉")), *new]])
+        logits = model(text, text)[0].detach()[0, 1:-1, : len(LETTERS)]
+        expected = logits.log_softmax(-1).gather(1, text[0, 2:, None])[:, 0]
+        scores = torch.tensor([token["logprob"] for token in record["tokens"]])
+        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+        assert record["logprob"] == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
+def test_best_of_keeps_the_likeliest_of_its_texts(out_dir, capsys):
+    six = records(out_dir, capsys, "--logprobs", "--start=宝", "--num_samples=6", "--temperature=2")
+    best = records(out_dir, capsys, "--output=-", "--start=宝", "--num_samples=2", "--temperature=2", "--best_of=3")
+    for number, three in enumerate((six[:3], six[3:])):
+        likeliest = max(three, key=lambda record: record["logprob"])
+        assert best[number]["text"] == likeliest["text"] and best[number]["sample"] == number
+    texts = write(out_dir, capsys, "--start=宝", "--num_samples=2", "--temperature=2", "--best_of=3")
+    assert texts == ["宝" + record["text"] for record in best]
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_beginnings_of_a_file_are_continued_as_each_would_be_alone(out_dir, tmp_path, capsys, name):
+    prompts = ["黛玉见", "宝", "说 便宝玉"]
+    lines = [json.dumps({"prompt": prompt, "more": 1}) if name.endswith("l") else prompt for prompt in prompts]
+    (tmp_path / name).write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    output = tmp_path / "texts.jsonl"
+    settings = ("--num_samples=2", "--temperature=2", "--seed=3")
+    assert write(out_dir, capsys, f"--prompts={tmp_path / name}", f"--output={output}", *settings) == []
+    found = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    alone = [record for p in prompts for record in records(out_dir, capsys, f"--start={p}", "--output=-", *settings)]
+    assert found == alone and len(alone) == 6
+
+
+# ---- prompts ----
 
 
 def test_a_prompt_from_a_file_keeps_its_newline(out_dir, tmp_path, capsys):
@@ -86,21 +226,81 @@ def test_a_prompt_from_a_file_keeps_its_newline(out_dir, tmp_path, capsys):
     assert text.startswith("宝玉\n")
 
 
+def test_a_prompt_from_standard_input_is_utf8(out_dir, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("宝玉".encode()), encoding="ascii"))
+    assert write(out_dir, capsys, "--start=-", "--num_samples=1")[0].startswith("宝玉")
+
+
+@pytest.mark.parametrize("prompt, healed", [("on the ", " "), ("f(x):\n", "):\n"), ("the", ""), (" ", "")])
+def test_white_space_at_a_prompts_end_may_become_part_of_the_next_token(tmp_path, capsys, prompt, healed):
+    """The ids are those of the prompt without its end, then any that begin with this end: text goes on as typed."""
+    save(tmp_path, WORDS, WORDS.vocab_size)
+    beginning = sample.Beginning(WORDS, prompt)
+    assert beginning.healed == healed and WORDS.decode(beginning.ids.numpy()) + healed == prompt
+    for record in records(tmp_path, capsys, "--logprobs", f"--start={prompt}", "--num_samples=6", "--temperature=9"):
+        whole = prompt.removesuffix(healed) + WORDS.decode([token["id"] for token in record["tokens"]])
+        assert whole.startswith(prompt + record["text"])
+    bytes_only = sample.Beginning(ByteTokenizer(), prompt)
+    assert bytes_only.healed == "" and len(bytes_only.ids) == len(prompt)  # no token has more than one byte
+
+
+def test_a_conversation_keeps_what_was_typed_and_written(out_dir, capsys, monkeypatch):
+    asked = []
+    plain = sample.Beginning
+    monkeypatch.setattr(sample, "Beginning", lambda tokenizer, text: (asked.append(text), plain(tokenizer, text))[1])
+    typed = "宝玉\n\nQ\n说\\n\n/new\n黛\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--interactive", "--max_new_tokens=5"])
+    out, err = capsys.readouterr()
+    first, second, _, third, _, fourth, _ = [part[:5] for part in out.split("> ")[1:]]
+    assert asked[0] == "宝玉" and asked[1] == "宝玉" + first and asked[2] == asked[1] + second + "Q"
+    assert "'Q'" in err and asked[3] == asked[1] + second + "说\n" and asked[4] == "黛" and len(asked) == 5
+    assert len(first) == len(third) == len(fourth) == 5
+
+
+# ---- options and refusals ----
+
+
+@pytest.mark.parametrize("options", [["--quantize=int8"], ["--dtype=bf16"], ["--dtype=bfloat16", "--quantize=int8"]])
+def test_other_number_formats_write_text(out_dir, capsys, options):
+    assert len(write(out_dir, capsys, "--start=宝", "--num_samples=2", *options)) == 2
+
+
+def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # test_generate.py compiles
+    options = ("--start=宝", "--num_samples=3", "--batch_size=2", "--max_new_tokens=30")
+    assert write(out_dir, capsys, *options, "--compile") == write(out_dir, capsys, *options)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--start=黛玉Q与"], r"'Q' U\+0051"),
         (["--start="], "empty"),
         (["--start=FILE:nowhere.txt"], "nowhere.txt"),
+        (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--temperature=-1"], "temperature=-1"),
         (["--top_p=1.5"], "top_p=1.5"),
+        (["--min_p=2"], "min_p=2"),
+        (["--repetition_penalty=0"], "repetition_penalty=0"),
         (["--max_new_tokens=-3"], "max_new_tokens=-3"),
+        (["--batch_size=0"], "batch_size=0"),
+        (["--best_of=2", "--temperature=0"], "best_of=2"),
+        (["--stop=[1]"], r"--stop=\[1\]"),
+        (["--output=nowhere/x.jsonl"], "nowhere"),
+        (["--interactive", "--logprobs"], "--interactive"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(out_dir, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         sample.main([f"--out_dir={out_dir}", "--device=cpu", *options])
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_of_prompts_that_is_no_prompt_is_named(out_dir, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "宝"}\n{"text": "玉"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2"):
+        sample.main([f"--out_dir={out_dir}", f"--prompts={tmp_path / 'p.jsonl'}"])
 
 
 def test_the_script_writes_utf8_whatever_the_consoles_encoding(out_dir):
