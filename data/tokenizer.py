@@ -52,8 +52,8 @@ EOT = "<|endoftext|>"
 # what vocabularies call it: GPT-2's, Qwen2's, ours; Llama-3's; Llama-2's and Mistral's; Gemma's; DeepSeek's
 EOTS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 SPACE_SIGN = "\u2581"  # in the tokens of Llama-2's kind
-CHUNK = 1 << 14  # characters: longer texts go to the libraries in pieces of about this size, in parallel
-GROUP = 64       # pieces held as Python objects at a time
+CHUNK = 1 << 16  # characters: longer texts go to the libraries in pieces of about this size, in parallel
+GROUP = 16       # pieces held as Python objects at a time
 TRAIN_BUDGET = 80_000_000  # of BPETokenizer.train, as _sample counts: 80 MB of English, 3 million Han
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).

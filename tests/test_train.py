@@ -148,8 +148,8 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
     """One SGD-like step with random targets set to -1, against the mean over the valid ones in one plain batch."""
     batches = []
 
-    def batch_with_holes(dataset, split, seed, index, block_size):
-        x, y = plain_batch(dataset, split, seed, index, block_size)
+    def batch_with_holes(dataset, split, seed, index, block_size, sampling):
+        x, y = plain_batch(dataset, split, seed, index, block_size, sampling)
         holes = np.random.default_rng(int(index[0])).random(y.shape) < (0.9 if index[0] % 8 else 0.2)
         batches.append((x, np.where(holes, -1, y)))
         return batches[-1]
@@ -287,9 +287,9 @@ def test_an_allowed_change_of_the_batch_goes_on_where_the_data_stood(dataset, tm
     """2 steps of 8 sequences, then 3 of 12: all numbers are drawn once, in order, and the tokens add up."""
     drawn, plain_batch = [], train.batch
 
-    def remember(dataset, split, seed, index, block_size):
+    def remember(dataset, split, seed, index, block_size, sampling):
         drawn.append(index)
-        return plain_batch(dataset, split, seed, index, block_size)
+        return plain_batch(dataset, split, seed, index, block_size, sampling)
 
     run(dataset, tmp_path, "--max_iters=2")
     monkeypatch.setattr(train, "batch", remember)
