@@ -442,7 +442,9 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
     return n_bytes / 1e6 / seconds
 
 
-BENCHMARKS = {"complete": complete, "eval": evaluation, "lines": lines, "save": save, "prepare": prepare}  # name: function of the arguments that follow it
+BENCHMARKS = {  # name: function of the arguments that follow it
+    "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare, "save": save,
+}
 
 
 def main(argv: list[str]) -> None:

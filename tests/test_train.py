@@ -447,10 +447,11 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         assert "\n" not in str(caught.value)
 
 
-def test_accumulation_that_does_not_divide_by_the_processes_is_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_accumulation_that_does_not_divide_by_the_processes_is_refused():
+    ranks = train.Ranks()
+    ranks.world_size = 3
     with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2 .*use 3"):
-        train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}"])
+        train.validate(train.TrainConfig(gradient_accumulation_steps=2), ranks)
 
 
 def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
