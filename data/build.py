@@ -68,7 +68,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
             start = partial(pool.submit, encode_unit, end)
             ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
-        print(f"source {source['from']}")
+        print(f"source {source['from']}" + (f", {source['bytes']:,} bytes" if "bytes" in source else ""))
         print_report(open_dataset(folder), ledger, used)
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
@@ -153,7 +153,21 @@ def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
             yield from ((piece, document) for piece in held)
 
 
-def find_limit(units: Iterable[Any], val_fraction: float) -> int:
+def with_bar(units: list[Any], what: str) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(desc=what, total=total(units), unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for unit in units:
+            yield unit
+            bar.update(unit.size)
+
+
+def total(units: Iterable[Any]) -> int:
+    """Bytes."""
+    return sum(unit.size for unit in units)
+
+
+def find_limit(units: list[Any], val_fraction: float) -> int:
     """The largest rank (of 0 to 2**64 - 1) that is validation: val_fraction of all.
 
     Where that would leave a split without documents, the lowest rank is val, or the highest is train. So one has
@@ -161,7 +175,7 @@ def find_limit(units: Iterable[Any], val_fraction: float) -> int:
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
     lowest, highest = 2**64, -1
-    for _, rank in ranked(units):
+    for _, rank in ranked(with_bar(units, "splitting")):
         if isinstance(rank, str):
             return limit
         lowest, highest = min(lowest, rank), max(highest, rank)
@@ -173,9 +187,9 @@ def find_limit(units: Iterable[Any], val_fraction: float) -> int:
     return lowest if limit < lowest else highest - 1
 
 
-def texts(units: Iterable[Any], limit: int, split: str | None = "train") -> Iterator[str]:
+def texts(units: list[Any], limit: int, split: str | None = "train") -> Iterator[str]:
     """The texts of a split piece by piece, of both for split=None. Duplicates are still among them."""
-    for piece, rank in ranked(units):
+    for piece, rank in ranked(with_bar(units, "reading")):
         if split in (None, rank if isinstance(rank, str) else SPLITS[rank <= limit]):
             yield piece.text
 
@@ -274,8 +288,7 @@ def n_workers(wanted: int, units: list[Any]) -> int:
     """`wanted` processes, or as many as this one may use cores, but none for less than SMALL bytes of text."""
     if not wanted:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    worth = 1 + sum(unit.size for unit in units) // SMALL
-    return max(1, min(wanted, len(units), worth, 61))  # 61: the most that Windows can wait for
+    return max(1, min(wanted, len(units), 1 + total(units) // SMALL, 61))  # 61: the most that Windows can wait for
 
 
 @contextmanager
@@ -368,18 +381,21 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
     ValueError if another process works there.
     """
     key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
-    work, is_new = folder / f".prepare-{key}", not folder.exists()
+    work, is_new, is_empty = folder / f".prepare-{key}", not folder.exists(), False
+    with os_errors(folder):
+        work.mkdir(parents=True, exist_ok=True)
     try:
-        with os_errors(folder):
-            work.mkdir(parents=True, exist_ok=True)
         with open(work / "lock", "wb") as file:
             lock(file, folder)
-            yield work
+            try:
+                yield work
+            finally:
+                is_empty = not any(work.glob("*.rows"))
     finally:
-        if not any(work.glob("*.rows")):
+        if is_empty:
             shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):
-                if is_new:
+            if is_new:
+                with suppress(OSError):  # the dataset is in it
                     folder.rmdir()
 
 
@@ -413,11 +429,11 @@ def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: in
             finished = is_finished(path, writer.tokenizer.vocab_size)
             started.append((unit, path, None if finished else start(unit, path)))
 
-    with tqdm(desc="encoding", total=sum(unit.size for unit in units), unit="B", unit_scale=True,
-              initial=sum(unit.size for unit in units[:n_done]), disable=None) as bar:
-        started = deque()
-        for _ in range(n_ahead):
-            start_one()
+    started = deque()
+    for _ in range(n_ahead):
+        start_one()
+    with tqdm(desc="encoding", total=total(units), initial=total(units[:n_done]), unit="B", unit_scale=True,
+              disable=None) as bar:
         while started:
             unit, path, future = started.popleft()
             if future is not None:
@@ -425,6 +441,7 @@ def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: in
             append(path, writer, ledger)
             bar.update(unit.size)
             start_one()
+    assert ledger.open is None  # the last document ends
     for split, counts in ledger.counts.items():
         assert writer.counts[split]["tokens"] == counts["tokens"]
         writer.counts[split] = {key: counts[key] for key in ("tokens", "bytes", "documents")}
@@ -446,6 +463,8 @@ def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Le
         while n < len(paths) and not paths[n].with_suffix(".ids").exists():
             ledger.add(*read_rows(paths[n]))
             n += 1
+    if n:
+        print(f"going on behind {n:,} of {len(paths):,} parts, which an earlier run finished", flush=True)
     if not all([writer.cut(split, ledger.counts[split]["tokens"]) for split in SPLITS]):
         n, ledger = 0, Ledger(limit)  # killed while the files were moved to their places
         for split in SPLITS:
@@ -453,8 +472,6 @@ def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Le
     for path in paths[n:]:
         if not path.with_suffix(".ids").exists():
             path.with_suffix(".rows").unlink(missing_ok=True)
-    if n:
-        print(f"going on behind {n:,} of {len(paths):,} parts, which an earlier run finished")
     return n, ledger
 
 
@@ -486,11 +503,14 @@ def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
 
 def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
     """How often each id is in the split, (vocab_size,) int64."""
+    from tqdm import tqdm
+
     n, path = writer.counts[split]["tokens"], writer.temp / f"{split}.bin"
     step = max(2**25, -(-n // 64))
     jobs = [pool.submit(count_range, path, writer.dtype, first, step, writer.tokenizer.vocab_size)
             for first in range(0, n, step)]
-    return sum((job.result() for job in jobs), np.zeros(writer.tokenizer.vocab_size, np.int64))
+    bar = tqdm(jobs, desc=f"counting the ids of {split}", leave=False, disable=None)
+    return sum((job.result() for job in bar), np.zeros(writer.tokenizer.vocab_size, np.int64))
 
 
 def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int) -> np.ndarray:
@@ -517,7 +537,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
         print(f"most frequent: {frequent(tokenizer, used[split])}")
         ids = dataset.array(split)
         for part in range(1, 6, 2):
-            sample = tokenizer.decode(ids[ids.size * part // 6:][:40]).strip("\ufffd")
+            sample = tokenizer.decode(ids[ids.size * part // 6:][:60]).strip("\ufffd")
             print(f"sample: {sample[:200]!r}")
     print()
 

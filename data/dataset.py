@@ -76,16 +76,22 @@ class DatasetWriter:
 
     def cut(self, split: str, tokens: int) -> bool:
         """Go on behind the first `tokens` ids of the split's file, whatever wrote them. False if it has fewer."""
+        from tqdm import tqdm
+
         self.hashing.result()
         self.hashes[split], self.counts[split]["tokens"] = hashlib.sha256(), tokens
+        file, size = self.bins[split], tokens * self.dtype.itemsize
         with os_errors(self.folder):
-            self.bins[split].flush()
-            if self.bins[split].tell() < tokens * self.dtype.itemsize:
+            file.flush()
+            if file.tell() < size:
                 return False
-            self.bins[split].truncate(tokens * self.dtype.itemsize)
-            with open(self.temp / f"{split}.bin", "rb") as kept:
+            file.truncate(size)
+            with (open(self.temp / f"{split}.bin", "rb") as kept,
+                  tqdm(desc=f"reading {split}.bin", total=size, unit="B", unit_scale=True, leave=False,
+                       disable=None if size > 2**30 else True) as bar):
                 while piece := kept.read(2**22):
                     self.hashes[split].update(piece)
+                    bar.update(len(piece))
         return True
 
     def write(self, split: str, ids: np.ndarray, n_bytes: int, n_documents: int = 1) -> None:

@@ -425,26 +425,30 @@ def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
 
 
-def test_two_prepares_of_one_dataset_do_not_mix(tmp_path):
-    units = units_of(novel(5))
-    entered, leave = threading.Event(), threading.Event()
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before):
+    """The first waits in a unit, with or without finished parts before it, while the second starts."""
+    reads, entered, leave = [], threading.Event(), threading.Event()
 
     class Waiting(Unit):
         def pieces(self):
-            entered.set()
-            assert leave.wait(60)
+            reads.append(self)
+            if len(reads) == 1 + (n_before == 0):  # the very first unit is read once more, for the splits
+                entered.set()
+                assert leave.wait(60)
             return super().pieces()
 
-    given = (Piece("t", "text", True, "train"), Piece("v", "more", True, "val"))
-    slow = [Unit("g", given), Waiting("w", units[0].content), *units]
+    given = Unit("g", (Piece("t", "text", True, "train"), Piece("v", "more", True, "val")))
+    units = [given, *units_of(novel(5))]
+    slow = [*units[:n_before], Waiting(units[n_before].key, units[n_before].content), *units[n_before + 1:]]
     first = threading.Thread(target=partial(run, tmp_path / "out", slow))
     first.start()
     assert entered.wait(60)
     with pytest.raises(ValueError, match="another prepare is at work"):
-        run(tmp_path / "out", slow)
+        run(tmp_path / "out", units)
     leave.set()
     first.join()
-    run(tmp_path / "whole", [Unit("g", given), Unit("w", units[0].content), *units])
+    run(tmp_path / "whole", units)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
