@@ -400,7 +400,7 @@ def test_the_slurm_script_saves_before_the_time_limit_queues_again_and_goes_on(d
         "scontrol": 'if [ $1 = show ]; then echo localhost; else echo "$@" > requeued; fi',
         "srun": 'echo $$ > pid; exec "$@"',
         "scancel": "kill -TERM $(cat pid)",
-        "torchrun": f'while [ "$1" != train.py ]; do shift; done; shift; exec {train_py} "$@"',
+        "torchrun": f'for word; do shift; if [ "$word" = train.py ]; then exec {train_py} "$@"; fi; done',
     }
     for name, body in scripts.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
