@@ -54,7 +54,7 @@ EOTS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581senten
 SPACE_SIGN = "\u2581"  # in the tokens of Llama-2's kind
 CHUNK = 1 << 16  # characters: longer texts go to the libraries in pieces of about this size, in parallel
 GROUP = 16       # pieces held as Python objects at a time
-TRAIN_BUDGET = 80_000_000  # of BPETokenizer.train, as _sample counts: 80 MB of English, 3 million Han
+TRAIN_BUDGET = 64_000_000  # of BPETokenizer.train, as _sample counts: 64 MB of English, 2.5 million Han
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).
 SPACE = r" \t-\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
