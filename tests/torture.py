@@ -2,6 +2,7 @@
 
     python tests/torture.py --kills=50                  # one process; some minutes
     python tests/torture.py --kills=50 --processes=2    # two, over gloo
+    python tests/torture.py --kills=50 --processes=2 --options="--parallel=fsdp --checkpoint_format=sharded"
 
 A tiny model is trained undisturbed, then again and again with kills (SIGKILL) until there were enough of them. After
 each kill every checkpoint must be whole, and no more than the steps since the last finished save may be lost; the run
@@ -44,6 +45,7 @@ class TortureConfig:
     processes: int = 1  # of each run
     seed: int = 0  # of the moments
     max_iters: int = 120  # steps of a run
+    options: str = ""  # more of train.py's, with spaces between
 
 
 SAVE_INTERVAL = 4  # steps
@@ -64,6 +66,7 @@ def main(argv: list[str]) -> None:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync is free: kills lose no page cache
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         options = [*OPTIONS, f"--max_iters={config.max_iters}", f"--dataset={write_dataset(Path(folder, 'data'))}"]
+        options += config.options.split()
         whole, start = Path(folder, "undisturbed"), time.perf_counter()
         run(whole, options, config.processes, Kill())
         seconds, kills, runs, lost = time.perf_counter() - start, [], 0, 0
@@ -233,7 +236,7 @@ def flat(value, name: str = "") -> dict:
     leaves = {}
     for key, item in items:
         path = f"{name}/{key}"
-        if path not in ("/config", "/run/seconds", "/run/id"):
+        if path not in ("/config", "/run/seconds", "/run/id", "/index_crc32"):
             leaves |= flat(item, path)
     return leaves
 
