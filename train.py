@@ -58,8 +58,7 @@ class TrainConfig:
     save_interval: int = 0  # steps between extra saves of last.pt; 0 = only when evaluating and at the end
     keep_checkpoints: int = 2  # last.pt and those before it (last-1.pt, …), for when it gets damaged; ckpt.pt apart
     async_save: bool = True  # save while the training goes on, from a copy in host memory; False = stop to save
-    init_from: str = "scratch"  # 'scratch', 'resume', 'auto' = resume if there is a checkpoint, else scratch;
-        # or to fine-tune: a checkpoint, a folder, 'gpt2*'
+    init_from: str = "scratch"  # 'scratch', 'resume', 'auto' (what of the two is possible), or weights: a path, 'gpt2*'
     allow_changed: str = ""  # what a resume may change: dataset,batch_size,gradient_accumulation_steps,seed,sampling
     # Logging elsewhere
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)

@@ -15,6 +15,7 @@ LIMITS = {
     "train.py": "--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=16 --n_layer=1 --n_head=2 "
                 "--n_embd=8 --gradient_accumulation_steps=2 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
+    "eval.py": "--stride=8",
 }  # fmt: skip
 # not run here: they need the network, a second machine, or all of the time there is (CI runs quickstart.py)
 ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "python sample.py --init_from=gpt2")
@@ -34,11 +35,14 @@ def clone(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks?\n" * 30
+    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 30
     novel = "黛玉见了宝玉便说：“今日来得不巧了。”\n" * 60
     (folder / "data/shakespeare_char/input.txt").write_text(shakespeare, encoding="utf-8")
     (folder / "data/hongloumeng/input.txt").write_text(novel, encoding="utf-8")
     (folder / "novel.txt").write_text(novel, encoding="gb18030")
+    (folder / "books").mkdir()
+    for number in range(30):
+        (folder / "books" / f"{number}.txt").write_text(f"第{number}回\n{novel}", encoding="gb18030")
     (folder / "my_project").mkdir()
     for number in range(20):
         (folder / "my_project" / f"m{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 9, "utf-8")
