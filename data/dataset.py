@@ -305,10 +305,16 @@ def read_meta(path: Path) -> dict:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Refuses whatever needs an import, so no code can run; dicts, lists, str, int and the like need none."""
+    """Refuses whatever needs an import, so no code can run; dict, str and int need none."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
+    return isinstance(value, str | int)
 
 
 def read_meta_pkl(path: Path) -> tuple[int, Any]:
@@ -316,6 +322,8 @@ def read_meta_pkl(path: Path) -> tuple[int, Any]:
     try:
         with open(path, "rb") as file:
             meta = PlainUnpickler(file).load()
+        if not is_plain(meta):
+            raise TypeError("it holds other values than dict, str and int")
         vocab_size = meta["vocab_size"]
         if not isinstance(vocab_size, int) or vocab_size < 1:
             raise TypeError(f"vocab_size is {vocab_size!r}")

@@ -215,6 +215,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("extra", [1.5, b"x", [1], (1,), None, {"a": {"b": [1]}}])
+def test_meta_pkl_with_other_than_dict_str_and_int_is_refused(tmp_path, extra):
+    foreign(tmp_path, [0, 1])
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 2, "more": extra}))
+    with pytest.raises(ValueError, match="other values than dict, str and int"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps([1, 2]), pickle.dumps({"vocab_size": "9"})])
 def test_a_damaged_meta_pkl_is_one_error(tmp_path, content):
     foreign(tmp_path, [0, 1])
