@@ -92,6 +92,7 @@ class Ranks:
         if message is not None:
             raise failure or ValueError(message)
         return result
+
     def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:
         """The model in shards on `device`, one group for each block and one for the rest, in float32.
 
