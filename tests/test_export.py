@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -169,13 +171,15 @@ def test_the_card_says_what_is_known_and_leaves_the_licence_open(tmp_path):
     assert "| steps | 7 |" in card and "| best validation loss | 1.5000 nats a token |" in card and "novel" in card
 
 
-# ---- Llama's family, made by transformers -------------------------------------------------------------------
+# ---- models made by transformers -------------------------------------------------------------------
 
 SHAPE = dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              intermediate_size=48, max_position_embeddings=64, bos_token_id=0, eos_token_id=0)  # fmt: skip
 
 
 @pytest.mark.parametrize("config, model", [
+    (GPT2Config(vocab_size=101, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+     GPT2LMHeadModel),
     (LlamaConfig(**SHAPE), LlamaForCausalLM),
     (LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), LlamaForCausalLM),
     (LlamaConfig(**SHAPE, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, head_dim=12), LlamaForCausalLM),
@@ -183,7 +187,7 @@ SHAPE = dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_
     (Qwen2Config(**SHAPE), Qwen2ForCausalLM),
     (Qwen3Config(**SHAPE, head_dim=16), Qwen3ForCausalLM),
 ])  # fmt: skip
-def test_a_model_of_llamas_family_gives_its_logits_here_fine_tunes_and_goes_back(config, model, tmp_path):
+def test_a_model_of_transformers_gives_its_logits_here_fine_tunes_and_goes_back(config, model, tmp_path):
     theirs = model(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
