@@ -36,7 +36,7 @@ import sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
-from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
+from device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
 from distributed import Ranks, full, gather
 from metrics import Metrics
 from model import GPT, GPTConfig
@@ -219,6 +219,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32, as nanoGPT
+    elif device.type == "cpu":
+        keep_memory()
 
     # Geometry of a step, and when the run ends
     micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
