@@ -40,7 +40,7 @@ from device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_d
 from distributed import Ranks, full, gather
 from metrics import Metrics
 from model import GPT, GPTConfig
-from optim import learning_rate_at, load_optimizer, make_optimizer
+from optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
 from pretrained import load_pretrained
 
 
@@ -100,7 +100,8 @@ class TrainConfig:
     grad_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
     # Learning rate schedule
     decay_lr: bool = True  # False = constant at learning_rate, without warmup
-    schedule: Literal["cosine", "constant"] = "cosine"  # what follows the warmup
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # what follows the warmup
+    cooldown: float = 0.5  # the last part of the run, in which wsd (warmup, stable, decay) falls
     warmup_iters: int | None = None  # steps of linear warmup; None = 2000, or a tenth of a shorter run
     lr_decay_iters: int | None = None  # step at which min_lr is reached; None = when the run ends
     min_lr: float = 6e-5  # the lowest, about learning_rate / 10
@@ -230,7 +231,6 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     n_params = model.get_num_params(non_embedding=False)
     limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params, shift * config.block_size)
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
-    schedule = config.schedule
     warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = model.flops_per_token(config.block_size) * tokens_per_iter
@@ -407,12 +407,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 break
 
             # One step: forward and backward over this process's share of the global batch
-            lr = config.learning_rate * learning_rate_at(
-                iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, schedule,
-                elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0,
-            ) if config.decay_lr else config.learning_rate  # fmt: skip
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["max_lr"] / config.learning_rate
+            share = learning_rate_at(
+                iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, config.schedule,
+                elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0, config.cooldown,
+            ) if config.decay_lr else 1.0  # fmt: skip
+            set_rates(optimizer, share, iter_num)
+            lr = share * config.learning_rate
             if config.dropout:  # dropout of a step depends on seed, step and rank alone, so a resume repeats it
                 torch.manual_seed(((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank) % 2**63)
             loss_sum, valid = torch.zeros((), device=device), 0
