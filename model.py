@@ -141,17 +141,30 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
     return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
 
 
-def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+class Dropout(nn.Dropout):
+    """nn.Dropout, on a CPU at a sixth of its cost (most of which is drawing numbers): each decision takes 8 random
+    bits there, so that p is one of 1/256 to 255/256, the nearest. Its draws follow torch.manual_seed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        cut = min(255, max(1, round(256 * self.p)))
+        bits = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64).random_(-(2**63), None)  # None: to the end
+        kept = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+        return x * kept.to(x.dtype).mul_(256 / (256 - cut))
+
+
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """Causal attention of q (B, nh, T, hs) over k, v (B, nkv, T, hs) by plain matrix products: (B, nh, T, hs).
 
     PyTorch's flash kernel for CPUs is slow in bfloat16, above all backward: 16 x 4 heads x 256 positions x 64 took
-    28 ms, in float32 26, and this way 10 (2 cores with AVX512-BF16, torch 2.13).
+    28 ms, in float32 26, and this way 10 (2 cores with AVX512-BF16, torch 2.13). With dropout there is no such kernel.
     """
     B, nh, T, hs = q.shape
     k, v = (t.repeat_interleave(nh // t.size(1), dim=1).reshape(B * nh, T, hs) for t in (k, v))
     later = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
     scores = torch.baddbmm(later, q.reshape(B * nh, T, hs), k.mT, alpha=hs**-0.5)
-    return (F.dropout(scores.softmax(-1), dropout) @ v).view(B, nh, T, hs)
+    return (dropout(scores.softmax(-1)) @ v).view(B, nh, T, hs)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -292,8 +305,7 @@ class CausalSelfAttention(nn.Module):
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
         self.qk_norm = config.qk_norm
-        self.dropout = config.dropout
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x, rope=None, mask=None, cache: KVCache | None = None, layer: int = 0):
         B, T, _ = x.size()
@@ -310,11 +322,13 @@ class CausalSelfAttention(nn.Module):
         q, k = q.to(dtype), k.to(dtype)
         if cache is not None:
             k, v = (t.to(dtype) for t in cache.append(layer, k, v))
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.attn_dropout.p if self.training else 0.0
+        dense = self.training and x.device.type == "cpu" and (
+            dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
         settled = torch.is_autocast_enabled(x.device.type)  # the dtypes are, and entering a context takes time
         with torch.autocast(x.device.type, enabled=False) if settled else nullcontext():
-            if self.training and x.device.type == "cpu" and dtype == torch.bfloat16 and T <= DENSE_ATTENTION:
-                y = dense_attention(q, k, v, dropout)
+            if dense:
+                y = dense_attention(q, k, v, self.attn_dropout)
             else:
                 if T == 1:  # heads that share their keys are queries of one head: nothing to repeat
                     q = q.reshape(B, nkv, nh // nkv, hs)
@@ -339,7 +353,7 @@ class MLP(nn.Module):
         if config.mlp == "swiglu":
             self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
         h = self.c_fc(x)
@@ -377,7 +391,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        self.transformer["drop"] = nn.Dropout(config.dropout)
+        self.transformer["drop"] = Dropout(config.dropout)
         self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.transformer["ln_f"] = norm_layer(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -390,6 +390,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 log({
                     "kind": "eval", "iter": iter_num, "train_loss": losses["train"], "val_loss": losses["val"],
                     "bits_per_byte": bits_per_byte, "tokens": tokens_after(iter_num), "seconds": clock(),
+                    "eval_seconds": time.perf_counter() - eval_start,
                 })  # fmt: skip
                 better = losses["val"] < best_val_loss
                 best_val_loss = min(best_val_loss, losses["val"])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy
+from model import GPT, Dropout, GPTConfig, KVCache, LinearCrossEntropy
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=2, tie_weights=False)
@@ -197,7 +197,7 @@ def test_dropout_acts_in_training_only_and_in_all_four_places():
     block.attn.resid_dropout.p = 0.0
     assert not torch.equal(block.attn(x), block.attn(x))  # of the attention weights
     for b in model.transformer.h:
-        b.attn.dropout = b.attn.resid_dropout.p = b.mlp.dropout.p = 0.0
+        b.attn.attn_dropout.p = b.attn.resid_dropout.p = b.mlp.dropout.p = 0.0
     assert not torch.equal(model(idx)[0], model(idx)[0])  # of the embeddings
 
 
@@ -213,10 +213,28 @@ def test_dense_attention_equals_sdpa_with_gradients(nkv):
     weight = torch.randn(3, 4, 17, 8, dtype=torch.float64, generator=g)
     q, k, v = leaves
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    found = model_file.dense_attention(q, k, v, dropout=0.0)
+    found = model_file.dense_attention(q, k, v, Dropout(0.0))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), leaves),
                                torch.autograd.grad((expected * weight).sum(), leaves))
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_dropout_drops_the_nearest_256th_and_keeps_the_mean(p):
+    x, dropout = torch.full((1003, 997), 3.0, requires_grad=True), Dropout(p)
+    torch.manual_seed(0)
+    y = dropout(x)
+    share = min(255, max(1, round(256 * p))) / 256
+    n, dropped = y.numel(), int((y == 0).sum())
+    assert abs(dropped - n * share) < 5 * math.sqrt(n * share * (1 - share))
+    torch.testing.assert_close(y[y != 0], torch.full((n - dropped,), 3 / (1 - share)))
+    y.sum().backward()
+    assert torch.equal(x.grad, y / 3)
+    neighbours = ((y[:, 1:] == 0) & (y[:, :-1] == 0)).float().mean()
+    assert abs(neighbours - share**2) < 0.01  # each decision is one of its own
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
 
 
 # ---- losses ----
