@@ -188,6 +188,36 @@ def time_to_loss(argv: list[str]) -> None:
     report(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
+def ablation(argv: list[str]) -> None:
+    """What each part of a recipe is worth: train.py with a config, then without one of the settings in which it differs
+    from nanoGPT's recipe, all for the same time. Other --key=value go to all runs, e.g. --max_minutes=0.5.
+
+    Settings that only make sense together (muon and its learning rate) go together; learning rates are AdamW's own.
+    """
+    made = parser("ablation", inspect.getdoc(ablation))
+    made.add_argument("config", help="a config file")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
+    made.add_argument("--also", nargs="+", default=[], help='more rows: "--key=value ..." each')
+    args, options = made.parse_known_args(argv)
+    config, explicit = configure(TrainConfig, [args.config])
+    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "qk_norm", "norm", "mlp", "softcap")
+    changes = {"as it is": []}
+    for key in keys:
+        if key in explicit and getattr(config, key) != PLAIN[key]:
+            changes[f"{key}: {PLAIN[key]}"] = [f"--{key}={PLAIN[key]}"]
+    changes |= {text: text.split() for text in args.also}
+    rows = []
+    for name, change in changes.items():
+        runs = [run_train([args.config, *options, *change, f"--seed={seed}"]) for seed in args.seeds]
+        last = [[record for record in run if record["kind"] == "eval"][-1] for run in runs]
+        losses = [record["val_loss"] for record in last]
+        mean = statistics.mean(losses)
+        rows.append({"with": name, "steps": statistics.mean(record["iter"] for record in last),
+                     "validation loss": mean, "lowest": min(losses), "highest": max(losses),
+                     "worse by": mean - rows[0]["validation loss"] if rows else 0.0})
+    report(f"ablation of {Path(args.config).stem} {' '.join(options)}", rows, args.json)
+
+
 def run_train(options: list[str]) -> list[dict]:
     """The records that train.py writes when it runs with these options, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -226,8 +256,12 @@ def train(argv: list[str]) -> None:
         steps = [record for record in records if record["kind"] == "train"][5:]
         middle = {k: statistics.median(r[k] for r in steps) for k in ("time_ms", "data_wait_ms")}
         tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
+        with torch.device("meta"):
+            flops = GPT(shape_of(config, n_ids)).flops_per_token() * tokens
+        mfu = steps[-1].get("mfu")
         row = {"run": Path(args.config).stem, **({key: value} if key else {}), "ms/iter": middle["time_ms"],
-               "tokens/s": 1000 * tokens / middle["time_ms"], "MFU %": 100 * (steps[-1]["mfu"] or math.nan),
+               "tokens/s": 1000 * tokens / middle["time_ms"],
+               "TFLOP/s": flops / middle["time_ms"] / 1e9, "MFU %": 100 * mfu if mfu else "unknown",
                "waiting for data ms": middle["data_wait_ms"],
                "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6}
         if args.baseline:
@@ -247,11 +281,15 @@ def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
     return vocab_size
 
 
+def shape_of(config: TrainConfig, vocab_size: int) -> GPTConfig:
+    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    return GPTConfig(**shape | {"vocab_size": vocab_size})
+
+
 def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
     """Median milliseconds of a step of a loop as it is written first: see `train`."""
     device = pick_device(config.device)
-    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
-    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    model = GPT(shape_of(config, vocab_size)).to(device)
     optimizer, times = torch.optim.AdamW(model.parameters(), lr=1e-4), []
     data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
     for _ in range(steps):
@@ -281,8 +319,7 @@ def profile(argv: list[str]) -> None:
     config, _ = configure(TrainConfig, [args.config, *options])
     device = pick_device(config.device)
     dtype, vocab_size = pick_dtype(config.dtype, device), config.vocab_size or 50257
-    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
-    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    model = GPT(shape_of(config, vocab_size)).to(device)
     muon = config.muon_learning_rate if config.optimizer == "muon" else None
     optimizer = make_optimizer(model, 1e-4, config.weight_decay, (config.beta1, config.beta2), muon)
     if device.type == "cpu":
@@ -313,8 +350,7 @@ def profile(argv: list[str]) -> None:
     for _ in range(3):
         step()
     parts = dict.fromkeys(parts, 0.0)
-    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile() as profiler:
         for _ in range(args.steps):
             step()
     rows = [{"part": name, "ms a step": 1000 * seconds / args.steps, "%": 100 * seconds / sum(parts.values())}
@@ -622,7 +658,7 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare,
+    "ablation": ablation, "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare,
     "profile": profile, "save": save, "time_to_loss": time_to_loss, "train": train,
 }
 

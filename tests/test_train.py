@@ -20,7 +20,7 @@ from data.tokenizer import CharTokenizer
 from metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = {"seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
+TIMES = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
 SMALL = [
     "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu",
     "--gradient_accumulation_steps=2", "--warmup_iters=2", "--learning_rate=1e-2", "--lr_decay_iters=8",
