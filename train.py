@@ -660,7 +660,7 @@ def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, device: to
         fits = 0
     steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))
     advice = f"batch_size={fits} fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
-    return (f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens at a time: {advice}"
+    return (f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"
             "lower batch_size or block_size, or use --checkpoint_activations")
 
 

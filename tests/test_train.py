@@ -462,7 +462,7 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("room, advice", [
-    (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"), (0, "a time: lower"),
+    (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"), (0, "lower batch_size or"),
 ])
 def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, room, advice):
     forward = train.GPT.forward
@@ -473,5 +473,5 @@ def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, mo
         return forward(self, idx, *args, **kwargs)
 
     monkeypatch.setattr(train.GPT, "forward", limited)
-    with pytest.raises(ValueError, match=f"too little memory for 4 sequences of 16 tokens .*{advice}"):
+    with pytest.raises(ValueError, match=f"too little memory for 4 sequences of 16 tokens: .*{advice}"):
         run(dataset, tmp_path / "out")
