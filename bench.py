@@ -13,9 +13,11 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import platform
 import queue
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -242,6 +244,7 @@ def train(argv: list[str]) -> None:
     made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
     made.add_argument("--steps", type=int, default=25, help="(default: 25)")
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
     args, options = made.parse_known_args(argv)
     key, _, values = args.sweep.partition("=")
     rows = []
@@ -255,6 +258,7 @@ def train(argv: list[str]) -> None:
                 args.config, *options, *changed, f"--dataset={folder}", f"--vocab_size={n_ids}", "--max_minutes=None",
                 f"--max_iters={args.steps}", "--log_interval=1", "--eval_interval=1000000", "--eval_iters=1",
                 "--wandb_log=False"])  # fmt: skip
+            peer = peer_loop(args.peer, config, folder, n_ids, args.steps) if args.peer else None
         steps = [record for record in records if record["kind"] == "train"][5:]
         middle = {k: statistics.median(r[k] for r in steps) for k in ("time_ms", "data_wait_ms")}
         tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
@@ -269,6 +273,8 @@ def train(argv: list[str]) -> None:
         if args.baseline:
             plain = plain_loop(config, n_ids, args.steps)
             row |= {"plain ms/iter": plain, "share": middle["time_ms"] / plain}
+        if peer:
+            row |= {"nanoGPT ms/iter": peer[0], "share of it": middle["time_ms"] / peer[0], "nanoGPT peak MB": peer[1]}
         rows.append(row)
     report("train", rows, args.json)
 
@@ -305,6 +311,33 @@ def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
         loss.item()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[5:])
+
+
+PEER = """import atexit, runpy, sys, torch
+if torch.cuda.is_available():
+    atexit.register(lambda: print("peak", torch.cuda.max_memory_allocated() / 1e6))
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")"""
+
+
+def peer_loop(folder: Path, config: TrainConfig, dataset: str, vocab_size: int,
+              steps: int) -> tuple[float, float | str]:
+    """Median milliseconds of a step of nanoGPT's train.py in that folder with the same shape, batch and ids, compiled
+    where ours is; and the most memory its tensors took on a GPU, 10^6 bytes."""
+    device = pick_device(config.device)
+    Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+    same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    options = {key: getattr(config, key) for key in same} | {
+        "dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps, "log_interval": 1,
+        "eval_interval": 10**6, "eval_iters": 1, "compile": pick_compile(config.compile, device), "wandb_log": False,
+    }
+    command = [sys.executable, "-c", PEER, *[f"--{key}={value}" for key, value in options.items()]]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    times = [float(ms) for ms in re.findall(r"^iter \d+: .*time ([\d.]+)ms", done.stdout, re.MULTILINE)]
+    if done.returncode or len(times) < 7:
+        raise ValueError(f"{folder}/train.py stopped with: {done.stdout.strip().splitlines()[-1:]}")
+    peak = re.search(r"^peak ([\d.]+)", done.stdout, re.MULTILINE)
+    return statistics.median(times[5:]), float(peak.group(1)) if peak else ""
 
 
 def profile(argv: list[str]) -> None:
@@ -706,9 +739,40 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
     return n_bytes / 1e6 / seconds
 
 
+GPU = {
+    "profile of a step": "profile config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1",
+    "124M": "train config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1 --steps=40 --peer={peer}",
+    "124M with Muon": "train config/speed_gpt2.py --gradient_accumulation_steps=1 --steps=40",
+    "350M": "train config/train_gpt2.py --n_layer=24 --n_head=16 --n_embd=1024 --batch_size=16 "
+            "--gradient_accumulation_steps=1 --steps=40",
+    "baby GPT": "time_to_loss config/speed_shakespeare_char.py --target=1.47 --n_layer=6 --n_head=6 --n_embd=384 "
+                "--block_size=256 --batch_size=64 --dropout=0.2 --max_iters=800 --eval_interval=50 "
+                "--baseline='--max_iters=5000 --eval_interval=250'",
+    "Python": "time_to_loss config/speed_pycode.py --target=0 --max_minutes=8 --eval_interval=100 "
+              "--baseline='--max_iters=1000000 --max_minutes=8'",
+    "generation": "generate --device=cuda",
+}  # fmt: skip
+
+
+def gpu(argv: list[str]) -> None:
+    """All that is to be known of a GPU, one table after another, each under its command. Needs the datasets
+    shakespeare_char and pycode (see config/speed_pycode.py); takes about 40 minutes in all."""
+    made = parser("gpu", gpu.__doc__)
+    made.add_argument("--only", nargs="+", choices=list(GPU), default=list(GPU), help="some of: " + ", ".join(GPU))
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to run beside")
+    args = made.parse_args(argv)
+    for name in args.only:
+        words = [word.format(peer=args.peer) for word in shlex.split(GPU[name]) if args.peer or "{peer}" not in word]
+        print(f"\n## {name}\n\npython bench.py {shlex.join(words)}\n", flush=True)
+        try:
+            BENCHMARKS[words[0]](words[1:] + ["--json"] * args.json)
+        except (ValueError, RuntimeError) as error:  # the other tables are worth having all the same
+            print(f"failed: {error}", flush=True)
+
+
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "ablation": ablation, "complete": complete, "eval": evaluation, "lines": lines, "loss": loss, "prepare": prepare,
-    "profile": profile, "save": save, "time_to_loss": time_to_loss, "train": train,
+    "ablation": ablation, "complete": complete, "eval": evaluation, "gpu": gpu, "lines": lines, "loss": loss,
+    "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss, "train": train,
 }
 
 
