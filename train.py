@@ -16,6 +16,7 @@ On each of two machines, which share out_dir; after a crash of any process they 
 `python train.py --help` lists every key.
 """
 
+import gc
 import math
 import secrets
 import signal
@@ -356,6 +357,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     interval_start, interval_iters, data_wait = start_time, 0, 0.0
     saved_iter = iter_num if resumed else -1
     model.train()
+    gc.collect()
+    gc.freeze()  # what is there now stays to the end: Python's collector need not go through it again
     has_room = True
     try:
         if ranks.world_size > 2 and not fsdp and not config.eval_only:

@@ -5,20 +5,20 @@
 out_dir = "out-speed-hongloumeng-char"
 dataset = "hongloumeng"
 
-max_iters = 6000
-eval_interval = 1000
+max_iters = 3300
+eval_interval = 1100
 eval_iters = 100  # the validation split has fewer batches: it is read whole
 log_interval = 50
 always_save_checkpoint = False  # keep the best
 
 gradient_accumulation_steps = 1
-batch_size = 16
-block_size = 128
+batch_size = 8
+block_size = 256
 
-n_layer = 3
+n_layer = 4
 n_head = 4
-n_embd = 192
-dropout = 0.1
+n_embd = 256
+dropout = 0.2
 pos = "rope"
 tie_weights = False
 init = "kaiming"
