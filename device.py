@@ -49,10 +49,13 @@ def keep_memory() -> None:
     """Lets this process keep the memory that it frees, where the C library is glibc. By default large tensors go back
     to the system and come again as fresh pages, which cost as much as computing on them: the loss over 50,304 ids took
     twice as long. For training on a CPU, where each step needs the same memory as the one before."""
-    with suppress(OSError, AttributeError, ValueError):  # not glibc
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-            mallopt(option, ctypes.c_int(2**31 - 1))
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h; older glibc takes at most 32 MiB for the first
+        if mallopt(-3, 2**31 - 1) or mallopt(-3, 2**25):
+            mallopt(-1, 2**31 - 1)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -197,8 +197,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 logits = softcap * torch.tanh(logits / softcap)
             grad = logits.softmax(1)  # from here on, in the same memory: softmax, then softmax - one-hot
             # log(sum(exp)) is any id's logit - log(probability); the likeliest's never underflows
-            lse = logits.amax(1, keepdim=True) - grad.amax(1, keepdim=True).log()
-            total += ((lse - logits.gather(1, target)) * valid).sum()
+            behind = logits.amax(1, keepdim=True) - logits.gather(1, target)
+            total += ((behind - grad.amax(1, keepdim=True).log()) * valid).sum()
             if need_grad:
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
                 if softcap:
@@ -323,7 +323,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = (t.to(dtype) for t in cache.append(layer, k, v))
         dropout = self.attn_dropout.p if self.training else 0.0
-        dense = self.training and x.device.type == "cpu" and (
+        dense = self.training and cache is None and x.device.type == "cpu" and (
             dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
         settled = torch.is_autocast_enabled(x.device.type)  # the dtypes are, and entering a context takes time
         with torch.autocast(x.device.type, enabled=False) if settled else nullcontext():

@@ -382,8 +382,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                     f"go on with --init_from=resume")
                 return 128 + stop_signal
             if due or config.eval_only or (finished and run["last_eval_iter"] != iter_num):
+                check_finite()  # waits for the device: what comes after is the evaluation's time
                 eval_start = time.perf_counter()
-                check_finite()
                 losses = estimate_loss()
                 bits_per_byte = to_bits_per_byte(losses["val"], dataset)
                 say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
@@ -493,15 +493,18 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         say(f"error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:  # while it is handled, its frames hold the memory: more below
-        has_room = False
+        has_room, loss = False, None
     finally:
+        gc.unfreeze()
         stop.restore()
         prefetch.shutdown(cancel_futures=True)
         if saver:
             saver.join()
             metrics.close()
-    if not has_room:
-        raise ValueError(out_of_memory(config, None if fsdp else local_model, device, autocast))
+    if not has_room:  # perhaps on this rank alone: the others wait for it, and only rank 0 prints ValueErrors
+        advice = out_of_memory(config, local_model if ranks.world_size == 1 else None, optimizer, device, autocast)
+        print(f"error: {advice}", file=sys.stderr, flush=True)
+        return 2
     say(f"done: {iter_num} steps, {tokens_after(iter_num):,} tokens, best val loss {best_val_loss:.4f}, "
         f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}")
     return 0
@@ -522,6 +525,10 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
     for key in ("max_tokens", "max_epochs", "max_minutes", "compute", "peak_tflops", "lr_decay_iters"):
         if getattr(config, key) is not None and not 0 < getattr(config, key) < math.inf:
             problems.append(f"{key}={getattr(config, key)} must be positive and finite, or None")
+    if config.muon_learning_rate <= 0:
+        problems.append(f"muon_learning_rate={config.muon_learning_rate} must be positive")
+    if not 0 < config.cooldown <= 1:
+        problems.append(f"cooldown={config.cooldown} must be above 0 and at most 1: a part of the run")
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 0 and below 1")
@@ -644,21 +651,27 @@ def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_
     return min([config.max_iters, *(math.ceil((t - shift) / tokens_per_iter) for t in tokens if t is not None)])
 
 
-def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, device: torch.device, autocast) -> str:
-    """What to do about it: the largest half, quarter, ... of batch_size whose forward and backward fit, tried with
-    `model` (None: not tried), and what else can be lowered."""
+def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer,
+                  device: torch.device, autocast) -> str:
+    """What to do about it: the largest half, quarter, ... of batch_size with which two micro-batches fit beside the
+    optimizer's state, tried with `model` (None: not tried), and what else can be lowered."""
     fits = config.batch_size if model else 0
     while fits > 1:
         fits //= 2
-        for parameter in model.parameters():
-            parameter.grad = None
+        optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        idx = torch.zeros(fits, config.block_size, dtype=torch.int64, device=device)
+        model.train()
         with suppress(torch.OutOfMemoryError):
-            with autocast:
-                model(idx, idx, return_logits=False)[1].backward()
+            reserve = [] if optimizer.state else [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+            for _ in range(2):
+                idx = torch.zeros(fits, config.block_size, dtype=torch.int64, device=device)
+                with autocast:
+                    loss = model(idx, idx, return_logits=False)[1]
+                loss.backward()
+            del reserve
             break
+        reserve = loss = None
     else:
         fits = 0
     steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -436,6 +437,7 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         (["--learning_rat=1"], r"learning_rat.*learning_rate"),
         (["--batch_size=many"], r"batch_size.*int"),
         (["--log_interval=0", "--beta1=1"], r"log_interval=0.*beta1=1"),
+        (["--cooldown=0", "--muon_learning_rate=-1"], r"muon_learning_rate=-1.*cooldown=0"),
         (["--wandb_log=True", "--max_iters=1"], r"pip install wandb"),
     ]
     if not torch.cuda.is_available():
@@ -464,7 +466,7 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
 @pytest.mark.parametrize("room, advice", [
     (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"), (0, "lower batch_size or"),
 ])
-def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, room, advice):
+def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, capsys, room, advice):
     forward = train.GPT.forward
 
     def limited(self, idx, *args, **kwargs):
@@ -473,5 +475,5 @@ def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, mo
         return forward(self, idx, *args, **kwargs)
 
     monkeypatch.setattr(train.GPT, "forward", limited)
-    with pytest.raises(ValueError, match=f"too little memory for 4 sequences of 16 tokens: .*{advice}"):
-        run(dataset, tmp_path / "out")
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert re.search(f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}", capsys.readouterr().err)
