@@ -363,6 +363,8 @@ def prepare(argv: list[str]) -> None:
         for mb in args.mb:
             files = write_files(Path(folder, f"text{mb}"), text, mb * 10**6)
             size = sum(os.path.getsize(file) for file in files) / 1e6
+            if hasattr(os, "sync"):
+                os.sync()  # the disk would still be writing these while the first command writes
             for name in args.tokenizers:
                 if name == "bpe" and not learned.exists():
                     trained = BPETokenizer.train([text[:10**7]], 8192)
@@ -407,13 +409,22 @@ def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
 def run_and_watch(command: list[str]) -> tuple[float, float | None]:
     """Seconds that a command takes, and the peak, in 10^6 bytes, of the resident memory of it and its children."""
     start, peak = time.perf_counter(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.returncode is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.05)
+
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
-    while process.poll() is None:
-        peak = max(peak, resident(process.pid))
-        time.sleep(0.05)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    seconds = time.perf_counter() - start
+    watcher.join()
     if process.returncode:
         raise ValueError(f"{' '.join(command)} failed")
-    return time.perf_counter() - start, peak / 1e6 or None
+    return seconds, peak / 1e6 or None
 
 
 def resident(pid: int) -> int:
