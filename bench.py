@@ -23,18 +23,20 @@ import sysconfig
 import tempfile
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import checkpoint
-from configurator import exit_on_error
+from configurator import configure, exit_on_error
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
-from device import pick_device
+from device import keep_memory, pick_compile, pick_device, pick_dtype
 from model import GPT, GPTConfig
 from optim import make_optimizer
+from train import TrainConfig
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -140,6 +142,186 @@ def timed_step(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor,
     return time.perf_counter() - start, waited
 
 
+# What a reader would have without this project: nanoGPT's recipe and a plain loop. The shape and the batch are the
+# config's, unless --baseline says otherwise.
+PLAIN = {
+    "optimizer": "adamw", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99,
+    "weight_decay": 0.1, "grad_clip": 1.0, "schedule": "cosine", "dropout": 0.0, "bias": False, "pos": "learned",
+    "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "tie_weights": True, "init": "normal",
+    "max_minutes": None,
+}  # fmt: skip
+
+
+def time_to_loss(argv: list[str]) -> None:
+    """How long train.py takes to a loss on the validation split, all of it: with a config, and with --baseline also by
+    nanoGPT's recipe (AdamW, cosine, LayerNorm, GELU, learned positions, tied head; in float32 on a CPU, as there).
+
+    Other --key=value go to the config's run, those in --baseline's text to the other. Both evaluate every
+    --eval_interval steps; "training s" leaves that out. A schedule that ends (--max_iters) sets how soon it gets where.
+    """
+    made = parser("time_to_loss", inspect.getdoc(time_to_loss))
+    made.add_argument("config", help="a config file")
+    made.add_argument("--target", type=float, required=True, help="validation loss to reach, nats a token")
+    made.add_argument("--baseline", nargs="?", const="", help='compare; "--key=value ..." for that run, if any')
+    made.add_argument("--seeds", type=int, nargs="+", default=[1337], help="a run for each (default: 1337)")
+    args, options = made.parse_known_args(argv)
+    runs = [(Path(args.config).stem, [args.config, *options])]
+    if args.baseline is not None:
+        cpu = pick_device("auto").type == "cpu"
+        plain = [f"--{key}={value}" for key, value in (PLAIN | ({"dtype": "float32"} if cpu else {})).items()]
+        runs.insert(0, ("plain recipe", [args.config, *options, *plain, *args.baseline.split()]))
+    rows = []
+    for seed in args.seeds:
+        for name, command in runs:
+            evals = [r for r in run_train([*command, f"--seed={seed}"]) if r["kind"] == "eval"]
+            evaluating, row = 0.0, None
+            for record in evals:
+                evaluating += record["eval_seconds"]
+                times = {"tokens": record["tokens"], "training s": record["seconds"] - evaluating,
+                         "with evaluation s": record["seconds"]}
+                if record["val_loss"] <= args.target and row is None:
+                    row = {f"to {args.target:g}: {key}": value for key, value in times.items()}
+            row = row or {f"to {args.target:g}: {key}": "not reached" for key in times}
+            best = min(record["val_loss"] for record in evals)
+            rows.append({"run": name, "seed": seed, **row, **{f"in all: {k}": v for k, v in times.items()},
+                         "last val loss": evals[-1]["val_loss"], "best": best})
+    report(f"time to a validation loss of {args.target:g}", rows, args.json)
+
+
+def run_train(options: list[str]) -> list[dict]:
+    """The records that train.py writes when it runs with these options, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), *options, f"--out_dir={folder}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False)
+        if done.returncode:
+            raise ValueError(f"train.py stopped with: {done.stdout.strip().splitlines()[-1]}")
+        return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def train(argv: list[str]) -> None:
+    """Speed and memory of train.py with a config, on random tokens: the median of its steps after the first five.
+
+    Other --key=value go to train.py. --sweep runs it once for each value of one key. With --baseline every row is
+    compared with a plain loop: the same model and batch, eager float32 with all logits at once and PyTorch's default
+    AdamW.
+    """
+    made = parser("train", inspect.getdoc(train))
+    made.add_argument("config", help="a config file")
+    made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
+    made.add_argument("--steps", type=int, default=25, help="(default: 25)")
+    made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
+    args, options = made.parse_known_args(argv)
+    key, _, values = args.sweep.partition("=")
+    rows = []
+    for value in values.split(","):
+        changed = [f"--{key}={value}"] if key and key != "dataset_mb" else []
+        config, _ = configure(TrainConfig, [args.config, *options, *changed])
+        with tempfile.TemporaryDirectory() as folder:
+            megabytes = float(value) if key == "dataset_mb" else 10
+            n_ids = random_dataset(Path(folder), config.vocab_size or 50257, int(megabytes * 1e6))
+            records = run_train([
+                args.config, *options, *changed, f"--dataset={folder}", f"--vocab_size={n_ids}", "--max_minutes=None",
+                f"--max_iters={args.steps}", "--log_interval=1", "--eval_interval=1000000", "--eval_iters=1",
+                "--wandb_log=False"])  # fmt: skip
+        steps = [record for record in records if record["kind"] == "train"][5:]
+        middle = {k: statistics.median(r[k] for r in steps) for k in ("time_ms", "data_wait_ms")}
+        tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
+        row = {"run": Path(args.config).stem, **({key: value} if key else {}), "ms/iter": middle["time_ms"],
+               "tokens/s": 1000 * tokens / middle["time_ms"], "MFU %": 100 * (steps[-1]["mfu"] or math.nan),
+               "waiting for data ms": middle["data_wait_ms"],
+               "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6}
+        if args.baseline:
+            plain = plain_loop(config, n_ids, args.steps)
+            row |= {"plain ms/iter": plain, "share": middle["time_ms"] / plain}
+        rows.append(row)
+    report("train", rows, args.json)
+
+
+def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
+    """Writes train.bin with n_bytes (16 MB of random ids, the rest a hole in the file) and val.bin; vocab_size."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, 2**23)
+    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")
+    for name in ("val.bin", "train.bin"):
+        ids[:n_bytes // ids.itemsize].tofile(folder / name)
+    os.truncate(folder / "train.bin", n_bytes)
+    return vocab_size
+
+
+def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
+    """Median milliseconds of a step of a loop as it is written first: see `train`."""
+    device = pick_device(config.device)
+    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    optimizer, times = torch.optim.AdamW(model.parameters(), lr=1e-4), []
+    data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
+    for _ in range(steps):
+        start = time.perf_counter()
+        for _ in range(config.gradient_accumulation_steps):
+            _, loss = model(data[0], data[1])
+            (loss / config.gradient_accumulation_steps).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[5:])
+
+
+def profile(argv: list[str]) -> None:
+    """Where the time of a training step goes, for a config: each operation's own time, and that of the parts.
+
+    Other --key=value are the config's. The step is train.py's, on random tokens, without what is around it: data,
+    logging, messages between processes.
+    """
+    made = parser("profile", inspect.getdoc(profile))
+    made.add_argument("config", help="a config file")
+    made.add_argument("--steps", type=int, default=5, help="(default: 5)")
+    made.add_argument("--rows", type=int, default=20, help="operations to show (default: 20)")
+    args, options = made.parse_known_args(argv)
+    config, _ = configure(TrainConfig, [args.config, *options])
+    device = pick_device(config.device)
+    dtype, vocab_size = pick_dtype(config.dtype, device), config.vocab_size or 50257
+    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    muon = config.muon_learning_rate if config.optimizer == "muon" else None
+    optimizer = make_optimizer(model, 1e-4, config.weight_decay, (config.beta1, config.beta2), muon)
+    if device.type == "cpu":
+        keep_memory()
+    run = torch.compile(model) if pick_compile(config.compile, device) else model
+    data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
+    parts = {"forward": 0.0, "backward": 0.0, "clip": 0.0, "optimizer": 0.0}
+
+    def part(name: str, function):
+        start = time.perf_counter()
+        with torch.profiler.record_function(name):
+            result = function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        parts[name] += time.perf_counter() - start
+        return result
+
+    def forward():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return run(data[0], data[1], return_logits=False)[1]
+
+    def step() -> None:
+        part("backward", part("forward", forward).backward)
+        part("clip", lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        part("optimizer", optimizer.step)
+        optimizer.zero_grad(set_to_none=True)
+
+    for _ in range(3):
+        step()
+    parts = dict.fromkeys(parts, 0.0)
+    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(args.steps):
+            step()
+    rows = [{"part": name, "ms a step": 1000 * seconds / args.steps, "%": 100 * seconds / sum(parts.values())}
+            for name, seconds in parts.items()]  # fmt: skip
+    report(f"profile of {Path(args.config).stem}", rows, args.json)
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
 
 
 def evaluation(argv: list[str]) -> None:
@@ -340,9 +522,6 @@ def next_and_rest(completer, before: str, rest: bytes) -> tuple[bool, bool]:
     return bool(written), False  # the text or the context ends before the line
 
 
-# name: function of the arguments that follow it
-
-
 def prepare(argv: list[str]) -> None:
     """Speed and peak memory of data/text/prepare.py, all of the command, on a folder of text files that repeat real
     text, each with a number of its own in its lines. "library": tiktoken's or tokenizers' own batch encoder on the same
@@ -454,7 +633,8 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare, "save": save,
+    "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare,
+    "profile": profile, "save": save, "time_to_loss": time_to_loss, "train": train,
 }
 
 

@@ -21,12 +21,11 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# logits that LinearCrossEntropy holds at a time; measured on a 2-core CPU: 512 rows of 4,435 take a third of
-# the plain path's time (a constant of the module: torch.compile can't read one from an autograd.Function)
-CHUNK = 2**21
-# up to this T * head_dim a CPU trains attention in float32 even under bfloat16 autocast: there the bfloat16 flash
-# kernel's backward is the slower one (2 cores, T=64, head_dim 32: 4.4 ms against 0.7)
-SHORT_ATTENTION = 256 * 64
+# logits that LinearCrossEntropy holds at a time, but at least 256 rows of them: fewer would multiply at a fraction
+# of the speed (a constant of the module: torch.compile can't read one from an autograd.Function)
+CHUNK = 2**22
+# up to so many positions a CPU trains attention in bfloat16 with all scores in memory (see dense_attention)
+DENSE_ATTENTION = 256
 
 CHOICES = {
     "pos": ("learned", "rope"),
@@ -142,6 +141,32 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
     return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, on a CPU at a sixth of its cost (most of which is drawing numbers): each decision takes 8 random
+    bits there, so that p is one of 1/256 to 255/256, the nearest. Its draws follow torch.manual_seed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        cut = min(255, max(1, round(256 * self.p)))
+        bits = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64).random_(-(2**63), None)  # None: to the end
+        kept = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+        return x * kept.to(x.dtype).mul_(256 / (256 - cut))
+
+
+def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
+    """Causal attention of q (B, nh, T, hs) over k, v (B, nkv, T, hs) by plain matrix products: (B, nh, T, hs).
+
+    PyTorch's flash kernel for CPUs is slow in bfloat16, above all backward: 16 x 4 heads x 256 positions x 64 took
+    28 ms, in float32 26, and this way 10 (2 cores with AVX512-BF16, torch 2.13). With dropout there is no such kernel.
+    """
+    B, nh, T, hs = q.shape
+    k, v = (t.repeat_interleave(nh // t.size(1), dim=1).reshape(B * nh, T, hs) for t in (k, v))
+    later = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(later, q.reshape(B * nh, T, hs), k.mT, alpha=hs**-0.5)
+    return (dropout(scores.softmax(-1)) @ v).view(B, nh, T, hs)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
@@ -156,7 +181,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         # half precision's small numbers would be lost here, before GradScaler's factor reaches them
         grad_dtype = torch.float32 if dtype == torch.float16 else dtype
-        rows = max(128, CHUNK // w.size(0))
+        rows = max(256, CHUNK // w.size(0))
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
             grad_x = torch.empty_like(x)
@@ -167,13 +192,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             target = targets[chunk, None]  # (rows, 1)
             valid = target != -1
             target = target.masked_fill(~valid, 0)  # only -1: another id out of range is an error in gather
-            logits = xc @ w.t()  # (rows, V)
+            logits = (xc @ w.t()).float()  # (rows, V)
             if softcap:
-                logits = softcap * torch.tanh(logits.float() / softcap)
-            log_probs = F.log_softmax(logits, dim=1, dtype=torch.float32)
-            total -= (log_probs.gather(1, target) * valid).sum()
+                logits = softcap * torch.tanh(logits / softcap)
+            grad = logits.softmax(1)  # from here on, in the same memory: softmax, then softmax - one-hot
+            # log(sum(exp)) is any id's logit - log(probability); the likeliest's never underflows
+            lse = logits.amax(1, keepdim=True) - grad.amax(1, keepdim=True).log()
+            total += ((lse - logits.gather(1, target)) * valid).sum()
             if need_grad:
-                grad = log_probs.exp_()  # softmax - one-hot, in the same memory
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
@@ -279,8 +305,7 @@ class CausalSelfAttention(nn.Module):
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
             self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
         self.qk_norm = config.qk_norm
-        self.dropout = config.dropout
-        self.resid_dropout = nn.Dropout(config.dropout)
+        self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x, rope=None, mask=None, cache: KVCache | None = None, layer: int = 0):
         B, T, _ = x.size()
@@ -289,28 +314,33 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
         k = k.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
         v = v.view(B, T, nkv, hs).transpose(1, 2)  # (B, nkv, T, hs)
-        if self.qk_norm:
-            wide = self.q_norm.weight.dtype  # under autocast: mixed types are a slow path with a warning
-            q, k = self.q_norm(q.to(wide)).to(v.dtype), self.k_norm(k.to(wide)).to(v.dtype)
+        dtype = v.dtype
+        if self.qk_norm:  # in its weight's type also under autocast: mixed types are a slow path with a warning
+            q, k = (norm(t.to(norm.weight.dtype)) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
+        q, k = q.to(dtype), k.to(dtype)
         if cache is not None:
-            k, v = (t.to(q.dtype) for t in cache.append(layer, k, v))
-        if self.training and x.device.type == "cpu" and T * hs <= SHORT_ATTENTION:
-            q, k, v = q.float(), k.float(), v.float()
-        if T == 1:  # heads that share their keys are queries of one head: nothing to repeat
-            q = q.reshape(B, nkv, nh // nkv, hs)
+            k, v = (t.to(dtype) for t in cache.append(layer, k, v))
+        dropout = self.attn_dropout.p if self.training else 0.0
+        dense = self.training and x.device.type == "cpu" and (
+            dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
         settled = torch.is_autocast_enabled(x.device.type)  # the dtypes are, and entering a context takes time
         with torch.autocast(x.device.type, enabled=False) if settled else nullcontext():
-            y = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is None and T > 1,
-                enable_gqa=nkv != nh and T > 1,
-            ).view(B, nh, T, hs)
+            if dense:
+                y = dense_attention(q, k, v, self.attn_dropout)
+            else:
+                if T == 1:  # heads that share their keys are queries of one head: nothing to repeat
+                    q = q.reshape(B, nkv, nh // nkv, hs)
+                y = F.scaled_dot_product_attention(
+                    q,
+                    k,
+                    v,
+                    attn_mask=mask,
+                    dropout_p=dropout,
+                    is_causal=mask is None and T > 1,
+                    enable_gqa=nkv != nh and T > 1,
+                ).view(B, nh, T, hs)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, nh * hs))
         return self.resid_dropout(y) if self.training else y
 
@@ -323,7 +353,7 @@ class MLP(nn.Module):
         if config.mlp == "swiglu":
             self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
         h = self.c_fc(x)
@@ -361,7 +391,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
-        self.transformer["drop"] = nn.Dropout(config.dropout)
+        self.transformer["drop"] = Dropout(config.dropout)
         self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.transformer["ln_f"] = norm_layer(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -1,16 +1,18 @@
 """What the loop needs to change weights: parameter groups, AdamW, Muon, the learning rate of a step.
 
     optimizer = make_optimizer(model, learning_rate=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(iter_num, horizon, ...)
+    set_rates(optimizer, learning_rate_at(iter_num, horizon, 1.0, ...), iter_num)
 """
 
 import math
 
 import torch
+import torch.distributed as dist
 
 from device import pick_dtype
 from distributed import place
+
+MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # of Muon, as in its author's speed runs
 
 
 def make_optimizer(
@@ -24,7 +26,7 @@ def make_optimizer(
     (decayed), then biases and norm gains (not). Fused where PyTorch has a fused kernel (CUDA, CPU).
 
     With muon_learning_rate the matrices inside the blocks form a group before these two, updated by Muon.
-    Every group carries its `max_lr`, the height of its schedule.
+    Every group carries its `max_lr`, the height of its schedule; see set_rates.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     in_muon = {name for name, p in named if muon_learning_rate is not None and p.dim() == 2 and ".h." in name}
@@ -39,16 +41,28 @@ def make_optimizer(
     for module in model.modules():
         if hasattr(module, "c_attn"):
             module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
-    muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay}
+    muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay,
+            "momentum": MOMENTUM}
     groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon})
     return MuonAdamW(groups, betas=betas, fused=fused)
 
 
+def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> None:
+    """Settings of step iter_num: `share` of every group's highest learning rate, and Muon's momentum, which rises to
+    MOMENTUM over the first MOMENTUM_WARMUP steps: at first a long average is one of gradients that are out of date."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["max_lr"]
+        if group["muon"]:
+            group["momentum"] = MOMENTUM - (MOMENTUM - MOMENTUM_START) * max(0.0, 1 - iter_num / MOMENTUM_WARMUP)
+
+
 class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024, kellerjordan.github.io/posts/muon):
-    the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike."""
+    the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike.
 
-    MOMENTUM = 0.95
+    With several processes, whose gradients are the same by then (DDP), each orthogonalises its share of the matrices
+    of a shape, and they exchange the results. The momentum is everywhere: a checkpoint fits any number of processes.
+    """
 
     def __init__(self, groups: list[dict], **adamw):
         super().__init__(groups, **adamw)
@@ -75,16 +89,31 @@ class MuonAdamW(torch.optim.AdamW):
                 state["momentum_buffer"] = torch.zeros_like(p)
                 state["step"] = torch.zeros(())  # AdamW wants one in every state that it loads
             state["step"] += 1
-            state["momentum_buffer"].lerp_(p.grad, 1 - self.MOMENTUM)
-            update = p.grad.lerp(state["momentum_buffer"], self.MOMENTUM)
+            state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+            update = p.grad.lerp(state["momentum_buffer"], group["momentum"])
             parts = getattr(p, "parts", p.size(0))  # queries, keys and values are matrices of their own
             for weight, part in zip(p.split(parts), update.split(parts), strict=True):
                 by_shape.setdefault(part.shape, []).append((weight, part))
         for (rows, columns), pairs in by_shape.items():
             scale = group["lr"] * max(1, rows / columns) ** 0.5
-            updates = orthogonalize(torch.stack([part for _, part in pairs]))
+            updates = share_out(orthogonalize, torch.stack([part for _, part in pairs]))
             for (weight, _), update in zip(pairs, updates, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+
+def share_out(function, stacked: torch.Tensor) -> torch.Tensor:
+    """function(stacked), of which each process computes a part; `stacked` (n, ...) is the same in all of them."""
+    n_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if n_ranks == 1:
+        return function(stacked)
+    share = math.ceil(len(stacked) / n_ranks)
+    mine = stacked[dist.get_rank() * share:][:share]
+    part = torch.zeros(share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
+    if len(mine):
+        part[:len(mine)] = function(mine)
+    parts = torch.empty(n_ranks * share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
+    dist.all_gather_into_tensor(parts, part)
+    return parts[:len(stacked)]
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -133,15 +162,22 @@ def learning_rate_at(
     warmup_iters: int,
     schedule: str = "cosine",
     time_used: float = 0.0,
+    cooldown: float = 0.5,
 ) -> float:
     """Learning rate of step iter_num (counted from 0).
 
-    Linear warmup over warmup_iters steps whose first is above 0, then a half cosine down to min_lr at step
-    `horizon`, or when time_used (the share of a wall-clock limit, 0 to 1) gets there first; 'constant' stays.
+    Linear warmup over warmup_iters steps whose first is above 0. Then, down to min_lr at step `horizon`, or when
+    time_used (the share of a wall-clock limit, 0 to 1) gets there first: half a 'cosine'; 'linear'; or 'wsd'
+    (warmup, stable, decay), which stays at the height until the last `cooldown` of that way and falls linearly.
+    'constant' stays.
     """
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
     if schedule == "constant":
         return learning_rate
-    done = max((iter_num - warmup_iters) / max(1, horizon - warmup_iters), time_used)
-    return min_lr + 0.5 * (1 + math.cos(math.pi * min(1.0, done))) * (learning_rate - min_lr)
+    left = 1 - min(1.0, max((iter_num - warmup_iters) / max(1, horizon - warmup_iters), time_used))
+    if schedule == "cosine":
+        height = 0.5 - 0.5 * math.cos(math.pi * left)
+    else:
+        height = min(1.0, left / cooldown) if schedule == "wsd" else left
+    return min_lr + height * (learning_rate - min_lr)

@@ -36,11 +36,11 @@ import sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
-from device import memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
+from device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
 from distributed import Ranks, full, gather
 from metrics import Metrics
 from model import GPT, GPTConfig
-from optim import learning_rate_at, load_optimizer, make_optimizer
+from optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
 from pretrained import load_pretrained
 
 
@@ -100,7 +100,8 @@ class TrainConfig:
     grad_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
     # Learning rate schedule
     decay_lr: bool = True  # False = constant at learning_rate, without warmup
-    schedule: Literal["cosine", "constant"] = "cosine"  # what follows the warmup
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # what follows the warmup
+    cooldown: float = 0.5  # the last part of the run, in which wsd (warmup, stable, decay) falls
     warmup_iters: int | None = None  # steps of linear warmup; None = 2000, or a tenth of a shorter run
     lr_decay_iters: int | None = None  # step at which min_lr is reached; None = when the run ends
     min_lr: float = 6e-5  # the lowest, about learning_rate / 10
@@ -219,6 +220,8 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32, as nanoGPT
+    elif device.type == "cpu":
+        keep_memory()
 
     # Geometry of a step, and when the run ends
     micro_steps = config.gradient_accumulation_steps // ranks.world_size  # of this process
@@ -228,7 +231,6 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     n_params = model.get_num_params(non_embedding=False)
     limit = limit_iters(config, tokens_per_iter, dataset.tokens("train"), n_params, shift * config.block_size)
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
-    schedule = config.schedule
     warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = model.flops_per_token(config.block_size) * tokens_per_iter
@@ -388,6 +390,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 log({
                     "kind": "eval", "iter": iter_num, "train_loss": losses["train"], "val_loss": losses["val"],
                     "bits_per_byte": bits_per_byte, "tokens": tokens_after(iter_num), "seconds": clock(),
+                    "eval_seconds": time.perf_counter() - eval_start,
                 })  # fmt: skip
                 better = losses["val"] < best_val_loss
                 best_val_loss = min(best_val_loss, losses["val"])
@@ -405,12 +408,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 break
 
             # One step: forward and backward over this process's share of the global batch
-            lr = config.learning_rate * learning_rate_at(
-                iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, schedule,
-                elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0,
-            ) if config.decay_lr else config.learning_rate  # fmt: skip
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["max_lr"] / config.learning_rate
+            share = learning_rate_at(
+                iter_num, horizon, 1.0, config.min_lr / config.learning_rate, warmup_iters, config.schedule,
+                elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0, config.cooldown,
+            ) if config.decay_lr else 1.0  # fmt: skip
+            set_rates(optimizer, share, iter_num)
+            lr = share * config.learning_rate
             if config.dropout:  # dropout of a step depends on seed, step and rank alone, so a resume repeats it
                 torch.manual_seed(((config.seed * 1_000_003 + iter_num) * 65_537 + ranks.rank) % 2**63)
             loss_sum, valid = torch.zeros((), device=device), 0

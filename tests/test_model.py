@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
-from model import GPT, GPTConfig, KVCache, LinearCrossEntropy
+from model import GPT, Dropout, GPTConfig, KVCache, LinearCrossEntropy
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=2, tie_weights=False)
@@ -197,7 +197,7 @@ def test_dropout_acts_in_training_only_and_in_all_four_places():
     block.attn.resid_dropout.p = 0.0
     assert not torch.equal(block.attn(x), block.attn(x))  # of the attention weights
     for b in model.transformer.h:
-        b.attn.dropout = b.attn.resid_dropout.p = b.mlp.dropout.p = 0.0
+        b.attn.attn_dropout.p = b.attn.resid_dropout.p = b.mlp.dropout.p = 0.0
     assert not torch.equal(model(idx)[0], model(idx)[0])  # of the embeddings
 
 
@@ -206,14 +206,45 @@ def test_relu2_is_the_square_of_relu():
     torch.testing.assert_close(mlp(x), mlp.c_proj(mlp.c_fc(x).clamp(min=0) ** 2))
 
 
+@pytest.mark.parametrize("nkv", [1, 2, 4])
+def test_dense_attention_equals_sdpa_with_gradients(nkv):
+    g = seeded()
+    leaves = [torch.randn(3, heads, 17, 8, dtype=torch.float64, generator=g).requires_grad_() for heads in (4, nkv, nkv)]
+    weight = torch.randn(3, 4, 17, 8, dtype=torch.float64, generator=g)
+    q, k, v = leaves
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    found = model_file.dense_attention(q, k, v, Dropout(0.0))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), leaves),
+                               torch.autograd.grad((expected * weight).sum(), leaves))
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])
+def test_dropout_drops_the_nearest_256th_and_keeps_the_mean(p):
+    x, dropout = torch.full((1003, 997), 3.0, requires_grad=True), Dropout(p)
+    torch.manual_seed(0)
+    y = dropout(x)
+    share = min(255, max(1, round(256 * p))) / 256
+    n, dropped = y.numel(), int((y == 0).sum())
+    assert abs(dropped - n * share) < 5 * math.sqrt(n * share * (1 - share))
+    torch.testing.assert_close(y[y != 0], torch.full((n - dropped,), 3 / (1 - share)))
+    y.sum().backward()
+    assert torch.equal(x.grad, y / 3)
+    neighbours = ((y[:, 1:] == 0) & (y[:, :-1] == 0)).float().mean()
+    assert abs(neighbours - share**2) < 0.01  # each decision is one of its own
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
+
+
 # ---- losses ----
 
 
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
-@pytest.mark.parametrize("rows", [300, 128, 1])
+@pytest.mark.parametrize("rows", [600, 256, 1])
 def test_linear_cross_entropy_equals_float64_cross_entropy(monkeypatch, rows, softcap, ignored):
-    monkeypatch.setattr(model_file, "CHUNK", 1)  # 128 rows at a time
+    monkeypatch.setattr(model_file, "CHUNK", 1)  # 256 rows at a time
     g = seeded()
     x = torch.randn(rows, 24, generator=g, requires_grad=True)
     weight = torch.randn(61, 24, generator=g, requires_grad=True)
@@ -240,11 +271,11 @@ def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
             self.numel = max(self.numel, out.numel() if isinstance(out, torch.Tensor) else 0)
             return out
 
-    monkeypatch.setattr(model_file, "CHUNK", 200 * 500)
+    monkeypatch.setattr(model_file, "CHUNK", 300 * 500)
     x, weight = torch.randn(1000, 8), torch.randn(500, 8, requires_grad=True)
     with Largest() as largest:
         LinearCrossEntropy.apply(x, weight, torch.zeros(1000).long(), 3.0, torch.float32, True).backward()
-    assert largest.numel == 200 * 500
+    assert largest.numel == 300 * 500
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize
+from optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize, set_rates
 
 CONFIG = GPTConfig(block_size=8, vocab_size=16, n_layer=2, n_head=4, n_embd=16, n_kv_head=2, mlp="swiglu")
 
@@ -56,6 +56,24 @@ def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart()
         torch.testing.assert_close(a, b[1], atol=1e-3, rtol=0, msg=name)  # both iterate in bfloat16
 
 
+def test_muons_momentum_rises_as_torchs_would_if_it_were_told_so():
+    ours = model_with_gradients()
+    theirs = [torch.nn.Parameter(block.mlp.c_fc.weight.detach().clone()) for block in ours.transformer.h]
+    optimizer = make_optimizer(ours, 0.1, 0.0, (0.8, 0.9), muon_learning_rate=0.02)
+    oracle = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0, nesterov=True)
+    generator = torch.Generator().manual_seed(1)
+    for iter_num, momentum in ((0, 0.85), (150, 0.9), (300, 0.95), (9999, 0.95)):
+        for copy, block in zip(theirs, ours.transformer.h, strict=True):
+            copy.grad = torch.randn(copy.shape, generator=generator)
+            block.mlp.c_fc.weight.grad = copy.grad.clone()
+        set_rates(optimizer, 0.5, iter_num)
+        oracle.param_groups[0].update(lr=0.01, momentum=momentum)
+        optimizer.step()
+        oracle.step()
+    for copy, block in zip(theirs, ours.transformer.h, strict=True):
+        torch.testing.assert_close(block.mlp.c_fc.weight, copy, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (1, 16, 64)])
 def test_orthogonalize_flattens_the_singular_values_and_keeps_their_directions(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -92,4 +110,8 @@ def test_the_learning_rate_follows_its_definition_and_its_edges():
     assert 0 < rate(0) < rate(9) < 1.0 and rate(10) == 1.0
     assert rate(55) == pytest.approx(0.1 + 0.9 * 0.5) and rate(100) == rate(1000) == 0.1
     assert rate(20, time_used=1.0) == 0.1 and rate(20, schedule="constant", time_used=1.0) == 1.0
+    assert rate(55, schedule="linear") == pytest.approx(0.1 + 0.9 * 0.5) and rate(100, schedule="linear") == 0.1
+    wsd = [rate(iter_num, schedule="wsd", cooldown=0.2) for iter_num in (10, 82, 91, 100, 200)]
+    assert wsd == pytest.approx([1.0, 1.0, 0.1 + 0.9 * 0.5, 0.1, 0.1])
+    assert rate(20, time_used=0.9, schedule="wsd", cooldown=0.2) == pytest.approx(0.1 + 0.9 * 0.5)
     assert rate(0, horizon=0, warmup=0) == 1.0 and rate(5, horizon=3, warmup=5) == 1.0 and rate(6, 3, 5) == 0.1
