@@ -685,8 +685,7 @@ def tokenizers(argv: list[str]) -> None:
                               f"--max_new_tokens={length}", "--temperature=0.8", "--top_k=200", f"--seed={args.seed}",
                               "--output=-")
             samples[name] = json.loads(text.splitlines()[-1])["text"]
-    report(f"tokenizers, {args.tflop:g} TFLOP each,", [row | {"sample": samples[row["tokenizer"]]} for row in rows]
-           if args.json else rows, args.json)
+    report(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
     for name, text in samples.items():
         print(f"\n{name}: {text}")
 
