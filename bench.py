@@ -11,10 +11,13 @@ import inspect
 import io
 import json
 import math
+import multiprocessing
 import os
+import pickle
 import platform
 import queue
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -29,13 +32,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 import checkpoint
 from configurator import configure, exit_on_error
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
 from device import keep_memory, pick_compile, pick_device, pick_dtype
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, LinearCrossEntropy
 from optim import make_optimizer
 from train import TrainConfig, make_model
 
@@ -189,12 +193,43 @@ def time_to_loss(argv: list[str]) -> None:
     report(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
+def ablation(argv: list[str]) -> None:
+    """What each part of a recipe is worth: train.py with a config, then without one of the settings in which it differs
+    from nanoGPT's recipe, all for the same time. Other --key=value go to all runs, e.g. --max_minutes=0.5.
+
+    Settings that only make sense together (muon and its learning rate) go together; learning rates are AdamW's own.
+    """
+    made = parser("ablation", inspect.getdoc(ablation))
+    made.add_argument("config", help="a config file")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
+    made.add_argument("--also", nargs="+", default=[], help='more rows: "--key=value ..." each')
+    args, options = made.parse_known_args(argv)
+    config, explicit = configure(TrainConfig, [args.config])
+    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "qk_norm", "norm", "mlp", "softcap")
+    changes = {"as it is": []}
+    for key in keys:
+        if key in explicit and getattr(config, key) != PLAIN[key]:
+            changes[f"{key}: {PLAIN[key]}"] = [f"--{key}={PLAIN[key]}"]
+    changes |= {text: text.split() for text in args.also}
+    rows = []
+    for name, change in changes.items():
+        runs = [run_train([args.config, *options, *change, f"--seed={seed}"]) for seed in args.seeds]
+        last = [[record for record in run if record["kind"] == "eval"][-1] for run in runs]
+        losses = [record["val_loss"] for record in last]
+        mean = statistics.mean(losses)
+        rows.append({"with": name, "steps": statistics.mean(record["iter"] for record in last),
+                     "validation loss": mean, "lowest": min(losses), "highest": max(losses),
+                     "worse by": mean - rows[0]["validation loss"] if rows else 0.0})
+    report(f"ablation of {Path(args.config).stem} {' '.join(options)}", rows, args.json)
+
+
 def run_script(name: str, *options: str) -> str:
-    """What a script of ours prints to stdout; ValueError with the last line of its stderr if it fails."""
+    """What a script of ours prints to stdout; ValueError with the last line of all that it says if it fails."""
     command = [sys.executable, str(Path(__file__).parent / name), *options]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
-        raise ValueError(f"{name} stopped with: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
+        said = (done.stdout + done.stderr).strip() or f"status {done.returncode}"
+        raise ValueError(f"{name} stopped with: {said.splitlines()[-1]}")
     return done.stdout
 
 
@@ -217,6 +252,7 @@ def train(argv: list[str]) -> None:
     made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
     made.add_argument("--steps", type=int, default=25, help="(default: 25)")
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
     args, options = made.parse_known_args(argv)
     key, _, values = args.sweep.partition("=")
     rows = []
@@ -230,16 +266,23 @@ def train(argv: list[str]) -> None:
                 args.config, *options, *changed, f"--dataset={folder}", f"--vocab_size={n_ids}", "--max_minutes=None",
                 f"--max_iters={args.steps}", "--log_interval=1", "--eval_interval=1000000", "--eval_iters=1",
                 "--wandb_log=False"])  # fmt: skip
+            peer = peer_loop(args.peer, config, folder, n_ids, args.steps) if args.peer else None
         steps = [record for record in records if record["kind"] == "train"][5:]
         middle = {k: statistics.median(r[k] for r in steps) for k in ("time_ms", "data_wait_ms")}
         tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
+        with torch.device("meta"):
+            flops = GPT(shape_of(config, n_ids)).flops_per_token() * tokens
+        mfu = steps[-1].get("mfu")
         row = {"run": Path(args.config).stem, **({key: value} if key else {}), "ms/iter": middle["time_ms"],
-               "tokens/s": 1000 * tokens / middle["time_ms"], "MFU %": 100 * (steps[-1]["mfu"] or math.nan),
+               "tokens/s": 1000 * tokens / middle["time_ms"],
+               "TFLOP/s": flops / middle["time_ms"] / 1e9, "MFU %": 100 * mfu if mfu else "unknown",
                "waiting for data ms": middle["data_wait_ms"],
                "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6}
         if args.baseline:
             plain = plain_loop(config, n_ids, args.steps)
             row |= {"plain ms/iter": plain, "share": middle["time_ms"] / plain}
+        if peer:
+            row |= {"nanoGPT ms/iter": peer[0], "share of it": middle["time_ms"] / peer[0], "nanoGPT peak MB": peer[1]}
         rows.append(row)
     report("train", rows, args.json)
 
@@ -254,11 +297,15 @@ def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
     return vocab_size
 
 
+def shape_of(config: TrainConfig, vocab_size: int) -> GPTConfig:
+    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
+    return GPTConfig(**shape | {"vocab_size": vocab_size})
+
+
 def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
     """Median milliseconds of a step of a loop as it is written first: see `train`."""
     device = pick_device(config.device)
-    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
-    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    model = GPT(shape_of(config, vocab_size)).to(device)
     optimizer, times = torch.optim.AdamW(model.parameters(), lr=1e-4), []
     data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
     for _ in range(steps):
@@ -272,6 +319,33 @@ def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
         loss.item()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[5:])
+
+
+PEER = """import atexit, runpy, sys, torch
+if torch.cuda.is_available():
+    atexit.register(lambda: print("peak", torch.cuda.max_memory_allocated() / 1e6))
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")"""
+
+
+def peer_loop(folder: Path, config: TrainConfig, dataset: str, vocab_size: int,
+              steps: int) -> tuple[float, float | str]:
+    """Median milliseconds of a step of nanoGPT's train.py in that folder with the same shape, batch and ids, compiled
+    where ours is; and the most memory its tensors took on a GPU, 10^6 bytes."""
+    device = pick_device(config.device)
+    Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+    same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    options = {key: getattr(config, key) for key in same} | {
+        "dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps, "log_interval": 1,
+        "eval_interval": 10**6, "eval_iters": 1, "compile": pick_compile(config.compile, device), "wandb_log": False,
+    }
+    command = [sys.executable, "-c", PEER, *[f"--{key}={value}" for key, value in options.items()]]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    times = [float(ms) for ms in re.findall(r"^iter \d+: .*time ([\d.]+)ms", done.stdout, re.MULTILINE)]
+    if done.returncode or len(times) < 7:
+        raise ValueError(f"{folder}/train.py stopped with: {done.stdout.strip().splitlines()[-1:]}")
+    peak = re.search(r"^peak ([\d.]+)", done.stdout, re.MULTILINE)
+    return statistics.median(times[5:]), float(peak.group(1)) if peak else ""
 
 
 def profile(argv: list[str]) -> None:
@@ -288,8 +362,7 @@ def profile(argv: list[str]) -> None:
     config, _ = configure(TrainConfig, [args.config, *options])
     device = pick_device(config.device)
     dtype, vocab_size = pick_dtype(config.dtype, device), config.vocab_size or 50257
-    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
-    model = GPT(GPTConfig(**shape | {"vocab_size": vocab_size})).to(device)
+    model = GPT(shape_of(config, vocab_size)).to(device)
     muon = config.muon_learning_rate if config.optimizer == "muon" else None
     optimizer = make_optimizer(model, 1e-4, config.weight_decay, (config.beta1, config.beta2), muon)
     if device.type == "cpu":
@@ -320,8 +393,7 @@ def profile(argv: list[str]) -> None:
     for _ in range(3):
         step()
     parts = dict.fromkeys(parts, 0.0)
-    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * (device.type == "cuda")]
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile() as profiler:
         for _ in range(args.steps):
             step()
     rows = [{"part": name, "ms a step": 1000 * seconds / args.steps, "%": 100 * seconds / sum(parts.values())}
@@ -329,6 +401,53 @@ def profile(argv: list[str]) -> None:
     report(f"profile of {Path(args.config).stem}", rows, args.json)
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
+
+
+def loss(argv: list[str]) -> None:
+    """The loss over a vocabulary with its gradients, by all logits at once, by PyTorch's linear_cross_entropy (where it
+    has one) and by model.py's LinearCrossEntropy: time, and the most memory of a process of its own beyond what it had
+    before."""
+    made = parser("loss", loss.__doc__)
+    made.add_argument("--vocab_size", type=int, nargs="+", default=[4435, 50304], help="(default: 4435 50304)")
+    made.add_argument("--rows", type=int, default=2048, help="tokens of a batch (default: 2048)")
+    made.add_argument("--n_embd", type=int, default=384, help="(default: 384)")
+    made.add_argument("--dtype", default="auto", help="of the products (default: auto)")
+    args = made.parse_args(argv)
+    dtype, context = pick_dtype(args.dtype, torch.device("cpu")), multiprocessing.get_context("spawn")
+    kinds = ["all logits", *["linear_cross_entropy"] * hasattr(F, "linear_cross_entropy"), "LinearCrossEntropy"]
+    rows = []
+    for vocab_size in args.vocab_size:
+        for kind in kinds:
+            with context.Pool(1) as pool:
+                ms, megabytes = pool.apply(time_loss, (kind, args.rows, args.n_embd, vocab_size, dtype))
+            rows.append({"vocabulary": vocab_size, "loss": kind, "ms": ms, "peak MB": megabytes})
+    report(f"loss of {args.rows} tokens, {args.n_embd} wide, in {dtype}", rows, args.json)
+
+
+def time_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Median milliseconds, and 10^6 bytes."""
+    keep_memory()
+    x, weight = (torch.randn(size, width).mul_(0.02).requires_grad_() for size in (n, vocab_size))
+    targets, times, before = torch.randint(vocab_size, (n,)), [], peak_memory()
+    for _ in range(7):
+        x.grad = weight.grad = None
+        start = time.perf_counter()
+        if kind == "LinearCrossEntropy":
+            total = LinearCrossEntropy.apply(x, weight, targets, 0.0, dtype, True)
+        else:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                total = F.linear_cross_entropy(x, weight, targets) if kind == "linear_cross_entropy" else \
+                    F.cross_entropy(F.linear(x, weight).float(), targets)
+        total.backward()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[2:]), peak_memory() - before
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, 10^6 bytes."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def evaluation(argv: list[str]) -> None:
@@ -711,9 +830,41 @@ def train_for(flops: float, dataset, options: list[str], out_dir: Path) -> dict:
     }  # fmt: skip
 
 
+GPU = {
+    "profile of a step": "profile config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1",
+    "124M": "train config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1 --steps=40 --peer={peer}",
+    "124M with Muon": "train config/speed_gpt2.py --gradient_accumulation_steps=1 --steps=40",
+    "350M": "train config/train_gpt2.py --n_layer=24 --n_head=16 --n_embd=1024 --batch_size=16 "
+            "--gradient_accumulation_steps=1 --steps=40",
+    "baby GPT": "time_to_loss config/speed_shakespeare_char.py --target=1.47 --n_layer=6 --n_head=6 --n_embd=384 "
+                "--block_size=256 --batch_size=64 --dropout=0.2 --max_iters=800 --eval_interval=50 "
+                "--baseline='--max_iters=5000 --eval_interval=250'",
+    "Python": "time_to_loss config/speed_pycode.py --target=0 --max_minutes=8 --eval_interval=100 "
+              "--baseline='--max_iters=1000000 --max_minutes=8'",
+    "generation": "generate --device=cuda",
+}  # fmt: skip
+
+
+def gpu(argv: list[str]) -> None:
+    """All that is to be known of a GPU, one table after another, each under its command. Needs the datasets
+    shakespeare_char and pycode (see config/speed_pycode.py); takes about 40 minutes in all."""
+    made = parser("gpu", gpu.__doc__)
+    made.add_argument("--only", nargs="+", choices=list(GPU), default=list(GPU), help="some of: " + ", ".join(GPU))
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to run beside")
+    args = made.parse_args(argv)
+    for name in args.only:
+        words = [word.format(peer=args.peer) for word in shlex.split(GPU[name]) if args.peer or "{peer}" not in word]
+        print(f"\n## {name}\n\npython bench.py {shlex.join(words)}\n", flush=True)
+        try:
+            BENCHMARKS[words[0]](words[1:] + ["--json"] * args.json)
+        except (ValueError, RuntimeError) as error:  # the other tables are worth having all the same
+            print(f"failed: {error}", flush=True)
+
+
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "complete": complete, "eval": evaluation, "lines": lines, "prepare": prepare,
-    "profile": profile, "save": save, "time_to_loss": time_to_loss, "tokenizers": tokenizers, "train": train,
+    "ablation": ablation, "complete": complete, "eval": evaluation, "gpu": gpu, "lines": lines, "loss": loss,
+    "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss,
+    "tokenizers": tokenizers, "train": train,
 }
 
 

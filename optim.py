@@ -57,8 +57,8 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> 
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024, kellerjordan.github.io/posts/muon):
-    the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike.
+    """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon): the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike.
 
     With several processes, whose gradients are the same by then (DDP), each orthogonalises its share of the matrices
     of a shape, and they exchange the results. The momentum is everywhere: a checkpoint fits any number of processes.
@@ -123,7 +123,7 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(1) > matrices.size(2)
     native = pick_dtype("auto", matrices.device) == torch.bfloat16
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if native else torch.float32)  # the smaller square product
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if native else torch.float32)  # the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
     for _ in range(steps):
         gram = x @ x.mT

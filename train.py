@@ -16,13 +16,14 @@ On each of two machines, which share out_dir; after a crash of any process they 
 `python train.py --help` lists every key.
 """
 
+import gc
 import math
 import secrets
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -356,6 +357,9 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     interval_start, interval_iters, data_wait = start_time, 0, 0.0
     saved_iter = iter_num if resumed else -1
     model.train()
+    gc.collect()
+    gc.freeze()  # what is there now stays to the end: Python's collector need not go through it again
+    has_room = True
     try:
         if ranks.world_size > 2 and not fsdp and not config.eval_only:
             # DDP lays out its buckets anew after the first backward that it sees, and float sums of three or more
@@ -488,12 +492,16 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     except FloatingPointError as error:
         say(f"error: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError:  # while it is handled, its frames hold the memory: more below
+        has_room = False
     finally:
         stop.restore()
         prefetch.shutdown(cancel_futures=True)
         if saver:
             saver.join()
             metrics.close()
+    if not has_room:
+        raise ValueError(out_of_memory(config, None if fsdp else local_model, device, autocast))
     say(f"done: {iter_num} steps, {tokens_after(iter_num):,} tokens, best val loss {best_val_loss:.4f}, "
         f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}")
     return 0
@@ -634,6 +642,29 @@ def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_
         config.compute and config.compute * 1e12 / n_params,
     ]
     return min([config.max_iters, *(math.ceil((t - shift) / tokens_per_iter) for t in tokens if t is not None)])
+
+
+def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, device: torch.device, autocast) -> str:
+    """What to do about it: the largest half, quarter, ... of batch_size whose forward and backward fit, tried with
+    `model` (None: not tried), and what else can be lowered."""
+    fits = config.batch_size if model else 0
+    while fits > 1:
+        fits //= 2
+        for parameter in model.parameters():
+            parameter.grad = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        idx = torch.zeros(fits, config.block_size, dtype=torch.int64, device=device)
+        with suppress(torch.OutOfMemoryError):
+            with autocast:
+                model(idx, idx, return_logits=False)[1].backward()
+            break
+    else:
+        fits = 0
+    steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))
+    advice = f"batch_size={fits} fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
+    return (f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"
+            "lower batch_size or block_size, or use --checkpoint_activations")
 
 
 def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:

@@ -1,5 +1,5 @@
-# Tiny Shakespeare by character, as fast as two CPU cores learn it: nanoGPT's laptop model, but with Muon, RoPE, a head of
-# its own and a learning rate that falls to 0. RESULTS.md says what each part is worth.
+# Tiny Shakespeare by character, as fast as two CPU cores learn it: nanoGPT's laptop model, but with Muon, RoPE, a
+# head of its own and a learning rate that falls to 0. RESULTS.md says what each part is worth.
 #     python data/shakespeare_char/prepare.py && python train.py config/speed_shakespeare_char.py
 # Sooner: --max_iters=250 (the schedule follows it). After some 2,500 steps it overfits.
 

@@ -219,7 +219,7 @@ def test_processes_that_share_muons_work_step_as_one(run):
     """5 matrices of a shape for 2 processes: one has a share with padding."""
     options = ("--max_iters=8", "--optimizer=muon", "--n_layer=5")
     alone, shared = run(1, *options), run(2, *options)
-    assert_close(alone, shared, 5e-3)  # a mix-up shows as 0.1; a last bit of a gradient is more in Newton-Schulz's bfloat16
+    assert_close(alone, shared, 5e-3)  # a mix-up shows as 0.1, a gradient's last bit as 0.002
     assert_close(alone, run(1, *options, after=run(2, "--max_iters=4", *options[1:])), 5e-3)
 
 

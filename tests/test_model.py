@@ -209,7 +209,8 @@ def test_relu2_is_the_square_of_relu():
 @pytest.mark.parametrize("nkv", [1, 2, 4])
 def test_dense_attention_equals_sdpa_with_gradients(nkv):
     g = seeded()
-    leaves = [torch.randn(3, heads, 17, 8, dtype=torch.float64, generator=g).requires_grad_() for heads in (4, nkv, nkv)]
+    shapes = [(3, heads, 17, 8) for heads in (4, nkv, nkv)]
+    leaves = [torch.randn(s, dtype=torch.float64, generator=g).requires_grad_() for s in shapes]
     weight = torch.randn(3, 4, 17, 8, dtype=torch.float64, generator=g)
     q, k, v = leaves
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -20,7 +20,7 @@ from data.tokenizer import CharTokenizer
 from metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMES = {"seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
+TIMES = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
 SMALL = [
     "--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu",
     "--gradient_accumulation_steps=2", "--warmup_iters=2", "--learning_rate=1e-2", "--lr_decay_iters=8",
@@ -459,3 +459,19 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and out == ""
     assert len(errors.splitlines()) == 1 and "batch_size" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("room, advice", [
+    (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"), (0, "lower batch_size or"),
+])
+def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, room, advice):
+    forward = train.GPT.forward
+
+    def limited(self, idx, *args, **kwargs):
+        if self.training and idx.size(0) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+        return forward(self, idx, *args, **kwargs)
+
+    monkeypatch.setattr(train.GPT, "forward", limited)
+    with pytest.raises(ValueError, match=f"too little memory for 4 sequences of 16 tokens: .*{advice}"):
+        run(dataset, tmp_path / "out")

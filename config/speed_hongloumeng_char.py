@@ -1,0 +1,32 @@
+# 红楼梦 by character, as fast as two CPU cores learn it: ten minutes. RESULTS.md says what each part is worth.
+#     python data/hongloumeng/prepare.py && python train.py config/speed_hongloumeng_char.py
+# Sooner: --max_iters=250 (the schedule follows it).
+
+out_dir = "out-speed-hongloumeng-char"
+dataset = "hongloumeng"
+
+max_iters = 3300
+eval_interval = 1100
+eval_iters = 100  # the validation split has fewer batches: it is read whole
+log_interval = 50
+always_save_checkpoint = False  # keep the best
+
+gradient_accumulation_steps = 1
+batch_size = 8
+block_size = 256
+
+n_layer = 4
+n_head = 4
+n_embd = 256
+dropout = 0.2
+pos = "rope"
+tie_weights = False
+init = "kaiming"
+
+optimizer = "muon"
+muon_learning_rate = 0.03
+learning_rate = 6e-3
+schedule = "linear"
+min_lr = 0.0
+warmup_iters = 20
+beta2 = 0.99
