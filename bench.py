@@ -26,6 +26,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from data.tokenizer import BPETokenizer, make_tokenizer
 from device import keep_memory, pick_compile, pick_device, pick_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy
 from optim import make_optimizer
-from train import TrainConfig
+from train import TrainConfig, make_model
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -222,13 +223,20 @@ def ablation(argv: list[str]) -> None:
     report(f"ablation of {Path(args.config).stem} {' '.join(options)}", rows, args.json)
 
 
-def run_train(options: list[str]) -> list[dict]:
-    """The records that train.py writes when it runs with these options, in a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *options, f"--out_dir={folder}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False)
-        if done.returncode:
-            raise ValueError(f"train.py stopped with: {done.stdout.strip().splitlines()[-1]}")
+def run_script(name: str, *options: str) -> str:
+    """What a script of ours prints to stdout; ValueError with the last line of all that it says if it fails."""
+    command = [sys.executable, str(Path(__file__).parent / name), *options]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip() or f"status {done.returncode}"
+        raise ValueError(f"{name} stopped with: {said.splitlines()[-1]}")
+    return done.stdout
+
+
+def run_train(options: list[str], out_dir: Path | None = None) -> list[dict]:
+    """The records that train.py writes when it runs with these options, in out_dir or a folder that is gone then."""
+    with nullcontext(out_dir) if out_dir else tempfile.TemporaryDirectory() as folder:
+        run_script("train.py", *options, f"--out_dir={folder}")
         return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -660,6 +668,8 @@ def prepare(argv: list[str]) -> None:
         for mb in args.mb:
             files = write_files(Path(folder, f"text{mb}"), text, mb * 10**6)
             size = sum(os.path.getsize(file) for file in files) / 1e6
+            if hasattr(os, "sync"):
+                os.sync()  # the disk would still be writing these while the first command writes
             for name in args.tokenizers:
                 if name == "bpe" and not learned.exists():
                     trained = BPETokenizer.train([text[:10**7]], 8192)
@@ -704,13 +714,22 @@ def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
 def run_and_watch(command: list[str]) -> tuple[float, float | None]:
     """Seconds that a command takes, and the peak, in 10^6 bytes, of the resident memory of it and its children."""
     start, peak = time.perf_counter(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.returncode is None:
+            peak = max(peak, resident(process.pid))
+            time.sleep(0.05)
+
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(__file__).parent)
-    while process.poll() is None:
-        peak = max(peak, resident(process.pid))
-        time.sleep(0.05)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.wait()
+    seconds = time.perf_counter() - start
+    watcher.join()
     if process.returncode:
         raise ValueError(f"{' '.join(command)} failed")
-    return time.perf_counter() - start, peak / 1e6 or None
+    return seconds, peak / 1e6 or None
 
 
 def resident(pid: int) -> int:
@@ -737,6 +756,78 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
         if n_bytes > 2e8:
             break
     return n_bytes / 1e6 / seconds
+
+
+VOCABULARIES = {  # name: the options of data/hongloumeng/prepare.py
+    "byte": ["--tokenizer=byte"],
+    "char": ["--tokenizer=char"],
+    **{f"bpe-{k}k": ["--tokenizer=bpe", f"--vocab_size={1024 * k}"] for k in (2, 4, 8, 16)},
+    "qwen2": ["--tokenizer=qwen2"],
+    "qwen2-trimmed": ["--tokenizer=qwen2", "--trim"],
+}
+
+
+def tokenizers(argv: list[str]) -> None:
+    """Which tokenizer for a Chinese novel? The same model at the same cost, in bits per byte of the held-out text.
+
+    For each tokenizer: data/hongloumeng/prepare.py; train.py config/quickstart.py with 4 layers, 256 wide, context
+    256, for as many steps as --tflop pays for, the head over its vocabulary included; eval.py on the whole validation
+    split with the best checkpoint of five; a sample by sample.py. "seconds" are those of the steps alone. Other
+    --key=value go to train.py.
+    """
+    made = parser("tokenizers", inspect.getdoc(tokenizers))
+    made.add_argument("--input", type=Path, nargs="+", help="the text (default: 红楼梦, as prepare.py gets it)")
+    made.add_argument("--qwen2", type=Path, help="Qwen2's tokenizer.json or its folder (default: as prepare.py)")
+    made.add_argument("--only", nargs="+", choices=VOCABULARIES, default=list(VOCABULARIES), help="(default: all)")
+    made.add_argument("--tflop", type=float, default=30, help="10^12 operations of training each (default: 30)")
+    made.add_argument("--seed", type=int, default=1337, help="of training and samples (default: 1337)")
+    made.add_argument("--prompt", default="\n", help="where the samples begin (default: a newline)")
+    args, options = made.parse_known_args(argv)
+
+    from tqdm import tqdm
+
+    from data.dataset import open_dataset
+
+    rows, samples = [], {}
+    for name in tqdm(args.only, desc="tokenizers", disable=None):
+        with tempfile.TemporaryDirectory() as folder:
+            data, out = Path(folder, "data"), Path(folder, "out")
+            file = [f"--tokenizer_file={args.qwen2}"] if args.qwen2 and "qwen2" in name else []
+            run_script("data/hongloumeng/prepare.py", *VOCABULARIES[name], *file, f"--out_dir={data}",
+                       *(["--input", *map(str, args.input)] if args.input else []))
+            dataset = open_dataset(data)
+            row = train_for(args.tflop * 1e12, dataset, [*options, f"--seed={args.seed}"], out)
+            result = json.loads(run_script("eval.py", f"--out_dir={out}").splitlines()[-1])
+            rows.append({"tokenizer": name} | row | {"bits per byte": result["bits_per_byte"]})
+            length = math.ceil(80 * 3 / row["bytes/token"])  # tokens of about 80 Chinese characters
+            text = run_script("sample.py", f"--out_dir={out}", f"--start={args.prompt}", "--num_samples=1",
+                              f"--max_new_tokens={length}", "--temperature=0.8", "--top_k=200", f"--seed={args.seed}",
+                              "--output=-")
+            samples[name] = json.loads(text.splitlines()[-1])["text"]
+    report(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
+    for name, text in samples.items():
+        print(f"\n{name}: {text}")
+
+
+def train_for(flops: float, dataset, options: list[str], out_dir: Path) -> dict:
+    """Trains a model on `dataset` for so many operations; what it cost. The best of five checkpoints is kept."""
+    options = [str(Path(__file__).parent / "config/quickstart.py"), "--n_layer=4", "--n_embd=256", "--block_size=256",
+               "--max_minutes=None", "--eval_iters=4", "--always_save_checkpoint=False", *options,
+               f"--dataset={dataset.folder}"]
+    config, explicit = configure(TrainConfig, options)
+    model = make_model(config, explicit, None, dataset, torch.Generator(), "meta")
+    tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
+    steps = max(1, round(flops / (model.flops_per_token() * tokens)))
+    records = run_train([*options, f"--max_iters={steps}", f"--eval_interval={math.ceil(steps / 5)}"], out_dir)
+    evals = [record for record in records if record["kind"] == "eval"]
+    n_tokens, n_bytes = (sum(split[key] for split in dataset.meta["splits"].values()) for key in ("tokens", "bytes"))
+    embeddings = model.transformer.wte.weight.numel() * (1 if config.tie_weights else 2)
+    return {
+        "ids": dataset.vocab_size, "tokens": n_tokens, "bytes/token": n_bytes / n_tokens,
+        "parameters in embeddings": embeddings, "% of all": 100 * embeddings / model.get_num_params(False),
+        "steps": steps, "epochs": steps * tokens / dataset.tokens("train"),
+        "seconds": evals[-1]["seconds"] - sum(record["eval_seconds"] for record in evals),
+    }  # fmt: skip
 
 
 GPU = {
@@ -772,7 +863,8 @@ def gpu(argv: list[str]) -> None:
 
 BENCHMARKS = {  # name: function of the arguments that follow it
     "ablation": ablation, "complete": complete, "eval": evaluation, "gpu": gpu, "lines": lines, "loss": loss,
-    "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss, "train": train,
+    "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss,
+    "tokenizers": tokenizers, "train": train,
 }
 
 

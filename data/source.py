@@ -145,9 +145,9 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
 
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
     """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
-    is_folder = path.is_dir()
+    is_folder, folder = path.is_dir(), path.resolve().name
     for file in walk(path, reading) if is_folder else [path]:
-        name = f"{path.resolve().name}/{file.relative_to(path).as_posix()}" if is_folder else path.name
+        name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
         lenient = skip_bad or is_folder and reading.lenient
         try:
             parts = parts_of(file, name, reading, lenient)
@@ -307,8 +307,9 @@ def cut_in(text: str) -> int:
 
 def is_taken(text: str, part: Part, reading: Reading) -> bool:
     """Whether the document that begins with `text` is in the --fraction of the training text."""
-    share = zlib.crc32(text[:PIECE].encode()) / 2**32
-    return share < reading.fraction or part.split == "val"
+    if reading.fraction == 1 or part.split == "val":
+        return True
+    return zlib.crc32(text[:PIECE].encode()) < reading.fraction * 2**32
 
 
 def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:

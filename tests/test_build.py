@@ -480,6 +480,17 @@ def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
     assert f"--dataset={tmp_path / 'out'}" in out
 
 
+@pytest.mark.parametrize("vocab_size", [256, 300])
+@pytest.mark.parametrize("first, n", [(0, 1000), (3, 501), (990, 99), (5, 0)])
+def test_ids_are_counted_as_bincount_does(tmp_path, monkeypatch, vocab_size, first, n):
+    monkeypatch.setattr(module, "SLICE", 77)
+    monkeypatch.setattr(module, "NEAR", 77)
+    ids = np.random.default_rng(0).integers(0, vocab_size, 1000).astype("<u2")
+    ids.tofile(tmp_path / "x.bin")
+    counts = module.count_range(tmp_path / "x.bin", ids.dtype, first, n, vocab_size)
+    assert counts.tolist() == np.bincount(ids[first:first + n], minlength=vocab_size).tolist()
+
+
 # ---- kills -----------------------------------------------------------------------------------------------------
 
 
