@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 import checkpoint
 from configurator import configure, exit_on_error
+from data.dataset import eval_windows, open_dataset
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
 from device import keep_memory, pick_compile, pick_device, pick_dtype
@@ -161,24 +162,26 @@ def time_to_loss(argv: list[str]) -> None:
     """How long train.py takes to a loss on the validation split, all of it: with a config, and with --baseline also by
     nanoGPT's recipe (AdamW, cosine, LayerNorm, GELU, learned positions, tied head; in float32 on a CPU, as there).
 
-    Other --key=value go to the config's run, those in --baseline's text to the other. Both evaluate every
-    --eval_interval steps; "training s" leaves that out. A schedule that ends (--max_iters) sets how soon it gets where.
+    Other --key=value go to both runs, those in --plain's text to the second alone. Both evaluate every --eval_interval
+    steps; "training s" leaves that out. A schedule that ends (--max_iters) sets how soon it gets where.
     """
     made = parser("time_to_loss", inspect.getdoc(time_to_loss))
     made.add_argument("config", help="a config file")
     made.add_argument("--target", type=float, required=True, help="validation loss to reach, nats a token")
-    made.add_argument("--baseline", nargs="?", const="", help='compare; "--key=value ..." for that run, if any')
+    made.add_argument("--baseline", action="store_true", help="run the plain recipe as well")
+    made.add_argument("--plain", default="", help="settings of that run: --plain='--key=value ...'")
     made.add_argument("--seeds", type=int, nargs="+", default=[1337], help="a run for each (default: 1337)")
     args, options = made.parse_known_args(argv)
     runs = [(Path(args.config).stem, [args.config, *options])]
-    if args.baseline is not None:
+    if args.baseline:
         cpu = pick_device("auto").type == "cpu"
         plain = [f"--{key}={value}" for key, value in (PLAIN | ({"dtype": "float32"} if cpu else {})).items()]
-        runs.insert(0, ("plain recipe", [args.config, *options, *plain, *args.baseline.split()]))
+        runs.insert(0, ("plain recipe", [args.config, *options, *plain, *args.plain.split()]))
     rows = []
     for seed in args.seeds:
         for name, command in runs:
-            evals = [r for r in run_train([*command, f"--seed={seed}"]) if r["kind"] == "eval"]
+            records = run_train([*command, f"--seed={seed}", f"--eval_iters={whole_split(command)}"])
+            evals = [record for record in records if record["kind"] == "eval"]
             evaluating, row = 0.0, None
             for record in evals:
                 evaluating += record["eval_seconds"]
@@ -193,34 +196,45 @@ def time_to_loss(argv: list[str]) -> None:
     report(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
+def whole_split(options: list[str]) -> int:
+    """The eval_iters with which train.py reads all of the validation split."""
+    config, _ = configure(TrainConfig, options)
+    windows = eval_windows(open_dataset(config.dataset, config.vocab_size), "val", config.block_size, 2**60)
+    return math.ceil(len(windows) / config.batch_size)
+
+
 def ablation(argv: list[str]) -> None:
     """What each part of a recipe is worth: train.py with a config, then without one of the settings in which it differs
-    from nanoGPT's recipe, all for the same time. Other --key=value go to all runs, e.g. --max_minutes=0.5.
-
-    Settings that only make sense together (muon and its learning rate) go together; learning rates are AdamW's own.
+    from nanoGPT's recipe, all for --minutes (the first evaluation, of both splits, is in them). Other --key=value go to
+    all runs. AdamW in Muon's place has nanoGPT's learning rate, as one of 6e-3 is too high for it.
     """
     made = parser("ablation", inspect.getdoc(ablation))
     made.add_argument("config", help="a config file")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
-    made.add_argument("--also", nargs="+", default=[], help='more rows: "--key=value ..." each')
+    made.add_argument("--minutes", type=float, default=0.25, help="of each run (default: 0.25)")
+    made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
     config, explicit = configure(TrainConfig, [args.config])
-    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "qk_norm", "norm", "mlp", "softcap")
+    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap")
     changes = {"as it is": []}
     for key in keys:
         if key in explicit and getattr(config, key) != PLAIN[key]:
-            changes[f"{key}: {PLAIN[key]}"] = [f"--{key}={PLAIN[key]}"]
+            with_it = ("learning_rate", "min_lr", "warmup_iters") if key == "optimizer" else ()
+            changes[f"{key}: {PLAIN[key]}"] = [f"--{k}={PLAIN[k]}" for k in (key, *with_it)]
+    options += [f"--max_minutes={args.minutes}", "--max_iters=1000000000", "--eval_interval=1000000000"]
     changes |= {text: text.split() for text in args.also}
     rows = []
     for name, change in changes.items():
-        runs = [run_train([args.config, *options, *change, f"--seed={seed}"]) for seed in args.seeds]
+        command = [args.config, *options, *change]
+        command.append(f"--eval_iters={whole_split(command)}")
+        runs = [run_train([*command, f"--seed={seed}"]) for seed in args.seeds]
         last = [[record for record in run if record["kind"] == "eval"][-1] for run in runs]
         losses = [record["val_loss"] for record in last]
         mean = statistics.mean(losses)
         rows.append({"with": name, "steps": statistics.mean(record["iter"] for record in last),
                      "validation loss": mean, "lowest": min(losses), "highest": max(losses),
                      "worse by": mean - rows[0]["validation loss"] if rows else 0.0})
-    report(f"ablation of {Path(args.config).stem} {' '.join(options)}", rows, args.json)
+    report(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)
 
 
 def run_script(name: str, *options: str) -> str:
@@ -261,7 +275,7 @@ def train(argv: list[str]) -> None:
         config, _ = configure(TrainConfig, [args.config, *options, *changed])
         with tempfile.TemporaryDirectory() as folder:
             megabytes = float(value) if key == "dataset_mb" else 10
-            n_ids = random_dataset(Path(folder), config.vocab_size or 50257, int(megabytes * 1e6))
+            n_ids = random_dataset(Path(folder), vocabulary(config), int(megabytes * 1e6))
             records = run_train([
                 args.config, *options, *changed, f"--dataset={folder}", f"--vocab_size={n_ids}", "--max_minutes=None",
                 f"--max_iters={args.steps}", "--log_interval=1", "--eval_interval=1000000", "--eval_iters=1",
@@ -272,7 +286,7 @@ def train(argv: list[str]) -> None:
         tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
         with torch.device("meta"):
             flops = GPT(shape_of(config, n_ids)).flops_per_token() * tokens
-        mfu = steps[-1].get("mfu")
+        mfu = steps[-1]["mfu"] * steps[-1]["time_ms"] / middle["time_ms"] if "mfu" in steps[-1] else None
         row = {"run": Path(args.config).stem, **({key: value} if key else {}), "ms/iter": middle["time_ms"],
                "tokens/s": 1000 * tokens / middle["time_ms"],
                "TFLOP/s": flops / middle["time_ms"] / 1e9, "MFU %": 100 * mfu if mfu else "unknown",
@@ -288,13 +302,23 @@ def train(argv: list[str]) -> None:
 
 
 def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
-    """Writes train.bin with n_bytes (16 MB of random ids, the rest a hole in the file) and val.bin; vocab_size."""
+    """Writes val.bin and, of n_bytes, train.bin: 16 MB of random ids over and over. Returns vocab_size."""
     ids = np.random.default_rng(0).integers(0, vocab_size, 2**23)
-    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")
-    for name in ("val.bin", "train.bin"):
-        ids[:n_bytes // ids.itemsize].tofile(folder / name)
-    os.truncate(folder / "train.bin", n_bytes)
+    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")[:n_bytes // (2 if vocab_size <= 2**16 else 4)]
+    ids.tofile(folder / "val.bin")
+    with open(folder / "train.bin", "wb") as file:
+        for first in range(0, n_bytes, ids.nbytes):
+            file.write(ids.tobytes()[:n_bytes - first])
     return vocab_size
+
+
+def vocabulary(config: TrainConfig) -> int:
+    """The number of ids that the model of a run with this config would have; GPT-2's where its dataset is not here."""
+    try:
+        found = config.vocab_size or open_dataset(config.dataset).vocab_size
+    except ValueError:
+        found = 50257
+    return found if config.vocab_size or found <= 10_000 else 64 * math.ceil(found / 64)
 
 
 def shape_of(config: TrainConfig, vocab_size: int) -> GPTConfig:
@@ -361,20 +385,21 @@ def profile(argv: list[str]) -> None:
     args, options = made.parse_known_args(argv)
     config, _ = configure(TrainConfig, [args.config, *options])
     device = pick_device(config.device)
-    dtype, vocab_size = pick_dtype(config.dtype, device), config.vocab_size or 50257
+    dtype, vocab_size = pick_dtype(config.dtype, device), vocabulary(config)
     model = GPT(shape_of(config, vocab_size)).to(device)
     muon = config.muon_learning_rate if config.optimizer == "muon" else None
     optimizer = make_optimizer(model, 1e-4, config.weight_decay, (config.beta1, config.beta2), muon)
     if device.type == "cpu":
         keep_memory()
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as train.py
     run = torch.compile(model) if pick_compile(config.compile, device) else model
     data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
     parts = {"forward": 0.0, "backward": 0.0, "clip": 0.0, "optimizer": 0.0}
 
     def part(name: str, function):
         start = time.perf_counter()
-        with torch.profiler.record_function(name):
-            result = function()
+        result = function()
         if device.type == "cuda":
             torch.cuda.synchronize()
         parts[name] += time.perf_counter() - start
@@ -393,13 +418,15 @@ def profile(argv: list[str]) -> None:
     for _ in range(3):
         step()
     parts = dict.fromkeys(parts, 0.0)
-    with torch.profiler.profile() as profiler:
-        for _ in range(args.steps):
-            step()
+    for _ in range(args.steps):
+        step()
     rows = [{"part": name, "ms a step": 1000 * seconds / args.steps, "%": 100 * seconds / sum(parts.values())}
             for name, seconds in parts.items()]  # fmt: skip
     report(f"profile of {Path(args.config).stem}", rows, args.json)
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    with torch.profiler.profile() as profiler:  # after the times, which it lengthens
+        for _ in range(args.steps):
+            step()
     print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
 
 
@@ -597,7 +624,6 @@ def lines(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from complete import CompleteConfig, load_completer
-    from data.dataset import open_dataset
 
     config = CompleteConfig(out_dir=args.out_dir, device=args.device)
     floor = config.min_confidence if args.min_confidence is None else args.min_confidence
@@ -786,7 +812,6 @@ def tokenizers(argv: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from data.dataset import open_dataset
 
     rows, samples = [], {}
     for name in tqdm(args.only, desc="tokenizers", disable=None):
@@ -838,9 +863,9 @@ GPU = {
             "--gradient_accumulation_steps=1 --steps=40",
     "baby GPT": "time_to_loss config/speed_shakespeare_char.py --target=1.47 --n_layer=6 --n_head=6 --n_embd=384 "
                 "--block_size=256 --batch_size=64 --dropout=0.2 --max_iters=800 --eval_interval=50 "
-                "--baseline='--max_iters=5000 --eval_interval=250'",
+                "--baseline --plain='--max_iters=5000 --eval_interval=250'",
     "Python": "time_to_loss config/speed_pycode.py --target=0 --max_minutes=8 --eval_interval=100 "
-              "--baseline='--max_iters=1000000 --max_minutes=8'",
+              "--baseline --plain=--max_minutes=8",
     "generation": "generate --device=cuda",
 }  # fmt: skip
 

@@ -1,10 +1,30 @@
 """bench.py: what the benchmarks say besides times."""
 
 import json
+from pathlib import Path
 
 import pytest
+from test_train import write_dataset
 
 import bench
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = str(ROOT / "config/speed_shakespeare_char.py")
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("dataset"), "the cat sat on a mat. the dog ran to it. " * 20)
+
+
+def rows_of(capsys, *argv: str) -> list[dict]:
+    bench.main([*argv, "--json"])
+    return json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
+
+
+def test_the_gpu_list_names_benchmarks_that_there_are():
+    assert {command.split()[0] for command in bench.GPU.values()} <= bench.BENCHMARKS.keys()
 
 
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
@@ -21,3 +41,39 @@ def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
         assert abs(row["steps"] * 16 * 32 * flops / 1e9 - 1) < 0.5 / (row["steps"] - 1)  # to the nearest step
         assert row["tokens"] * row["bytes/token"] == pytest.approx(text.stat().st_size)
         assert 0 < row["bits per byte"] < 8 and f"\n{name}: " in out
+
+
+def test_time_to_loss_stops_the_clock_at_the_target_and_runs_the_plain_recipe_beside(letters, capsys):
+    options = [CONFIG, *SMALL, f"--dataset={letters}", "--max_iters=4", "--eval_interval=2"]
+    plain, speed = rows_of(capsys, "time_to_loss", *options, "--target=100", "--baseline",
+                           "--plain=--batch_size=2 --max_iters=2")
+    assert (plain["run"], speed["run"]) == ("plain recipe", "speed_shakespeare_char")
+    assert (plain["in all: tokens"], speed["in all: tokens"]) == (2 * 2 * 16, 4 * 4 * 16)
+    for row in (plain, speed):
+        assert row["to 100: tokens"] == 0  # the first evaluation is before the first step
+        assert 0 < row["in all: training s"] < row["in all: with evaluation s"]
+    (row,) = rows_of(capsys, "time_to_loss", *options, "--target=0")
+    assert row["to 0: training s"] == "not reached" and row["best"] <= row["last val loss"]
+
+
+def test_ablation_has_a_row_for_each_setting_that_the_plain_recipe_has_not(letters, capsys):
+    rows = rows_of(capsys, "ablation", CONFIG, *SMALL, f"--dataset={letters}", "--minutes=0.02", "--seeds", "1",
+                   "--also=--qk_norm=True --mlp=relu2")
+    assert [row["with"] for row in rows] == [
+        "as it is", "optimizer: adamw", "pos: learned", "tie_weights: True", "init: normal", "schedule: cosine",
+        "--qk_norm=True --mlp=relu2"]
+    assert rows[0]["worse by"] == 0 and all(row["steps"] > 2 for row in rows)
+    assert len({row["validation loss"] for row in rows}) > 4  # they are other runs
+
+
+def test_train_and_profile_and_loss_measure_something(capsys):
+    rows = rows_of(capsys, "train", CONFIG, *SMALL, "--vocab_size=65", "--steps=8", "--baseline", "--sweep=n_layer=1,2")
+    assert [row["n_layer"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert row["tokens/s"] == pytest.approx(4 * 16 * 1000 / row["ms/iter"])
+        assert row["share"] == pytest.approx(row["ms/iter"] / row["plain ms/iter"])
+    parts = rows_of(capsys, "profile", CONFIG, *SMALL, "--vocab_size=65")
+    assert [row["part"] for row in parts] == ["forward", "backward", "clip", "optimizer"]
+    assert sum(row["%"] for row in parts) == pytest.approx(100)
+    rows = rows_of(capsys, "loss", "--vocab_size=50", "--rows=64", "--n_embd=16")
+    assert rows[-1]["loss"] == "LinearCrossEntropy" and all(row["ms"] > 0 for row in rows)
