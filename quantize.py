@@ -26,24 +26,31 @@ class Int8Linear(nn.Module):
         self.round_inputs = round_inputs
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1) / 127 + 1e-30
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        scale = scale.bfloat16() if not round_inputs else scale  # as the kernel takes it
+        weight = (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
+        self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self.register_buffer("ones", torch.ones_like(scale, dtype=torch.bfloat16), persistent=False)
+        self.register_buffer("tiny", torch.full((1, 1), 1e-30), persistent=False)
+        self.weight_t = self.weight.t()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.size(-1))  # (M, K)
+        weight, scale, bias = self._buffers["weight"], self._buffers["scale"], self._buffers["bias"]
+        rows = x if x.dim() == 2 else x.flatten(0, -2)  # (M, K)
         if self.round_inputs:
-            rows = rows.float()
             # a scale for each row, so that no row depends on another; integers add up exactly in any order
-            step = rows.abs().amax(dim=1, keepdim=True) / 127 + 1e-30
-            y = torch._int_mm((rows / step).round_().to(torch.int8), self.weight.t()) * step
-        elif x.device.type == "cpu" and len(rows) <= FEW_ROWS and x.size(-1) % 32 == 0:  # else the kernel crashes
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.ones)
+            step = torch.add(self.tiny, rows.abs().amax(dim=1, keepdim=True), alpha=1 / 127)
+            y = torch._int_mm(rows.div(step).round_().char(), self.weight_t).mul(step)
+            y = y * scale if bias is None else torch.addcmul(bias, y, scale)
         else:
-            y = F.linear(rows, self.weight.to(rows.dtype))
-        y = y * self.scale if self.bias is None else torch.addcmul(self.bias, y, self.scale)
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+            if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
+                y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
+            else:
+                y = F.linear(rows.bfloat16(), weight.bfloat16()) * scale
+            if bias is not None:
+                y = bias + y
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
 @torch.no_grad()
