@@ -125,21 +125,22 @@ def norm_layer(config: GPTConfig, width: int) -> nn.Module:
 
 
 def rope_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of RoPE's angles, each (block_size, head_dim) float32, with -sin in the first half.
+    """cos and sin of RoPE's angles, each (block_size, head_dim) float32.
 
     Su et al. 2021 (arXiv:2104.09864) in the "rotate halves" layout that Hugging Face uses: dimension i is
     paired with i + head_dim/2.
     """
     half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
     angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), config.rope_theta**-half)
-    return torch.cat((angles, angles), dim=-1).cos(), torch.cat((-angles, angles), dim=-1).sin()
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotates x (B, heads, T, hs) by the angles of its T positions, in float32 whatever x's dtype."""
     cos, sin = rope
-    wide = x.float()
-    return torch.addcmul(wide * cos, wide.roll(x.size(-1) // 2, dims=-1), sin).to(x.dtype)
+    a, b = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -613,6 +614,9 @@ class Step:
             for block in h
         ]
         self.heads = config.n_head, config.kv_heads, config.head_size
+        if config.pos == "rope":  # (-b, a) sin is (b, a) with the sign in the table
+            a, b = model.rope_sin.chunk(2, dim=-1)
+            self.cos, self.sin = model.rope_cos, torch.cat((-a, b), dim=-1)
         if config.qk_norm:  # of each layer (nh + nkv, hs)
             counts = self.heads[:2]
             norms = [(block.attn.q_norm.weight, block.attn.k_norm.weight) for block in h]
@@ -627,7 +631,7 @@ class Step:
         if config.pos == "learned":
             x = x + model.transformer.wpe.weight[t]
         else:
-            cos, sin = model.rope_cos[t], model.rope_sin[t]
+            cos, sin = self.cos[t], self.sin[t]
         k_slots, v_slots = cache.k[:, :, :, t].unbind(), cache.v[:, :, :, t].unbind()  # of each layer (B, nkv, hs)
         keys, values = cache.k.narrow(3, 0, t + 1).unbind(), cache.v.narrow(3, 0, t + 1).unbind()  # (B, nkv, t + 1, hs)
         for layer, (ln_1, c_attn, c_proj, ln_2, mlp) in enumerate(self.layers):
