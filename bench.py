@@ -308,7 +308,7 @@ def complete(argv: list[str]) -> None:
     made.add_argument("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py")
     args = made.parse_args(argv)
 
-    from complete import CompleteConfig, Completer, load_completer
+    from complete import CompleteConfig, Completer, load_completer, pick_int8
     from data.tokenizer import ByteTokenizer
 
     config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
@@ -317,7 +317,7 @@ def complete(argv: list[str]) -> None:
     else:
         dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
         model = sure_model().to(dtype)
-        if args.quantize == "int8" or args.quantize == args.dtype == "auto":
+        if pick_int8(config, torch.device("cpu")):
             quantize(model)
         completer = Completer(model, ByteTokenizer())
     text = Path(args.text).read_text(encoding="utf-8")

@@ -64,7 +64,8 @@ class CompleteConfig:
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 if native
-    quantize: Literal["auto", "none", "int8"] = "auto"  # weights in 8 bits; auto = on a CPU, unless dtype is given
+    quantize: Literal["auto", "none", "int8"] = "auto"  # weights in 8 bits; auto = on a CPU with AVX-512,
+        # unless a dtype is given
     threads: int | None = None  # of the CPU; None = as many as it has cores
 
 
@@ -330,9 +331,7 @@ def load_completer(config) -> tuple[Completer, str]:
     else:
         state = load_pretrained(config.init_from)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
-    by_default = config.quantize == "auto" and config.dtype == "auto" and device.type == "cpu"
-    is_int8 = config.quantize == "int8" or by_default
-    dtype = pick_dtype(config.dtype, device)
+    is_int8, dtype = pick_int8(config, device), pick_dtype(config.dtype, device)
     if config.dtype == "auto" and (dtype == torch.float16 or is_int8 and device.type == "cpu"):
         dtype = torch.float32  # with int8 it is that of what is left, which is little
     model = checkpoint.build_model(state, dropout=0.0).to(device, dtype).eval()
@@ -340,6 +339,13 @@ def load_completer(config) -> tuple[Completer, str]:
         quantize(model)
     # windows that began with a line began with id 0 before it
     return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
+
+
+def pick_int8(config, device: torch.device) -> bool:
+    """Whether to round the weights to 8 bits. auto: where that was measured to be fast, unless a dtype is asked for."""
+    if config.quantize != "auto":
+        return config.quantize == "int8"
+    return config.dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 # ---- for scripts and editors -----------------------------------------------------------------------------

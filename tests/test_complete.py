@@ -23,6 +23,7 @@ from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, with
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig, Step
 from optim import make_optimizer
+from quantize import Int8Linear
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = '''import numpy as np
@@ -338,6 +339,16 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
     assert text.endswith(completer.tokenizer.decode(ids))
     starts = {completer.context(text + "5" * n) and completer.start for n in range(completer.room // 4)}
     assert len(starts) <= 2
+
+
+@pytest.mark.parametrize("options, capability, expected", [
+    ({}, "AVX512", True), ({}, "DEFAULT", False), ({"quantize": "int8"}, "DEFAULT", True),
+    ({"quantize": "none"}, "AVX512", False), ({"dtype": "float32"}, "AVX512", False),
+])  # fmt: skip
+def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
+    assert any(isinstance(module, Int8Linear) for module in loaded.model.modules()) == expected
 
 
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
