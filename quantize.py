@@ -27,20 +27,18 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1) / 127 + 1e-30
         scale = scale.bfloat16() if not round_inputs else scale  # as the kernel takes it
-        weight = (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
         self.register_buffer("tiny", torch.full((1, 1), 1e-30), persistent=False)
-        self.weight_t = self.weight.t()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, scale, bias = self._buffers["weight"], self._buffers["scale"], self._buffers["bias"]
+        weight, scale, bias = self.weight, self.scale, self.bias
         rows = x if x.dim() == 2 else x.flatten(0, -2)  # (M, K)
         if self.round_inputs:
             # a scale for each row, so that no row depends on another; integers add up exactly in any order
             step = torch.add(self.tiny, rows.abs().amax(dim=1, keepdim=True), alpha=1 / 127)
-            y = torch._int_mm(rows.div(step).round_().char(), self.weight_t).mul(step)
+            y = torch._int_mm(rows.div(step).round_().char(), weight.t()).mul(step)
             y = y * scale if bias is None else torch.addcmul(bias, y, scale)
         else:
             if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
