@@ -4,8 +4,8 @@
     quantize(model)     # in place, for inference; model.stream and model.generate as before
 
 A weight matrix (N, K) becomes int8 with one scale for each of its N rows. Activations stay as they are, except on
-processors that multiply int8 by int8 (x86 with VNNI): there they are rounded too, token by token, in the layers that
-a trial finds fit for it. Imports torch only.
+processors that multiply int8 by int8 (x86 with VNNI): there they are rounded too, token by token, in the large layers
+that a trial finds fit for it. Imports torch only.
 """
 
 import torch
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 # Where rounding activations to int8 adds more noise than this share of their size, they stay as they are: a few large
 # channels leave the others too few steps (Dettmers et al. 2022, arXiv:2208.07339). Of Gaussian numbers it is 0.01.
 MAX_NOISE = 0.05
+LARGE = 2**20  # weights from which rounding the activations takes less time than it saves (2 cores, one row)
 FEW_ROWS = 32  # up to this many rows the kernel for int8 weights beats multiplying by floats made of them
+HAS_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # as its own product of numbers
 
 
 class Int8Linear(nn.Module):
@@ -44,7 +46,8 @@ class Int8Linear(nn.Module):
             if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
                 y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
             else:
-                y = F.linear(rows.bfloat16(), weight.bfloat16()) * scale
+                dtype = torch.bfloat16 if HAS_BFLOAT16 else rows.dtype
+                y = F.linear(rows.to(dtype), weight.to(dtype)) * scale
             if bias is not None:
                 y = bias + y
         y = y if y.dtype == x.dtype else y.to(x.dtype)
@@ -58,9 +61,10 @@ def quantize(model: nn.Module) -> None:
     device = next(model.parameters()).device
     multiplies = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
     noise = input_noise(model, linears) if multiplies else {}
+    fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= LARGE}
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Int8Linear(linear, noise.get(name, 1.0) <= MAX_NOISE))
+        setattr(model.get_submodule(parent), child, Int8Linear(linear, name in fit))
 
 
 def input_noise(model: nn.Module, linears: dict[str, nn.Module]) -> dict[str, float]:

@@ -122,9 +122,11 @@ def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(
     assert (steps - exact).square().mean().sqrt() < 1.5 * error
 
 
+@pytest.mark.parametrize("large", [0, 2**20])  # the activations are rounded too, where there is VNNI, or not
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
 @torch.no_grad()
-def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_batch(shape):
+def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_batch(shape, large, monkeypatch):
+    monkeypatch.setattr("quantize.LARGE", large)
     model, idx = build(**shape), ids(3)
     rounded, int8 = copy.deepcopy(model), copy.deepcopy(model)
     if rounded.config.tie_weights:  # the table of tokens stays as it is
