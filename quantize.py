@@ -46,7 +46,7 @@ class Int8Linear(nn.Module):
             if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
                 y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
             else:
-                dtype = torch.bfloat16 if HAS_BFLOAT16 else rows.dtype
+                dtype = torch.bfloat16 if HAS_BFLOAT16 and x.device.type == "cpu" else rows.dtype
                 y = F.linear(rows.to(dtype), weight.to(dtype)) * scale
             if bias is not None:
                 y = bias + y
