@@ -227,7 +227,8 @@ def generate(argv: list[str]) -> None:
                 "model": shape, "tool": tool, "weights": kind + " *" * (ours and rates[1] == best["ours"]),
                 "tokens/s": rates[1], "times transformers": rates[1] / best["transformers"] if ours and
                 best["transformers"] else "", "times uncached": rates[1] / best["uncached"] if ours else "",
-                f"batch {args.batch} tokens/s": many or "", f"batch {args.batch}, times": many / rates[1] if many else "",
+                f"batch {args.batch} tokens/s": many or "",
+                f"batch {args.batch}, times": many / rates[1] if many else "",
                 "first token ms": first * 1000 if first else "",
             })  # fmt: skip
     report("generate", rows, args.json)
@@ -240,8 +241,8 @@ SHAPES = {
 
 
 def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]):
-    """run(prompts (B, T), tokens) -> the ids of each step, or for "uncached" run(): the first and the last token's forward
-    pass, since the cost grows evenly between them. None: the tool lacks the number format."""
+    """run(prompts (B, T), tokens) -> the ids of each step, or for "uncached" run(): the forward pass of the first token
+    and of the last, since the cost grows evenly between them. None: the tool lacks the number format."""
     if tool != "ours" and kind == "int8":
         return None
     if tool == "transformers":
@@ -308,18 +309,13 @@ def complete(argv: list[str]) -> None:
     made.add_argument("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py")
     args = made.parse_args(argv)
 
-    from complete import CompleteConfig, Completer, load_completer, pick_int8
-    from data.tokenizer import ByteTokenizer
+    from complete import CompleteConfig, apart, load_completer
 
     config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
     if args.out_dir:
-        completer, _ = load_completer(config)
+        completer, _ = apart(load_completer, config)
     else:
-        dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
-        model = sure_model().to(dtype)
-        if pick_int8(config, torch.device("cpu")):
-            quantize(model)
-        completer = Completer(model, ByteTokenizer())
+        completer = apart(sure_completer, config)
     text = Path(args.text).read_text(encoding="utf-8")
     start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
     times = type_into_editor(completer, text[:start], text[start : start + args.keys], config)
@@ -328,6 +324,16 @@ def complete(argv: list[str]) -> None:
         p50, p95, most = np.percentile(seconds or [math.nan], [50, 95, 100]) * 1000
         rows.append({"from the key to": name, "keys": len(seconds), "p50 ms": p50, "p95 ms": p95, "most ms": most})
     report("complete", rows, args.json)
+
+
+def sure_completer(config):
+    from complete import Completer, pick_int8
+    from data.tokenizer import ByteTokenizer
+
+    model = sure_model().to(torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype))
+    if pick_int8(config, torch.device("cpu")):
+        quantize(model)
+    return Completer(model, ByteTokenizer())
 
 
 def sure_model() -> GPT:

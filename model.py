@@ -643,7 +643,7 @@ class Step:
                 qk = torch.addcmul(qk * cos, qk.roll(hs // 2, dims=-1), sin)
             k_slots[layer].copy_(qk[:, nh:])
             v_slots[layer].copy_(v)
-            q = qk[:, :nh].view(B, nkv, nh // nkv, hs).to(cache.k.dtype)  # heads that share their keys: as one's queries
+            q = qk[:, :nh].view(B, nkv, nh // nkv, hs).to(cache.k.dtype)  # heads that share keys: one's queries
             y = F.scaled_dot_product_attention(q, keys[layer], values[layer])  # (B, nkv, nh / nkv, hs)
             x = x + c_proj(y.view(B, nh * hs).to(x.dtype))
             x = x + mlp(ln_2(x))
