@@ -9,6 +9,7 @@ does nothing else.
 import argparse
 import inspect
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -27,7 +28,9 @@ import tempfile
 import threading
 import time
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +43,9 @@ from data.dataset import eval_windows, open_dataset
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
 from device import keep_memory, pick_compile, pick_device, pick_dtype
-from model import GPT, GPTConfig, LinearCrossEntropy
+from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
 from optim import make_optimizer
+from quantize import quantize
 from train import TrainConfig, make_model
 
 
@@ -513,6 +517,117 @@ def evaluation(argv: list[str]) -> None:
     report("eval", rows, args.json)
 
 
+def generate(argv: list[str]) -> None:
+    """Tokens a second, and milliseconds from a prompt to its first token, of GPT-2-shaped models of random weights.
+
+    Greedy, on one device. "ours": model.stream in each number format, int8 as by quantize.py; "uncached": our model on
+    the whole context for every token (the mean of the first and the last); "transformers":
+    generate() of GPT2LMHeadModel with its cache and the same weights. "times ..." divide by the fastest format of
+    that tool; "batch 8" by the same row's batch 1. * marks our fastest, that is the best of `--dtype` and `--quantize`.
+    """
+    made = parser("generate", inspect.getdoc(generate))
+    add = made.add_argument
+    add("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="(default: all)")
+    add("--prompt", type=int, default=200, help="its tokens (default: 200)")
+    add("--tokens", type=int, default=200, help="to write (default: 200)")
+    add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
+    add("--repeats", type=int, default=3, help="medians of so many runs (default: 3)")
+    args = made.parse_args(argv)
+    rows = []
+    for shape in args.models:
+        model = GPT(GPTConfig(1024, **SHAPES[shape], mlp="gelu_tanh"), torch.Generator().manual_seed(0)).eval()
+        vocab_size = model.config.vocab_size
+        prompt = torch.randint(vocab_size, (1, args.prompt), generator=torch.Generator().manual_seed(0))
+        found = []
+        for tool, kind in itertools.product(("ours", "uncached", "transformers"), ("float32", "bfloat16", "int8")):
+            run = make_writer(tool, kind, model, [args.prompt, args.prompt + args.tokens - 1])
+            if run is None:
+                continue
+            rates, first = {}, None
+            if tool == "uncached":
+                rates[1] = 2 / median_seconds(run, 5 * args.repeats)  # two tokens
+            else:
+                for batch in (1, args.batch):
+                    prompts = prompt.expand(batch, -1)
+                    start = median_seconds(partial(run, prompts, 1), args.repeats)
+                    whole = median_seconds(partial(run, prompts, args.tokens), args.repeats)
+                    rates[batch] = batch * (args.tokens - 1) / (whole - start)  # without the prompt
+                    first = first or start
+            found.append((tool, kind, rates, first))
+        best = {tool: max((rates[1] for t, _, rates, _ in found if t == tool), default=None) for tool in
+                ("ours", "uncached", "transformers")}
+        for tool, kind, rates, first in found:
+            many, ours = rates.get(args.batch), tool == "ours"
+            rows.append({
+                "model": shape, "tool": tool, "weights": kind + " *" * (ours and rates[1] == best["ours"]),
+                "tokens/s": rates[1], "times transformers": rates[1] / best["transformers"] if ours and
+                best["transformers"] else "", "times uncached": rates[1] / best["uncached"] if ours else "",
+                f"batch {args.batch} tokens/s": many or "",
+                f"batch {args.batch}, times": many / rates[1] if many else "",
+                "first token ms": first * 1000 if first else "",
+            })  # fmt: skip
+    report("generate", rows, args.json)
+
+
+SHAPES = {
+    "6x384": {"vocab_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
+    "12x768": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768},
+}
+
+
+def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]):
+    """run(prompts (B, T), tokens) -> the ids of each step, or for "uncached" run(): the forward pass of the first token
+    and of the last, since the cost grows evenly between them. None: the tool lacks the number format."""
+    if tool != "ours" and kind == "int8":
+        return None
+    if tool == "transformers":
+        return transformers_writer(model, getattr(torch, kind))
+    ours = deepcopy(model).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    if kind == "int8":
+        quantize(ours)
+
+    def write(prompts, tokens):  # ids.tolist(): as one who reads along does
+        return [ids.tolist() for ids, _ in ours.stream(prompts, tokens, Sampling(temperature=0))]
+
+    @torch.no_grad()
+    def recompute():
+        for n in lengths:
+            ours(torch.zeros(1, n, dtype=torch.int64))[0].argmax(-1).tolist()
+
+    return write if tool == "ours" else recompute
+
+
+def transformers_writer(model: GPT, dtype: torch.dtype):
+    try:
+        import transformers
+    except ImportError:
+        print("note: the package transformers is not installed, so its rows are missing", file=sys.stderr)
+        return None
+    from export import hf_config, hf_tensors
+
+    config = transformers.GPT2Config(**hf_config(model.config, "gpt2", None, "float32"))
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(hf_tensors(model, "gpt2", torch.float32), strict=False)
+    theirs.tie_weights()
+    theirs.to(dtype)
+
+    def run(prompts, tokens):
+        text = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
+                               min_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0)
+        return text[:, prompts.size(1) :].T.tolist()
+    return run
+
+
+def median_seconds(function, repeats: int) -> float:
+    function()  # to warm up
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def complete(argv: list[str]) -> None:
     """From a key to what the screen shows, in the editor of complete.py with a pipe for a keyboard.
 
@@ -526,17 +641,16 @@ def complete(argv: list[str]) -> None:
     made.add_argument("--context", type=int, default=500, help="its bytes that are there already (default: 500)")
     made.add_argument("--keys", type=int, default=300, help="keys to press (default: 300)")
     made.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
+    made.add_argument("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py")
     args = made.parse_args(argv)
 
-    from complete import CompleteConfig, Completer, load_completer
-    from data.tokenizer import ByteTokenizer
+    from complete import CompleteConfig, apart, load_completer
 
-    config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype)
+    config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
     if args.out_dir:
-        completer, _ = load_completer(config)
+        completer, _ = apart(load_completer, config)
     else:
-        dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
-        completer = Completer(sure_model().to(dtype), ByteTokenizer())
+        completer = apart(sure_completer, config)
     text = Path(args.text).read_text(encoding="utf-8")
     start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
     times = type_into_editor(completer, text[:start], text[start : start + args.keys], config)
@@ -545,6 +659,16 @@ def complete(argv: list[str]) -> None:
         p50, p95, most = np.percentile(seconds or [math.nan], [50, 95, 100]) * 1000
         rows.append({"from the key to": name, "keys": len(seconds), "p50 ms": p50, "p95 ms": p95, "most ms": most})
     report("complete", rows, args.json)
+
+
+def sure_completer(config):
+    from complete import Completer, pick_int8
+    from data.tokenizer import ByteTokenizer
+
+    model = sure_model().to(torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype))
+    if pick_int8(config, torch.device("cpu")):
+        quantize(model)
+    return Completer(model, ByteTokenizer())
 
 
 def sure_model() -> GPT:
@@ -887,8 +1011,8 @@ def gpu(argv: list[str]) -> None:
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "ablation": ablation, "complete": complete, "eval": evaluation, "gpu": gpu, "lines": lines, "loss": loss,
-    "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss,
+    "ablation": ablation, "complete": complete, "eval": evaluation, "generate": generate, "gpu": gpu, "lines": lines,
+    "loss": loss, "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss,
     "tokenizers": tokenizers, "train": train,
 }
 

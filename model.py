@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -253,6 +254,8 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
         shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
+        if dtype == torch.bfloat16 and torch.device(device or "cpu").type == "cpu":
+            dtype = torch.float32  # one query's attention takes a fifth of the time there (2 cores, 450 positions)
         self.k = torch.zeros(shape, device=device, dtype=dtype)  # a hidden slot weighs 0, but 0 * nan is nan
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.length: int | torch.Tensor = 0
@@ -270,6 +273,8 @@ class KVCache:
         if isinstance(self.length, int):
             keys.narrow(2, self.length, T).copy_(k)
             values.narrow(2, self.length, T).copy_(v)
+            if self.length == 0:
+                return k, v
             return keys.narrow(2, 0, self.length + T), values.narrow(2, 0, self.length + T)
         row = torch.arange(B, device=k.device)[:, None]  # (B, 1)
         slot = self.positions(T)  # (B, T)
@@ -321,7 +326,8 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         q, k = q.to(dtype), k.to(dtype)
         if cache is not None:
-            k, v = (t.to(dtype) for t in cache.append(layer, k, v))
+            k, v = cache.append(layer, k, v)  # whose type may be another
+            q = q.to(k.dtype)
         dropout = self.attn_dropout.p if self.training else 0.0
         dense = self.training and cache is None and x.device.type == "cpu" and (
             dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
@@ -341,6 +347,8 @@ class CausalSelfAttention(nn.Module):
                     is_causal=mask is None and T > 1,
                     enable_gqa=nkv != nh and T > 1,
                 ).view(B, nh, T, hs)
+        if cache is not None:
+            y = y.to(dtype)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, nh * hs))
         return self.resid_dropout(y) if self.training else y
 
@@ -620,6 +628,68 @@ class GPT(nn.Module):
         return torch.cat((idx, *new), dim=1)
 
 
+class Step:
+    """GPT.forward for one id in each row, (B, 1) -> logits (B, 1, V), written out.
+
+    It computes the same by fewer operations and without calling modules: for one row of a small model on a CPU these
+    calls would take half of the time. Other devices, and rows of different lengths, are left to GPT.forward.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache):
+        self.model, self.cache = model, cache
+        h, config = model.transformer.h, model.config
+        self.layers = [
+            (*map(as_function, (block.ln_1, block.attn.c_attn, block.attn.c_proj, block.ln_2)), block.mlp.forward)
+            for block in h
+        ]
+        self.heads = config.n_head, config.kv_heads, config.head_size
+        if config.pos == "rope":  # (-b, a) sin is (b, a) with the sign in the table
+            a, b = model.rope_sin.chunk(2, dim=-1)
+            self.cos, self.sin = model.rope_cos, torch.cat((-a, b), dim=-1)
+        if config.qk_norm:  # of each layer (nh + nkv, hs)
+            counts = self.heads[:2]
+            norms = [(block.attn.q_norm.weight, block.attn.k_norm.weight) for block in h]
+            self.qk_weights = [torch.cat([w.expand(n, -1) for n, w in zip(counts, ws, strict=True)]) for ws in norms]
+
+    def __call__(self, idx: torch.Tensor) -> torch.Tensor:
+        model, cache, (nh, nkv, hs) = self.model, self.cache, self.heads
+        B, t, config = idx.size(0), cache.length, model.config
+        if not isinstance(t, int) or idx.device.type != "cpu":
+            return model(idx, cache=cache)[0]
+        x = F.embedding(idx[:, 0], model.transformer.wte.weight)  # (B, C)
+        if config.pos == "learned":
+            x = x + model.transformer.wpe.weight[t]
+        else:
+            cos, sin = self.cos[t], self.sin[t]
+        k_slots, v_slots = cache.k[:, :, :, t].unbind(), cache.v[:, :, :, t].unbind()  # of each layer (B, nkv, hs)
+        keys, values = cache.k.narrow(3, 0, t + 1).unbind(), cache.v.narrow(3, 0, t + 1).unbind()  # (B, nkv, t + 1, hs)
+        for layer, (ln_1, c_attn, c_proj, ln_2, mlp) in enumerate(self.layers):
+            qkv = c_attn(ln_1(x)).view(B, nh + 2 * nkv, hs)
+            qk, v = qkv[:, : nh + nkv], qkv[:, nh + nkv :]
+            if config.qk_norm:
+                qk = F.rms_norm(qk, (hs,), None, config.norm_eps) * self.qk_weights[layer]
+            if config.pos == "rope":
+                qk = torch.addcmul(qk * cos, qk.roll(hs // 2, dims=-1), sin)
+            k_slots[layer].copy_(qk[:, nh:])
+            v_slots[layer].copy_(v)
+            q = qk[:, :nh].view(B, nkv, nh // nkv, hs).to(cache.k.dtype)  # heads that share keys: one's queries
+            y = F.scaled_dot_product_attention(q, keys[layer], values[layer])  # (B, nkv, nh / nkv, hs)
+            x = x + c_proj(y.view(B, nh * hs).to(x.dtype))
+            x = x + mlp(ln_2(x))
+        cache.length += 1
+        return model._logits(model.transformer.ln_f(x))[:, None]
+
+
+def as_function(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """module.forward with its parameters at hand: looking them up takes as long as a small operation."""
+    if type(module) is nn.Linear:
+        return partial(F.linear, weight=module.weight, bias=module.bias)
+    if type(module) is nn.LayerNorm:
+        shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
+        return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    return module.forward
+
+
 class Decoder:
     """What the model says about the next id of B rows, step after step: the cache's side of GPT.stream.
 
@@ -637,7 +707,7 @@ class Decoder:
             self.cache, self.step = model.compiled[B]
         else:
             self.cache = KVCache(model.config, B, weight.device, weight.dtype)
-            self.step = lambda idx: model(idx, cache=self.cache)[0]
+            self.step = Step(model, self.cache)
 
     def start(self) -> torch.Tensor:
         """Encodes the prompts; logits (B, V) of the position after each."""

@@ -4,8 +4,8 @@
     quantize(model)     # in place, for inference; model.stream and model.generate as before
 
 A weight matrix (N, K) becomes int8 with one scale for each of its N rows. Activations stay as they are, except on
-processors that multiply int8 by int8 (x86 with VNNI): there they are rounded too, token by token, in the layers that
-a trial finds fit for it. Imports torch only.
+processors that multiply int8 by int8 (x86 with VNNI): there they are rounded too, token by token, in the large layers
+that a trial finds fit for it. Imports torch only.
 """
 
 import torch
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 # Where rounding activations to int8 adds more noise than this share of their size, they stay as they are: a few large
 # channels leave the others too few steps (Dettmers et al. 2022, arXiv:2208.07339). Of Gaussian numbers it is 0.01.
 MAX_NOISE = 0.05
+LARGE = 2**20  # weights from which rounding the activations takes less time than it saves (2 cores, one row)
 FEW_ROWS = 32  # up to this many rows the kernel for int8 weights beats multiplying by floats made of them
+HAS_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # as its own product of numbers
 
 
 class Int8Linear(nn.Module):
@@ -26,24 +28,30 @@ class Int8Linear(nn.Module):
         self.round_inputs = round_inputs
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1) / 127 + 1e-30
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        scale = scale.bfloat16() if not round_inputs else scale  # as the kernel takes it
+        self.register_buffer("weight", (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self.register_buffer("ones", torch.ones_like(scale, dtype=torch.bfloat16), persistent=False)
+        self.register_buffer("tiny", torch.full((1, 1), 1e-30), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.size(-1))  # (M, K)
+        weight, scale, bias = self.weight, self.scale, self.bias
+        rows = x if x.dim() == 2 else x.flatten(0, -2)  # (M, K)
         if self.round_inputs:
-            rows = rows.float()
             # a scale for each row, so that no row depends on another; integers add up exactly in any order
-            step = rows.abs().amax(dim=1, keepdim=True) / 127 + 1e-30
-            y = torch._int_mm((rows / step).round_().to(torch.int8), self.weight.t()) * step
-        elif x.device.type == "cpu" and len(rows) <= FEW_ROWS and x.size(-1) % 32 == 0:  # else the kernel crashes
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.ones)
+            step = torch.add(self.tiny, rows.abs().amax(dim=1, keepdim=True), alpha=1 / 127)
+            y = torch._int_mm(rows.div(step).round_().char(), weight.t()).mul(step)
+            y = y * scale if bias is None else torch.addcmul(bias, y, scale)
         else:
-            y = F.linear(rows, self.weight.to(rows.dtype))
-        y = y * self.scale if self.bias is None else torch.addcmul(self.bias, y, self.scale)
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+            if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
+                y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
+            else:
+                dtype = torch.bfloat16 if HAS_BFLOAT16 and x.device.type == "cpu" else rows.dtype
+                y = F.linear(rows.to(dtype), weight.to(dtype)) * scale
+            if bias is not None:
+                y = bias + y
+        y = y if y.dtype == x.dtype else y.to(x.dtype)
+        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
 @torch.no_grad()
@@ -53,9 +61,10 @@ def quantize(model: nn.Module) -> None:
     device = next(model.parameters()).device
     multiplies = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
     noise = input_noise(model, linears) if multiplies else {}
+    fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= LARGE}
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Int8Linear(linear, noise.get(name, 1.0) <= MAX_NOISE))
+        setattr(model.get_submodule(parent), child, Int8Linear(linear, name in fit))
 
 
 def input_noise(model: nn.Module, linears: dict[str, nn.Module]) -> dict[str, float]:

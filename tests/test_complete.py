@@ -21,8 +21,9 @@ import checkpoint
 import complete
 from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, Step
 from optim import make_optimizer
+from quantize import Int8Linear
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = '''import numpy as np
@@ -233,6 +234,7 @@ def test_a_suggestion_has_whole_characters_only(monkeypatch, text, max_bytes, ex
         return logits, None
 
     monkeypatch.setattr(GPT, "forward", forced)
+    monkeypatch.setattr(Step, "__call__", lambda step, idx: step.model(idx, cache=step.cache)[0])
     pieces = list(Completer(random_model(), ByteTokenizer()).suggest("a", max_bytes=max_bytes))
     assert pieces[-1].text == text * expected
     assert all(set(piece.text) <= {text} for piece in pieces)
@@ -258,13 +260,19 @@ def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, ex
 
 def count_tokens(completer: Completer, monkeypatch) -> list[int]:
     """A list that grows with the number of tokens of every pass through the model."""
-    passes, forward = [], completer.model.forward
+    passes = []
 
-    def counted(idx, *args, **kwargs):
-        passes.append(idx.size(1))
-        return forward(idx, *args, **kwargs)
+    def count(owner, name: str) -> None:
+        function = getattr(owner, name)
 
-    monkeypatch.setattr(completer.model, "forward", counted)
+        def counted(idx, *args, **kwargs):
+            passes.append(idx.size(1))
+            return function(idx, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(completer.model, "forward")
+    count(completer, "step")
     return passes
 
 
@@ -331,6 +339,16 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
     assert text.endswith(completer.tokenizer.decode(ids))
     starts = {completer.context(text + "5" * n) and completer.start for n in range(completer.room // 4)}
     assert len(starts) <= 2
+
+
+@pytest.mark.parametrize("options, capability, expected", [
+    ({}, "AVX512", True), ({}, "DEFAULT", False), ({"quantize": "int8"}, "DEFAULT", True),
+    ({"quantize": "none"}, "AVX512", False), ({"dtype": "float32"}, "AVX512", False),
+])  # fmt: skip
+def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
+    assert any(isinstance(module, Int8Linear) for module in loaded.model.modules()) == expected
 
 
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):

@@ -1,12 +1,16 @@
 """Generation in model.py against loops without a cache, single runs, plain Python and transformers' filters."""
 
+import copy
 import itertools
+import json
 import math
 
 import pytest
 import torch
 
-from model import GPT, GPTConfig, KVCache, Sampling, sample_next, uniforms
+import bench
+from model import GPT, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
+from quantize import quantize
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [
@@ -84,6 +88,62 @@ def test_cached_logits_equal_uncached(shape, chunks):
     last, loss = model(idx)
     assert loss is None
     torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=0)
+
+
+OTHERS = [dict(mlp="swiglu", norm="rmsnorm", bias=False, head_dim=10, pos="rope"), dict(mlp="relu2", softcap=3.0),
+          dict(mlp="gelu_tanh", tie_weights=False, norm="rmsnorm", qk_norm=True, n_kv_head=2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES + OTHERS, ids=lambda shape: "-".join(map(str, shape.values())))
+@torch.no_grad()
+def test_steps_equal_the_uncached_model(shape, B):
+    model, idx = build(**shape), ids(B)
+    full = model(idx, idx)[0]
+    cache = KVCache(model.config, B)
+    model(idx[:, :5], cache=cache)
+    step = Step(model, cache)
+    for t in range(5, 16):
+        torch.testing.assert_close(step(idx[:, t : t + 1])[:, 0], full[:, t], atol=1e-4, rtol=0)
+    assert cache.length == 16
+    cache.length = 9  # and again from there
+    torch.testing.assert_close(step(idx[:, 9:10])[:, 0], full[:, 9], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
+@torch.no_grad()
+def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(shape):
+    model, idx = build(**shape), ids()
+    exact, half = model(idx, idx)[0], copy.deepcopy(model).bfloat16()
+    cache = KVCache(half.config, 2, dtype=torch.bfloat16)
+    step = Step(half, cache)
+    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    error = (half(idx, idx)[0] - exact).square().mean().sqrt()
+    assert (steps - exact).square().mean().sqrt() < 1.5 * error
+
+
+@pytest.mark.parametrize("large", [0, 2**20])  # the activations are rounded too, where there is VNNI, or not
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
+@torch.no_grad()
+def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_batch(shape, large, monkeypatch):
+    monkeypatch.setattr("quantize.LARGE", large)
+    model, idx = build(**shape), ids(3)
+    rounded, int8 = copy.deepcopy(model), copy.deepcopy(model)
+    if rounded.config.tie_weights:  # the table of tokens stays as it is
+        rounded.lm_head.weight = torch.nn.Parameter(rounded.lm_head.weight.clone())
+    quantize(int8)
+    for linear in rounded.modules():
+        if isinstance(linear, torch.nn.Linear):
+            step = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+            linear.weight.copy_((linear.weight / step).round() * step)
+    expected, noise = rounded(idx, idx)[0], 0.04  # of rounding the activations, to 8 bits or to bfloat16
+    whole = int8(idx, idx)[0]
+    cache = KVCache(model.config, 3)
+    step = Step(int8, cache)
+    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    for logits in (whole, steps):
+        assert (logits - expected).square().mean().sqrt() < noise * expected.std()
+    assert torch.equal(run(int8, idx, 12)[1], run(int8, idx[1:2], 12)[0])
 
 
 @torch.no_grad()
@@ -278,3 +338,27 @@ def test_a_generators_draws_do_not_depend_on_the_batch():
     drawn = [(next(three), next(one)) for _ in range(200)]
     assert all(many[1] == single[0] for many, single in drawn)
     assert len({float(single[0]) for _, single in drawn}) > 195
+
+
+# ---- the benchmark ----
+
+
+def test_the_benchmarks_tools_write_the_same_text():
+    model, prompts = build(mlp="gelu_tanh", block_size=64), ids(2, 9)
+    ours, theirs = (bench.make_writer(tool, "float32", model, [9, 20]) for tool in ("ours", "transformers"))
+    assert ours(prompts, 12) == theirs(prompts, 12)
+
+
+def test_the_benchmark_of_generation_compares_all_formats(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SHAPES", {"tiny": dict(vocab_size=61, n_layer=1, n_head=2, n_embd=32)})
+    bench.main(["generate", "--prompt=5", "--tokens=4", "--batch=2", "--repeats=1", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["tool"], row["weights"].strip(" *")) for row in found] == [
+        ("ours", "float32"), ("ours", "bfloat16"), ("ours", "int8"), ("uncached", "float32"), ("uncached", "bfloat16"),
+        ("transformers", "float32"), ("transformers", "bfloat16"),
+    ]  # fmt: skip
+    assert sum("*" in row["weights"] for row in found) == 1
+    for row in found:
+        is_ours, batches = row["tool"] == "ours", row["tool"] != "uncached"
+        assert row["tokens/s"] > 0 and bool(row["times transformers"]) == is_ours == bool(row["times uncached"])
+        assert bool(row["batch 2 tokens/s"]) == batches == bool(row["first token ms"])
