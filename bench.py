@@ -801,7 +801,7 @@ def next_and_rest(completer, before: str, rest: bytes) -> tuple[bool, bool]:
 def prepare(argv: list[str]) -> None:
     """Speed and peak memory of data/text/prepare.py, all of the command, on a folder of text files that repeat real
     text, each with a number of its own in its lines. "library": tiktoken's or tokenizers' own batch encoder on the same
-    files, already in memory, on as many threads. Memory is the sum over the command's processes, as Linux counts it."""
+    files, already in memory, on as many threads. Memory is the sum over its processes, without file pages."""
     made = parser("prepare", prepare.__doc__)
     made.add_argument("--input", type=Path, nargs="+", help="text to repeat (default: Python's standard library)")
     made.add_argument("--mb", type=int, nargs="+", default=[200, 2000], help="sizes in 10^6 bytes (default: 200 2000)")
@@ -883,14 +883,16 @@ def run_and_watch(command: list[str]) -> tuple[float, float | None]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process and all below it; 0 where there is no /proc."""
+    """Bytes of memory of a process and all below it, without pages of files, which the system can drop at any time;
+    0 where there is no /proc."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         children = [child for task in Path(f"/proc/{pid}/task").iterdir()
                     for child in (task / "children").read_text(encoding="utf-8").split()]
     except OSError:  # it ended, or this isn't Linux
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident, map(int, children)))
+    kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+    return 1024 * kilobytes + sum(map(resident, map(int, children)))
 
 
 def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int) -> float:
