@@ -891,7 +891,7 @@ def resident(pid: int) -> int:
                     for child in (task / "children").read_text(encoding="utf-8").split()]
     except OSError:  # it ended, or this isn't Linux
         return 0
-    kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+    kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
     return 1024 * kilobytes + sum(map(resident, map(int, children)))
 
 

@@ -54,7 +54,7 @@ OPTIONS = [
     "--device=cpu", "--dtype=float32", "--dropout=0.1", "--learning_rate=1e-2", "--warmup_iters=5", "--grad_clip=0.5",
     "--eval_interval=20", "--eval_iters=2", f"--save_interval={SAVE_INTERVAL}", "--always_save_checkpoint=False",
 ]  # fmt: skip
-CLOCKS = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}  # of no two runs alike
+CLOCKS = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
 
 
 def main(argv: list[str]) -> None:
