@@ -58,7 +58,8 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> 
 
 class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon): the Nesterov momentum of a matrix, orthogonalised, so that all its directions move alike.
+    kellerjordan.github.io/posts/muon): the Nesterov momentum of a matrix, orthogonalised, so that all its directions
+    move alike.
 
     With several processes, whose gradients are the same by then (DDP), each orthogonalises its share of the matrices
     of a shape, and they exchange the results. The momentum is everywhere: a checkpoint fits any number of processes.
