@@ -1,6 +1,6 @@
-# 红楼梦 by character, as fast as two CPU cores learn it: ten minutes. RESULTS.md says what each part is worth.
+# 红楼梦 by character in ten minutes on two CPU cores: speed_shakespeare_char.py's recipe, larger, with dropout.
 #     python data/hongloumeng/prepare.py && python train.py config/speed_hongloumeng_char.py
-# Sooner: --max_iters=250 (the schedule follows it).
+# In eight seconds, validation loss 4.31: --n_layer=2 --n_embd=128 --dropout=0 --max_iters=200
 
 out_dir = "out-speed-hongloumeng-char"
 dataset = "hongloumeng"
