@@ -277,6 +277,13 @@ def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr
     assert (result.returncode, result.stdout, result.stderr) == (status, "", stderr)
 
 
+def test_a_rank_leaves_before_python_shuts_down(tmp_path):
+    """What a thread of the process group may do at that time (here: abort) does not matter any more."""
+    body = "import atexit, os; atexit.register(os.abort); print('done'); return 3"
+    result = run_main(tmp_path, body, RANK="1")
+    assert (result.returncode, result.stdout, result.stderr) == (3, "done\n", "")
+
+
 def test_traceback_is_shown_when_asked_for_and_for_errors_that_are_no_user_errors(tmp_path):
     asked = run_main(tmp_path, "raise ValueError('one')", TRACEBACK="1")
     assert asked.returncode == 2 and "in main" in asked.stderr and asked.stderr.endswith("\nerror: one\n")
