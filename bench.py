@@ -520,10 +520,11 @@ def evaluation(argv: list[str]) -> None:
 def generate(argv: list[str]) -> None:
     """Tokens a second, and milliseconds from a prompt to its first token, of GPT-2-shaped models of random weights.
 
-    Greedy, on one device. "ours": model.stream in each number format, int8 as by quantize.py; "uncached": our model on
-    the whole context for every token (the mean of the first and the last); "transformers":
-    generate() of GPT2LMHeadModel with its cache and the same weights. "times ..." divide by the fastest format of
-    that tool; "batch 8" by the same row's batch 1. * marks our fastest, that is the best of `--dtype` and `--quantize`.
+    Greedy, on one device. "ours": model.stream in each number format, int8 as by quantize.py, on a GPU also compiled
+    with CUDA graphs; "uncached": our model on the whole context for every token (the mean of the first and the last);
+    "transformers": generate() of GPT2LMHeadModel with its cache and the same weights. "times ..." divide by the fastest
+    format of that tool; "batch 8" by the same row's batch 1. * marks our fastest, that is the best of sample.py's
+    `--dtype`, `--quantize` and `--compile`.
     """
     made = parser("generate", inspect.getdoc(generate))
     add = made.add_argument
@@ -532,14 +533,18 @@ def generate(argv: list[str]) -> None:
     add("--tokens", type=int, default=200, help="to write (default: 200)")
     add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
     add("--repeats", type=int, default=3, help="medians of so many runs (default: 3)")
+    add("--device", default="auto", help="(default: auto)")
     args = made.parse_args(argv)
+    device = pick_device(args.device)
+    formats = ("float32", "bfloat16", "int8" if device.type == "cpu" else "bfloat16 compiled")
     rows = []
     for shape in args.models:
         model = GPT(GPTConfig(1024, **SHAPES[shape], mlp="gelu_tanh"), torch.Generator().manual_seed(0)).eval()
+        model.to(device)
         vocab_size = model.config.vocab_size
-        prompt = torch.randint(vocab_size, (1, args.prompt), generator=torch.Generator().manual_seed(0))
+        prompt = torch.randint(vocab_size, (1, args.prompt), generator=torch.Generator().manual_seed(0)).to(device)
         found = []
-        for tool, kind in itertools.product(("ours", "uncached", "transformers"), ("float32", "bfloat16", "int8")):
+        for tool, kind in itertools.product(("ours", "uncached", "transformers"), formats):
             run = make_writer(tool, kind, model, [args.prompt, args.prompt + args.tokens - 1])
             if run is None:
                 continue
@@ -578,21 +583,25 @@ SHAPES = {
 def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]):
     """run(prompts (B, T), tokens) -> the ids of each step, or for "uncached" run(): the forward pass of the first token
     and of the last, since the cost grows evenly between them. None: the tool lacks the number format."""
-    if tool != "ours" and kind == "int8":
+    if tool != "ours" and kind not in ("float32", "bfloat16"):
         return None
     if tool == "transformers":
         return transformers_writer(model, getattr(torch, kind))
-    ours = deepcopy(model).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    ours = deepcopy(model).to(torch.bfloat16 if kind.startswith("bfloat16") else torch.float32)
+    device = ours.lm_head.weight.device
     if kind == "int8":
         quantize(ours)
 
-    def write(prompts, tokens):  # ids.tolist(): as one who reads along does
-        return [ids.tolist() for ids, _ in ours.stream(prompts, tokens, Sampling(temperature=0))]
+    def write(prompts, tokens):  # a list in every step: as one who reads along does; a GPU would have to wait for it
+        if kind.endswith("compiled") and len(prompts) not in ours.compiled:
+            ours.compile_decoding(len(prompts), mode="reduce-overhead")
+        steps = (ids for ids, _ in ours.stream(prompts, tokens, Sampling(temperature=0)))
+        return [ids.tolist() for ids in steps] if device.type == "cpu" else torch.stack(list(steps)).tolist()
 
     @torch.no_grad()
     def recompute():
         for n in lengths:
-            ours(torch.zeros(1, n, dtype=torch.int64))[0].argmax(-1).tolist()
+            ours(torch.zeros(1, n, dtype=torch.int64, device=device))[0].argmax(-1).tolist()
 
     return write if tool == "ours" else recompute
 
@@ -609,7 +618,7 @@ def transformers_writer(model: GPT, dtype: torch.dtype):
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.load_state_dict(hf_tensors(model, "gpt2", torch.float32), strict=False)
     theirs.tie_weights()
-    theirs.to(dtype)
+    theirs.to(model.lm_head.weight.device, dtype)
 
     def run(prompts, tokens):
         text = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
@@ -981,35 +990,50 @@ def train_for(flops: float, dataset, options: list[str], out_dir: Path) -> dict:
     }  # fmt: skip
 
 
-GPU = {
-    "profile of a step": "profile config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1",
-    "124M": "train config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1 --steps=40 --peer={peer}",
-    "124M with Muon": "train config/speed_gpt2.py --gradient_accumulation_steps=1 --steps=40",
-    "350M": "train config/train_gpt2.py --n_layer=24 --n_head=16 --n_embd=1024 --batch_size=16 "
-            "--gradient_accumulation_steps=1 --steps=40",
-    "baby GPT": "time_to_loss config/speed_shakespeare_char.py --target=1.47 --n_layer=6 --n_head=6 --n_embd=384 "
-                "--block_size=256 --batch_size=64 --dropout=0.2 --max_iters=800 --eval_interval=50 "
-                "--baseline --plain='--max_iters=5000 --eval_interval=250'",
-    "Python": "time_to_loss config/speed_pycode.py --target=0 --max_minutes=8 --eval_interval=100 "
-              "--baseline --plain=--max_minutes=8",
-    "generation": "generate --device=cuda",
+GPU = {  # name: commands
+    "profile of a step": ["bench.py profile config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1"],
+    "124M": ["bench.py train config/train_gpt2.py --batch_size=32 --gradient_accumulation_steps=1 --steps=40 "
+             "--peer={peer}"],
+    "124M with Muon": ["bench.py train config/speed_gpt2.py --gradient_accumulation_steps=1 --steps=40"],
+    "350M": ["bench.py train config/train_gpt2.py --n_layer=24 --n_head=16 --n_embd=1024 --batch_size=16 "
+             "--gradient_accumulation_steps=1 --steps=40"],
+    "baby GPT": ["bench.py time_to_loss config/speed_shakespeare_char.py --target=1.47 --n_layer=6 --n_head=6 "
+                 "--n_embd=384 --block_size=256 --batch_size=64 --dropout=0.2 --max_iters=800 --eval_interval=50 "
+                 "--baseline --plain='--max_iters=5000 --eval_interval=250'"],
+    "Python": ["bench.py time_to_loss config/speed_pycode.py --target=0 --max_minutes=8 --eval_interval=100 "
+               "--baseline --plain=--max_minutes=8"],
+    "generation": ["bench.py generate --models 12x768 --batch 64 --device=cuda"],
+    "红楼梦, deep": [
+        "train.py config/train_hongloumeng_deep.py --out_dir=out-gpu-hongloumeng",
+        "eval.py --out_dir=out-gpu-hongloumeng --baselines",
+        "sample.py --out_dir=out-gpu-hongloumeng --start=却说宝玉 --num_samples=2 --max_new_tokens=200"],
+    "Python by BPE": [
+        "train.py config/speed_pycode.py --max_minutes=10 --out_dir=out-gpu-pycode",
+        "eval.py --out_dir=out-gpu-pycode --baselines", "bench.py lines --out_dir=out-gpu-pycode",
+        "sample.py --out_dir=out-gpu-pycode '--start=import numpy as' --num_samples=3 --max_new_tokens=120"],
+    "C++ by bytes": [
+        "train.py config/train_cppcode_bytes.py --max_minutes=10 --out_dir=out-gpu-cppcode",
+        "eval.py --out_dir=out-gpu-cppcode --baselines", "bench.py lines --out_dir=out-gpu-cppcode",
+        "sample.py --out_dir=out-gpu-cppcode '--start=for (int i = ' --num_samples=3 --max_new_tokens=300"],
 }  # fmt: skip
 
 
 def gpu(argv: list[str]) -> None:
-    """All that is to be known of a GPU, one table after another, each under its command. Needs the datasets
-    shakespeare_char and pycode (see config/speed_pycode.py); takes about 40 minutes in all."""
+    """All that is to be known of a GPU, one table after another, each under its commands. Needs the datasets
+    shakespeare_char, hongloumeng, cppcode and pycode (see the config files); takes more than an hour in all."""
     made = parser("gpu", gpu.__doc__)
     made.add_argument("--only", nargs="+", choices=list(GPU), default=list(GPU), help="some of: " + ", ".join(GPU))
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to run beside")
     args = made.parse_args(argv)
     for name in args.only:
-        words = [word.format(peer=args.peer) for word in shlex.split(GPU[name]) if args.peer or "{peer}" not in word]
-        print(f"\n## {name}\n\npython bench.py {shlex.join(words)}\n", flush=True)
-        try:
-            BENCHMARKS[words[0]](words[1:] + ["--json"] * args.json)
-        except (ValueError, RuntimeError) as error:  # the other tables are worth having all the same
-            print(f"failed: {error}", flush=True)
+        print(f"\n## {name}", flush=True)
+        for line in GPU[name]:
+            words = [word.format(peer=args.peer) for word in shlex.split(line) if args.peer or "{peer}" not in word]
+            print(f"\n$ python {shlex.join(words)}\n", flush=True)
+            words += ["--json"] * (args.json and words[0] == "bench.py")
+            # processes of their own, so that each finds all of the GPU's memory; the others are worth having all the
+            # same if one of them fails, and it has said why
+            subprocess.run([sys.executable, *words], cwd=Path(__file__).parent, check=False)
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it

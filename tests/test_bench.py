@@ -1,6 +1,9 @@
 """bench.py: what the benchmarks say besides times."""
 
+import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -23,8 +26,14 @@ def rows_of(capsys, *argv: str) -> list[dict]:
     return json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
 
 
-def test_the_gpu_list_names_benchmarks_that_there_are():
-    assert {command.split()[0] for command in bench.GPU.values()} <= bench.BENCHMARKS.keys()
+@pytest.mark.parametrize("line", [line for lines in bench.GPU.values() for line in lines])
+def test_the_gpu_list_has_commands_whose_options_there_are(line):
+    """One option more is all that is refused, and that before any work."""
+    script, *words = shlex.split(line)
+    main = importlib.import_module(Path(script).stem).main
+    with pytest.raises(ValueError, match="nonsense") as refused:
+        main([*(word.format(peer="nanoGPT") for word in words), "--nonsense=1"])
+    assert not re.search(r"--(?!nonsense)\w+=", str(refused.value).split("nonsense")[0]), refused.value
 
 
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
