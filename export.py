@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
 
 def architecture(config: GPTConfig) -> str:
     """'gpt2', 'llama' or 'qwen3'. ValueError lists what stands in the way of each where none can be it."""
-    plain = {"softcap": (0.0,)}
+    plain = {"softcap": (0.0,), "smear": (False,)}
     allowed = {
         "gpt2": plain | {"pos": ("learned",), "norm": ("layernorm",), "mlp": tuple(ACTIVATIONS.values()),
                          "n_kv_head": (None, config.n_head), "qk_norm": (False,),

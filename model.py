@@ -58,6 +58,7 @@ class GPTConfig:
     tie_weights: bool = True  # head and token embedding are one matrix
     qk_norm: bool = False  # RMSNorm of each query and key head (as Qwen3), before RoPE
     softcap: float = 0.0  # logits -> softcap * tanh(logits / softcap); 0 = off
+    smear: bool = False  # add to each token's embedding a learned share of the one before it, channel by channel
     init: str = "normal"  # 'normal' (GPT-2: std 0.02) or 'kaiming' (std 1/sqrt(fan_in))
 
     @property
@@ -248,7 +249,8 @@ class KVCache:
 
     k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
     filled: an int, or a (B,) int64 tensor where rows differ; a smaller one forgets the positions from there on.
-    GPT.forward appends to it. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
+    GPT.forward appends to it. ids (B, block_size + 1), only for config.smear: the id of position p in slot p + 1, and
+    -1 before the first. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
     first `reach` slots take part in attention, and a mask hides those that a row has not filled.
     """
 
@@ -258,6 +260,9 @@ class KVCache:
             dtype = torch.float32  # one query's attention takes a fifth of the time there (2 cores, 450 positions)
         self.k = torch.zeros(shape, device=device, dtype=dtype)  # a hidden slot weighs 0, but 0 * nan is nan
         self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.ids = None
+        if config.smear:
+            self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device)
         self.length: int | torch.Tensor = 0
         self.reach = config.block_size
 
@@ -265,6 +270,7 @@ class KVCache:
         """An empty cache of these rows, in the same memory."""
         part = copy(self)
         part.k, part.v, part.length = self.k[:, rows], self.v[:, rows], 0
+        part.ids = None if self.ids is None else self.ids[rows]
         return part
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -281,6 +287,15 @@ class KVCache:
         keys[row, :, slot] = k.transpose(1, 2).to(keys.dtype)
         values[row, :, slot] = v.transpose(1, 2).to(values.dtype)
         return keys.narrow(2, 0, self.reach), values.narrow(2, 0, self.reach)
+
+    def previous(self, idx: torch.Tensor) -> torch.Tensor:
+        """Stores idx (B, T) behind `length`; returns the id before each of them, (B, T), -1 before the first."""
+        if isinstance(self.length, int):
+            self.ids.narrow(1, self.length + 1, idx.size(1)).copy_(idx)
+            return self.ids.narrow(1, self.length, idx.size(1))
+        row, slot = torch.arange(idx.size(0), device=idx.device)[:, None], self.positions(idx.size(1))
+        self.ids[row, slot + 1] = idx
+        return self.ids[row, slot]
 
     def positions(self, T: int) -> slice | torch.Tensor:
         """Of the next T ids: a slice, or (B, T) where rows differ."""
@@ -399,6 +414,8 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.pos == "learned":
             self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        if config.smear:
+            self.transformer.register_parameter("smear", nn.Parameter(torch.empty(config.n_embd)))
         self.transformer["drop"] = Dropout(config.dropout)
         self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.transformer["ln_f"] = norm_layer(config, config.n_embd)
@@ -440,6 +457,8 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
+        if self.config.smear:
+            nn.init.zeros_(self.transformer.smear)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
         """Parameters, each tensor once.
@@ -477,6 +496,19 @@ class GPT(nn.Module):
             wpe.num_embeddings = block_size
         self.make_rope()
 
+    def embed(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """idx (B, T) -> what tells tokens apart in the first block's input, (B, T, C); a cache learns the ids."""
+        wte = self.transformer.wte
+        x = wte(idx)
+        if not self.config.smear:
+            return x
+        if cache is None:
+            before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        else:
+            ids = cache.previous(idx)
+            before = wte(ids.clamp(min=0)) * (ids >= 0)[:, :, None]
+        return x + self.transformer.smear * before
+
     def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """idx (B, T) int64 -> what the last block leaves, (B, T, C): to be normed by ln_f, then read by the head.
 
@@ -487,7 +519,7 @@ class GPT(nn.Module):
         if isinstance(start, int) and start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions do not fit into block_size={self.config.block_size}")
         positions, mask = (cache.positions(T), cache.mask(T)) if cache is not None else (slice(T), None)
-        x = self.transformer.wte(idx)  # (B, T, C)
+        x = self.embed(idx, cache)  # (B, T, C)
         rope = None
         if self.config.pos == "learned":
             x = x + self.transformer.wpe.weight[positions]
@@ -556,7 +588,7 @@ class GPT(nn.Module):
         weight = self.transformer.wte.weight
         cache = KVCache(self.config, batch_size, weight.device, weight.dtype)
         cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        for tensor in (cache.k, cache.v, cache.length):
+        for tensor in (cache.k, cache.v, cache.length) + (() if cache.ids is None else (cache.ids,)):
             torch._dynamo.mark_static_address(tensor)  # an input that the graph writes to
         step = torch.compile(lambda idx: self(idx, cache=cache)[0], fullgraph=True, dynamic=False, **options)
         self.compiled[batch_size] = cache, step
@@ -656,7 +688,7 @@ class Step:
         B, t, config = idx.size(0), cache.length, model.config
         if not isinstance(t, int) or idx.device.type != "cpu":
             return model(idx, cache=cache)[0]
-        x = F.embedding(idx[:, 0], model.transformer.wte.weight)  # (B, C)
+        x = model.embed(idx, cache)[:, 0]  # (B, C)
         if config.pos == "learned":
             x = x + model.transformer.wpe.weight[t]
         else:
@@ -752,6 +784,8 @@ class Decoder:
             logits = self.model(contexts[0][None], cache=part.rows(slice(1)))[0]
             for cached in (part.k, part.v):
                 cached[:, 1:, :, : counts[0]] = cached[:, :1, :, : counts[0]]
+            if part.ids is not None:
+                part.ids[1:] = part.ids[:1]
             return logits[:, -1].expand(len(contexts), -1)
         idx = nn.utils.rnn.pad_sequence(contexts, batch_first=True)
         last = torch.tensor(counts, device=idx.device) - 1 if len(set(counts)) > 1 else None

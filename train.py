@@ -90,6 +90,7 @@ class TrainConfig:
     tie_weights: bool = True  # head and token embedding share one matrix
     qk_norm: bool = False  # RMSNorm on queries and keys
     softcap: float = 0.0  # bound on the logits; 0 = off
+    smear: bool = False  # add a learned share of the previous token's embedding to each
     init: Literal["normal", "kaiming"] = "normal"  # fresh weights
     # Optimizer
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices in the blocks, AdamW for the rest

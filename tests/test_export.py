@@ -116,7 +116,8 @@ def test_a_random_model_survives_ours_to_hugging_face_to_ours(seed, tmp_path, re
 @pytest.mark.parametrize("changes, message", [
     (dict(pos="rope"), "gpt2: pos='rope'; llama: norm='layernorm', mlp='gelu'; qwen3: "),
     (dict(qk_norm=True, n_kv_head=1), "gpt2: n_kv_head=1, qk_norm=True; llama: "),
-    (dict(pos="rope", norm="rmsnorm", mlp="swiglu", softcap=15.0), "llama: softcap=15.0; qwen3: softcap=15.0, qk_norm=False"),
+    (dict(pos="rope", norm="rmsnorm", mlp="swiglu", softcap=15.0, smear=True),
+     "llama: softcap=15.0, smear=True; qwen3: softcap=15.0, smear=True, qk_norm=False"),
     (dict(pos="rope", norm="rmsnorm", mlp="swiglu", qk_norm=True, bias=True), "qwen3: bias=True"),
 ])  # fmt: skip
 def test_a_shape_without_counterpart_is_refused_with_what_stands_in_the_way(changes, message, tmp_path):

@@ -14,7 +14,7 @@ from quantize import quantize
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [
-    dict(pos=pos, n_kv_head=n_kv_head, qk_norm=qk_norm)
+    dict(pos=pos, n_kv_head=n_kv_head, qk_norm=qk_norm, smear=n_kv_head == 1)
     for pos, n_kv_head, qk_norm in itertools.product(("learned", "rope"), (4, 2, 1), (False, True))
 ]
 GREEDY = Sampling(temperature=0)
@@ -351,7 +351,7 @@ def test_the_benchmarks_tools_write_the_same_text():
 
 def test_the_benchmark_of_generation_compares_all_formats(monkeypatch, capsys):
     monkeypatch.setattr(bench, "SHAPES", {"tiny": dict(vocab_size=61, n_layer=1, n_head=2, n_embd=32)})
-    bench.main(["generate", "--prompt=5", "--tokens=4", "--batch=2", "--repeats=1", "--json"])
+    bench.main(["generate", "--prompt=5", "--tokens=100", "--batch=2", "--repeats=1", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(row["tool"], row["weights"].strip(" *")) for row in found] == [
         ("ours", "float32"), ("ours", "bfloat16"), ("ours", "int8"), ("uncached", "float32"), ("uncached", "bfloat16"),

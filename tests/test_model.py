@@ -137,6 +137,20 @@ def test_logits_loss_and_all_gradients_equal_transformers(name):
         torch.testing.assert_close(p.grad, expected, atol=1e-5, rtol=1e-3, msg=our_name)
 
 
+def test_smear_adds_a_share_of_the_embedding_before():
+    """The oracle: a model without it, whose embeddings are changed on their way."""
+    model, idx = build(smear=True), ids()
+    plain, share = build(), model.transformer.smear
+    plain.load_state_dict(model.state_dict(), strict=False)
+
+    def add(_, __, x):
+        x = x.clone()
+        x[:, 1:] += share * F.embedding(idx, plain.transformer.wte.weight)[:, :-1]
+        return x
+    plain.transformer.wte.register_forward_hook(add)
+    assert torch.equal(model(idx, idx)[0], plain(idx, idx)[0])
+
+
 # ---- every combination ----
 
 
@@ -153,6 +167,7 @@ def covering_set():
             n_kv_head=(None, 2)[a ^ c],
             softcap=(0.0, 15.0)[a ^ b ^ c],
             init=("normal", "kaiming")[a & b],
+            smear=bool(a) ^ (mlp in ("gelu_tanh", "swiglu")),
         )
 
 
