@@ -666,10 +666,10 @@ class Step:
         else:
             cos, sin = self.cos[t], self.sin[t]
         k_slots, v_slots = cache.k[:, :, :, t].unbind(), cache.v[:, :, :, t].unbind()  # of each layer (B, nkv, hs)
-        S, own = cache.shared, slice(cache.shared, t + 1)
-        keys, values = cache.k[:, :, :, own].unbind(), cache.v[:, :, :, own].unbind()  # (B, nkv, t + 1 - S, hs)
+        S, T = cache.shared, t + 1 - cache.shared
+        keys, values = cache.k.narrow(3, S, T).unbind(), cache.v.narrow(3, S, T).unbind()  # (B, nkv, T, hs)
         if S:
-            shared = list(zip(cache.k[:, 0, :, :S].unbind(), cache.v[:, 0, :, :S].unbind(), strict=True))  # (nkv, S, hs)
+            shared_keys, shared_values = cache.k[:, 0, :, :S].unbind(), cache.v[:, 0, :, :S].unbind()  # (nkv, S, hs)
         for layer, (ln_1, c_attn, c_proj, ln_2, mlp) in enumerate(self.layers):
             qkv = c_attn(ln_1(x)).view(B, nh + 2 * nkv, hs)
             qk, v = qkv[:, : nh + nkv], qkv[:, nh + nkv :]
@@ -681,7 +681,7 @@ class Step:
             v_slots[layer].copy_(v)
             q = qk[:, :nh].view(B, nkv, nh // nkv, hs).to(cache.k.dtype)  # heads that share keys: one's queries
             if S:
-                y = attend(q, keys[layer], values[layer], *shared[layer])
+                y = attend(q, keys[layer], values[layer], shared_keys[layer], shared_values[layer])
             else:
                 y = F.scaled_dot_product_attention(q, keys[layer], values[layer])  # (B, nkv, nh / nkv, hs)
             x = x + c_proj(y.view(B, nh * hs).to(x.dtype))
