@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 # logits that LinearCrossEntropy holds at a time, but at least 256 rows of them: fewer would multiply at a fraction
 # of the speed (a constant of the module: torch.compile can't read one from an autograd.Function)
 CHUNK = 2**22
+# from so many rows on a CPU reads the prompt that they share once for all: for fewer it takes longer (see attend)
+SHARING_ROWS = 4
 # up to so many positions a CPU trains attention in bfloat16 with all scores in memory (see dense_attention)
 DENSE_ATTENTION = 256
 
@@ -249,9 +251,10 @@ class KVCache:
 
     k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
     filled: an int, or a (B,) int64 tensor where rows differ; a smaller one forgets the positions from there on.
-    GPT.forward appends to it. ids (B, block_size + 1), only for config.smear: the id of position p in slot p + 1, and
-    -1 before the first. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
-    first `reach` slots take part in attention, and a mask hides those that a row has not filled.
+    GPT.forward appends to it. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
+    first `reach` slots take part in attention, and a mask hides those that a row has not filled. The first `shared`
+    positions are those of row 0 for every row, and in no other row's slots; Step reads them so, GPT.forward does not.
+    ids (B, block_size + 1), only for config.smear: the id of position p in slot p + 1, and -1 before the first.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
@@ -265,11 +268,12 @@ class KVCache:
             self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device)
         self.length: int | torch.Tensor = 0
         self.reach = config.block_size
+        self.shared = 0
 
     def rows(self, rows: slice) -> "KVCache":
         """An empty cache of these rows, in the same memory."""
         part = copy(self)
-        part.k, part.v, part.length = self.k[:, rows], self.v[:, rows], 0
+        part.k, part.v, part.length, part.shared = self.k[:, rows], self.v[:, rows], 0, 0
         part.ids = None if self.ids is None else self.ids[rows]
         return part
 
@@ -694,7 +698,10 @@ class Step:
         else:
             cos, sin = self.cos[t], self.sin[t]
         k_slots, v_slots = cache.k[:, :, :, t].unbind(), cache.v[:, :, :, t].unbind()  # of each layer (B, nkv, hs)
-        keys, values = cache.k.narrow(3, 0, t + 1).unbind(), cache.v.narrow(3, 0, t + 1).unbind()  # (B, nkv, t + 1, hs)
+        S, T = cache.shared, t + 1 - cache.shared
+        keys, values = cache.k.narrow(3, S, T).unbind(), cache.v.narrow(3, S, T).unbind()  # (B, nkv, T, hs)
+        if S:
+            shared_keys, shared_values = cache.k[:, 0, :, :S].unbind(), cache.v[:, 0, :, :S].unbind()  # (nkv, S, hs)
         for layer, (ln_1, c_attn, c_proj, ln_2, mlp) in enumerate(self.layers):
             qkv = c_attn(ln_1(x)).view(B, nh + 2 * nkv, hs)
             qk, v = qkv[:, : nh + nkv], qkv[:, nh + nkv :]
@@ -705,11 +712,30 @@ class Step:
             k_slots[layer].copy_(qk[:, nh:])
             v_slots[layer].copy_(v)
             q = qk[:, :nh].view(B, nkv, nh // nkv, hs).to(cache.k.dtype)  # heads that share keys: one's queries
-            y = F.scaled_dot_product_attention(q, keys[layer], values[layer])  # (B, nkv, nh / nkv, hs)
+            if S:
+                y = attend(q, keys[layer], values[layer], shared_keys[layer], shared_values[layer])
+            else:
+                y = F.scaled_dot_product_attention(q, keys[layer], values[layer])  # (B, nkv, nh / nkv, hs)
             x = x + c_proj(y.view(B, nh * hs).to(x.dtype))
             x = x + mlp(ln_2(x))
         cache.length += 1
         return model._logits(model.transformer.ln_f(x))[:, None]
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shared_k: torch.Tensor, shared_v: torch.Tensor
+) -> torch.Tensor:
+    """Attention of one position in each row, q (B, nkv, nh / nkv, hs), over shared_k, shared_v (nkv, S, hs) and then
+    over the row's own k, v (B, nkv, T, hs): as q. What rows share is read once for all, by a product of matrices."""
+    B, nkv, n, hs = q.shape
+    S, T = shared_k.size(1), k.size(2)
+    q = q * hs**-0.5
+    shared = q.transpose(0, 1).reshape(nkv, B * n, hs).bmm(shared_k.mT)  # (nkv, B n, S)
+    own = k.flatten(0, 1).bmm(q.view(B * nkv, n, hs).mT)  # (B nkv, T, n): q k^T would take a third more time
+    p = torch.cat((shared.view(nkv, B, n, S).transpose(0, 1), own.view(B, nkv, T, n).mT), dim=-1).softmax(-1)
+    shared = p[..., :S].transpose(0, 1).reshape(nkv, B * n, S).bmm(shared_v)  # (nkv, B n, hs)
+    own = p[..., S:].reshape(B * nkv, n, T).bmm(v.flatten(0, 1))  # (B nkv, n, hs)
+    return own.view(q.shape) + shared.view(nkv, B, n, hs).transpose(0, 1)
 
 
 def as_function(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -744,7 +770,7 @@ class Decoder:
     def start(self) -> torch.Tensor:
         """Encodes the prompts; logits (B, V) of the position after each."""
         contexts = [row[-self.block_size :] for row in self.prompts]
-        if all(row is self.prompts[0] for row in self.prompts):
+        if all(torch.equal(context, contexts[0]) for context in contexts[1:]):
             contexts = contexts[:1] * len(contexts)
         return self.encode(contexts, slice(None))
 
@@ -780,12 +806,17 @@ class Decoder:
         else:
             is_ragged = len(set(counts)) > 1
             self.cache.length = torch.tensor(counts, device=self.cache.k.device) if is_ragged else counts[0]
+        self.cache.shared = 0
         if len(contexts) > 1 and all(context is contexts[0] for context in contexts):  # encoded once for all
             logits = self.model(contexts[0][None], cache=part.rows(slice(1)))[0]
-            for cached in (part.k, part.v):
-                cached[:, 1:, :, : counts[0]] = cached[:, :1, :, : counts[0]]
             if part.ids is not None:
                 part.ids[1:] = part.ids[:1]
+            can_share = isinstance(self.cache.length, int) and part.k.device.type == "cpu"
+            if can_share and len(contexts) >= SHARING_ROWS:
+                self.cache.shared = counts[0]
+            else:
+                for cached in (part.k, part.v):
+                    cached[:, 1:, :, : counts[0]] = cached[:, :1, :, : counts[0]]
             return logits[:, -1].expand(len(contexts), -1)
         idx = nn.utils.rnn.pad_sequence(contexts, batch_first=True)
         last = torch.tensor(counts, device=idx.device) - 1 if len(set(counts)) > 1 else None

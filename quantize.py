@@ -8,6 +8,8 @@ processors that multiply int8 by int8 (x86 with VNNI): there they are rounded to
 that a trial finds fit for it. Imports torch only.
 """
 
+import warnings
+
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
@@ -18,10 +20,16 @@ MAX_NOISE = 0.05
 LARGE = 2**20  # weights from which rounding the activations takes less time than it saves (2 cores, one row)
 FEW_ROWS = 32  # up to this many rows the kernel for int8 weights beats multiplying by floats made of them
 HAS_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # as its own product of numbers
+# FBGEMM's product, (x (M, K) float32, scale, zero point, packed weight (N, K)) -> (M, N) float32, which rounds x to
+# scale times an integer. None in a PyTorch without it: 2.13 deprecates tensors with a scale, as its packing takes.
+ROUNDED_LINEAR = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
 
 
 class Int8Linear(nn.Module):
-    """nn.Linear for inference: y = x (weight * scale)^T + bias with weight (N, K) int8, scale and bias (N,)."""
+    """nn.Linear for inference: y = x (weight * scale)^T + bias with weight (N, K) int8, scale and bias (N,).
+
+    Where x is rounded too, weight and scale are one packed object, which stays on the CPU.
+    """
 
     def __init__(self, linear: nn.Linear, round_inputs: bool):
         super().__init__()
@@ -29,20 +37,26 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1) / 127 + 1e-30
         scale = scale.bfloat16() if not round_inputs else scale  # as the kernel takes it
-        self.register_buffer("weight", (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8))
-        self.register_buffer("scale", scale)
+        weight = (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self.register_buffer("tiny", torch.full((1, 1), 1e-30), persistent=False)
+        if round_inputs:
+            self.packed = pack(weight, scale)
+        else:
+            self.register_buffer("weight", weight)
+            self.register_buffer("scale", scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, scale, bias = self.weight, self.scale, self.bias
+        bias = self.bias
         rows = x if x.dim() == 2 else x.flatten(0, -2)  # (M, K)
         if self.round_inputs:
-            # a scale for each row, so that no row depends on another; integers add up exactly in any order
-            step = torch.add(self.tiny, rows.abs().amax(dim=1, keepdim=True), alpha=1 / 127)
-            y = torch._int_mm(rows.div(step).round_().char(), weight.t()).mul(step)
-            y = y * scale if bias is None else torch.addcmul(bias, y, scale)
+            # a scale for each row, so that no row depends on another; integers add up exactly in any order. A row of
+            # zeros is divided by zero, to some integers, and multiplied by it again
+            rows = rows.float()
+            size = rows.abs().amax(dim=1, keepdim=True)
+            y = ROUNDED_LINEAR(rows.div(size), 1 / 127, 128, self.packed)
+            y = y.mul_(size) if bias is None else torch.addcmul(bias, y, size)
         else:
+            weight, scale = self.weight, self.scale
             if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # else it crashes
                 y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
             else:
@@ -54,12 +68,23 @@ class Int8Linear(nn.Module):
         return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
 
 
+def pack(weight: torch.Tensor, scale: torch.Tensor):
+    """weight (N, K) int8 with scale (N,), in the order in which FBGEMM reads it for one row as for many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        return torch.ops.quantized.linear_prepack(
+            torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, axis=0), None
+        )
+
+
 @torch.no_grad()
 def quantize(model: nn.Module) -> None:
     """Replaces the Linear layers of a GPT in place. Embeddings and norms stay; a tied head becomes a copy."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     device = next(model.parameters()).device
-    multiplies = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    has_fbgemm = ROUNDED_LINEAR is not None and torch.backends.quantized.engine in ("x86", "fbgemm")
+    multiplies = device.type == "cpu" and has_fbgemm and torch.cpu._is_vnni_supported()
     noise = input_noise(model, linears) if multiplies else {}
     fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= LARGE}
     for name, linear in linears.items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bench
-from model import GPT, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
+from model import GPT, Decoder, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
 from quantize import quantize
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
@@ -144,6 +144,25 @@ def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_bat
     for logits in (whole, steps):
         assert (logits - expected).square().mean().sqrt() < noise * expected.std()
     assert torch.equal(run(int8, idx, 12)[1], run(int8, idx[1:2], 12)[0])
+    linear, x = int8.transformer.h[0].mlp.c_fc, torch.randn(5, 32, generator=seeded())
+    x[2], x[3] = 0, 1000 * x[3]
+    alone = torch.cat([linear(row[None]) for row in x])
+    torch.testing.assert_close(linear(x), alone, atol=1e-6, rtol=1e-6)
+    assert torch.equal(alone[2], torch.zeros(len(alone[2])) if linear.bias is None else linear.bias)
+
+
+@pytest.mark.parametrize("shape", SHAPES + OTHERS, ids=lambda shape: "-".join(map(str, shape.values())))
+@torch.no_grad()
+def test_steps_of_rows_with_one_prompt_equal_the_uncached_model(shape):
+    model, idx = build(**shape), ids(5)
+    idx[:, :6] = idx[0, :6]
+    full = model(idx, idx)[0]
+    decoder = Decoder(model, idx[:, :6])
+    torch.testing.assert_close(decoder.start(), full[:, 5], atol=1e-4, rtol=0)
+    assert decoder.cache.shared == 6
+    for t in range(6, 16):
+        torch.testing.assert_close(decoder.advance(idx[:, t]), full[:, t], atol=1e-4, rtol=0)
+    assert not decoder.cache.k[:, 1:, :, :6].any()  # kept once
 
 
 @torch.no_grad()
@@ -192,6 +211,15 @@ def test_each_row_of_a_ragged_batch_equals_its_single_run(shape):
     for row, prompt in enumerate(prompts):
         assert torch.equal(together[row], naive_generate(model, prompt[None], 18)[0, len(prompt) :])
         assert torch.equal(sampled[row], run(model, [prompt], 18, Sampling(0.9, top_k=20), [seeded(row)])[0])
+
+
+@pytest.mark.parametrize("prompt", [1, 9, 16, 21])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=["gpt2", "rope"])
+def test_rows_with_one_prompt_equal_the_naive_loop_past_block_size(shape, prompt):
+    model, idx = build(**shape), ids(1, prompt).repeat(6, 1)
+    drawn = model.generate(idx, 30, temperature=0.9, generator=seeded())
+    assert torch.equal(drawn, naive_generate(model, idx, 30, 0.9, seeded()))
+    assert len(set(map(tuple, drawn.tolist()))) == 6
 
 
 def test_a_seed_means_the_same_ids_in_any_batch():
