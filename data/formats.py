@@ -34,6 +34,7 @@ from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes: about what a worker reads at a time
 CHUNK = 1 << 20  # bytes read at a time
+DECODED = 1 << 14  # bytes that become text at a time; data/source.py's trim() says why so few
 HEAD = 1 << 22  # bytes that tell the encoding
 ROWS = (".jsonl", ".ndjson")
 BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a folder of texts is searched for
@@ -64,7 +65,7 @@ class Reading:
     fraction: float = 1.0  # of the training documents, chosen by hash
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # slots: there are as many as files
 class Part:
     """What is read in one go: a file, a range of its bytes, a member of an archive, some row groups."""
 
@@ -381,7 +382,7 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Iterator[tuple[str, str, bool]]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(), 0 if part.member else part.start
     while True:
-        data, pending = stream.read(CHUNK), decoder.getstate()[0]
+        data, pending = stream.read(DECODED), decoder.getstate()[0]
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
@@ -399,7 +400,9 @@ def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterat
     """The documents between separators, numbered from 1, without white space around them."""
     rest, number, begun = "", 1, False
     for name, text, ends in chunks:
-        *complete, rest = (rest + text).split(separator)
+        found = separator in rest[-len(separator):] + text
+        rest += text
+        *complete, rest = rest.split(separator) if found else [rest]
         for document in [*complete, rest] if ends else complete:
             document = document.rstrip() if begun else document.strip()
             if document or begun:

@@ -12,13 +12,17 @@ given.
 """
 
 import argparse
+import ctypes
 import hashlib
 import os
 import re
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +43,7 @@ from data.formats import (
 )
 from data.tokenizer import find_cut
 
-PIECE = 1 << 20  # characters: about what is encoded at a time
+PIECE = 1 << 17  # characters: about what is encoded at a time
 LONGEST_PIECE = 1 << 22
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
@@ -129,7 +133,7 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
             if known and path.is_file() and hash_file(path) == known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
-            parts += [replace(part, split=split) for part in found]
+            parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
         packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
         if packed:
@@ -201,18 +205,18 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     """The "source" of meta.json. The sha256 is the file's, or that of the files' hex digests in a row."""
     from tqdm import tqdm
 
-    files = dict.fromkeys(part.path for part in parts)
-    sizes = {path: os.path.getsize(path) for path in files}
-    hashes = []
-    with tqdm(desc="hashing", total=sum(sizes.values()), unit="B", unit_scale=True, disable=None) as bar:
+    files, digest = dict.fromkeys(part.path for part in parts), hashlib.sha256()
+    n_bytes = sum(map(os.path.getsize, files))
+    with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
         for path in files:
-            hashes.append(hash_file(path, bar.update))
-    names = list(dict.fromkeys(part.name for part in parts))
+            sha256 = hash_file(path, bar.update)
+            digest.update(sha256.encode())
+    names = dict.fromkeys(part.name for part in parts)
     return {
-        "from": where or ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
+        "from": where or ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else ""),
         "files": len(names),
-        "bytes": sum(sizes.values()),
-        "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "bytes": n_bytes,
+        "sha256": sha256 if len(files) == 1 else digest.hexdigest(),
         "encoding": args.encoding,
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
@@ -253,7 +257,18 @@ class Unit:
     def pieces(self, report: Report | None = None) -> Iterator[Piece]:
         """Streams the unit's text; memory does not grow with it."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
-        return pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
+        yield from pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
+        trim()
+
+
+def trim() -> None:
+    """Gives freed memory back to the system, where the C library is glibc. Where text has characters of several bytes,
+    Python decodes into more memory than it needs, and gives the rest back: glibc keeps hundreds of such rests for later
+    (its tcache), each of which keeps the free memory on its two sides apart. The less is decoded at a time (DECODED),
+    and the more often this is called, the less is lost."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, single: bool = False) -> list[Unit]:
@@ -280,12 +295,13 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
     for document, text, ends in documents(part, reading):
+        start = max(PIECE, len(buffer))  # before it there is no cut
         buffer += cleaner.feed(text, ends) if part.rules else text
-        while len(buffer) > PIECE and (at := cut_in(buffer)):
+        while len(buffer) > PIECE and (at := cut_in(buffer, start)):
             taken = taken if begun else is_taken(buffer, part, reading)
             if taken:
                 yield Piece(document, buffer[:at], False, part.split)
-            buffer, begun = buffer[at:], True
+            buffer, begun, start = buffer[at:], True, PIECE
         if ends:
             taken = taken if begun else bool(buffer) and is_taken(buffer, part, reading)
             if taken:
@@ -299,9 +315,9 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
         yield Piece(document, buffer, False, part.split)
 
 
-def cut_in(text: str) -> int:
-    """The first cut after PIECE characters; 0 if there is none yet, LONGEST_PIECE if there won't be one."""
-    at = find_cut(text, PIECE)
+def cut_in(text: str, start: int) -> int:
+    """The first cut from `start` on; 0 if there is none yet, LONGEST_PIECE if there won't be one."""
+    at = find_cut(text, start)
     return at if at > 0 else LONGEST_PIECE if len(text) > LONGEST_PIECE else 0
 
 
@@ -347,7 +363,8 @@ def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Pi
     """The first `left` characters as train, and what follows as val; each side's last piece ends a document."""
     for piece in pieces:
         if whole_words and 0 < left < len(piece.text):
-            left = max(left, find_cut(piece.text, left))
+            at = find_cut(piece.text, left)
+            left = at if at > 0 else left if piece.ends else len(piece.text)  # pieces end where one may cut
         head, tail = piece.text[:left], piece.text[left:]
         if head:
             left -= len(head)

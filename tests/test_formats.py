@@ -60,6 +60,7 @@ def small_parts(monkeypatch):
     """Parts of 4 KiB, read by 512 bytes, so that the texts of the tests have many."""
     monkeypatch.setattr(formats, "UNIT", 1 << 12)
     monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+    monkeypatch.setattr(formats, "DECODED", 1 << 7)
 
 
 # ---- kinds of files ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import real_text, run_and_watch
 from data.dataset import open_dataset
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -40,6 +41,61 @@ def text_of(dataset, split):
 def counts(folder):
     meta = open_dataset(folder).meta
     return meta["vocab_size"], meta["splits"]["train"]["tokens"], meta["splits"]["val"]["tokens"]
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory of processes is read from Linux's /proc")
+
+WORKER = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from data import build, source
+from data.tokenizer import CharTokenizer
+out, chars, *files = map(Path, sys.argv[1:])
+args = source.arguments("", out).parse_args(["--input", *map(str, files)])
+reading = source.reading_of(args)
+build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
+for unit in source.units(args, source.find(args, reading), reading):
+    build.encode_unit(None, unit, out / "part")
+    print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """Python's library in 48 files of 2.5 MB. Few of its characters have several bytes; from such text, decoding
+    leaves small pieces of memory of many sizes behind."""
+    folder, text, size = tmp_path_factory.mktemp("library"), real_text(None), 2_500_000
+    for i in range(48):
+        at = i * size % (len(text) - size)
+        (folder / f"{i:02}.txt").write_text(f"{i}\n{text[at:at + size]}", encoding="utf-8")
+    return sorted(folder.iterdir())
+
+
+@linux
+def test_memory_does_not_grow_with_the_text(tmp_path, library):
+    """Parent and workers: 80 MB of text more, 12 MB of memory more at most."""
+    peaks = []
+    for files in library[:16], library:
+        command = [sys.executable, str(DATA / "text/prepare.py"), "--input", *map(str, files), "--tokenizer=char",
+                   "--workers=2", "--out_dir", str(tmp_path)]
+        peaks.append(run_and_watch(command)[1])
+    assert 30 < peaks[0] < 1000 and peaks[1] - peaks[0] < 12, peaks
+
+
+@linux
+def test_a_worker_gives_back_the_memory_of_a_unit(tmp_path, library):
+    """After 8 units of 15 MB it has at most 2 MB more than after the first."""
+    chars = tmp_path / "chars"
+    chars.write_text("".join(sorted(set().union(*(file.read_text(encoding="utf-8") for file in library)))),
+                     encoding="utf-8", newline="")
+    (tmp_path / "worker.py").write_text(WORKER.format(root=str(DATA.parent)), encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), str(chars), *map(str, library)]
+    kept = [int(line) / 1000 for line in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+    assert len(kept) >= 6 and kept[0] > 10 and max(kept) - kept[0] < 2, kept
 
 
 # ---- text by characters ------------------------------------------------------------------------------------

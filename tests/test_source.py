@@ -73,6 +73,7 @@ def small_parts(monkeypatch):
     for module in (formats, source):
         monkeypatch.setattr(module, "UNIT", 1 << 12)
     monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+    monkeypatch.setattr(formats, "DECODED", 1 << 7)
     monkeypatch.setattr(source, "PIECE", 1 << 8)
     monkeypatch.setattr(source, "LONGEST_PIECE", 1 << 10)
 
@@ -226,6 +227,13 @@ def test_a_text_without_a_place_to_cut_still_comes_in_pieces(tmp_path, small_par
     _, found = made(parse(tmp_path, "--input", write(tmp_path / "a.txt", "字" * 30_000)))
     pieces = [piece.text for unit in found for piece in unit.pieces()]
     assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == source.LONGEST_PIECE
+
+
+def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
+    pieces = [Piece("a", "one two", False, None), Piece("a", " three", True, None)]
+    heads = ["".join(piece.text for piece in cut_at(pieces, left, True) if piece.split == "train")
+             for left in range(1, 8)]
+    assert heads == ["one"] * 3 + ["one two"] * 4
 
 
 def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
