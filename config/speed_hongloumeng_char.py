@@ -20,7 +20,7 @@ n_head = 4
 n_embd = 256
 dropout = 0.2
 pos = "rope"
-tie_weights = False
+smear = True
 init = "kaiming"
 
 optimizer = "muon"
