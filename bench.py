@@ -157,7 +157,7 @@ def timed_step(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor,
 PLAIN = {
     "optimizer": "adamw", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "grad_clip": 1.0, "schedule": "cosine", "dropout": 0.0, "bias": False, "pos": "learned",
-    "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "tie_weights": True, "init": "normal",
+    "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "smear": False, "tie_weights": True, "init": "normal",
     "max_minutes": None,
 }  # fmt: skip
 
@@ -219,7 +219,7 @@ def ablation(argv: list[str]) -> None:
     made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
     config, explicit = configure(TrainConfig, [args.config])
-    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap")
+    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap", "smear")
     changes = {"as it is": []}
     for key in keys:
         if key in explicit and getattr(config, key) != PLAIN[key]:
@@ -523,8 +523,8 @@ def generate(argv: list[str]) -> None:
     Greedy, on one device. "ours": model.stream in each number format, int8 as by quantize.py, on a GPU also compiled
     with CUDA graphs; "uncached": our model on the whole context for every token (the mean of the first and the last);
     "transformers": generate() of GPT2LMHeadModel with its cache and the same weights. "times ..." divide by the fastest
-    format of that tool; "batch 8" by the same row's batch 1. * marks our fastest, that is the best of sample.py's
-    `--dtype`, `--quantize` and `--compile`.
+    format of that tool; "batch 8", whose rows have one prompt, by the same row's batch 1. * marks our fastest, that is
+    the best of sample.py's `--dtype`, `--quantize` and `--compile`.
     """
     made = parser("generate", inspect.getdoc(generate))
     add = made.add_argument
@@ -1025,15 +1025,19 @@ def gpu(argv: list[str]) -> None:
     made.add_argument("--only", nargs="+", choices=list(GPU), default=list(GPU), help="some of: " + ", ".join(GPU))
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to run beside")
     args = made.parse_args(argv)
+    peer, failed = args.peer and args.peer.resolve(), []
     for name in args.only:
         print(f"\n## {name}", flush=True)
         for line in GPU[name]:
-            words = [word.format(peer=args.peer) for word in shlex.split(line) if args.peer or "{peer}" not in word]
+            words = [word.format(peer=peer) for word in shlex.split(line) if peer or "{peer}" not in word]
             print(f"\n$ python {shlex.join(words)}\n", flush=True)
             words += ["--json"] * (args.json and words[0] == "bench.py")
-            # processes of their own, so that each finds all of the GPU's memory; the others are worth having all the
-            # same if one of them fails, and it has said why
-            subprocess.run([sys.executable, *words], cwd=Path(__file__).parent, check=False)
+            # processes of their own, so that each finds all of the GPU's memory
+            if subprocess.run([sys.executable, *words], cwd=Path(__file__).parent, check=False).returncode:
+                failed.append(name)  # it has said why; the other tables are worth having all the same
+                break
+    if failed:
+        raise ValueError(f"failed: {', '.join(failed)}; the reasons are above")
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it

@@ -502,15 +502,15 @@ class GPT(nn.Module):
 
     def embed(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """idx (B, T) -> what tells tokens apart in the first block's input, (B, T, C); a cache learns the ids."""
-        wte = self.transformer.wte
-        x = wte(idx)
+        weight = self.transformer.wte.weight
+        x = F.embedding(idx, weight)
         if not self.config.smear:
             return x
         if cache is None:
             before = F.pad(x[:, :-1], (0, 0, 1, 0))
         else:
             ids = cache.previous(idx)
-            before = wte(ids.clamp(min=0)) * (ids >= 0)[:, :, None]
+            before = F.embedding(ids.clamp(min=0), weight) * (ids >= 0)[:, :, None]
         return x + self.transformer.smear * before
 
     def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
@@ -769,10 +769,7 @@ class Decoder:
 
     def start(self) -> torch.Tensor:
         """Encodes the prompts; logits (B, V) of the position after each."""
-        contexts = [row[-self.block_size :] for row in self.prompts]
-        if all(torch.equal(context, contexts[0]) for context in contexts[1:]):
-            contexts = contexts[:1] * len(contexts)
-        return self.encode(contexts, slice(None))
+        return self.encode([row[-self.block_size :] for row in self.prompts], slice(None))
 
     def advance(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits (B, V) of the position after ids (B,), which follow what the rows have so far."""
@@ -807,7 +804,7 @@ class Decoder:
             is_ragged = len(set(counts)) > 1
             self.cache.length = torch.tensor(counts, device=self.cache.k.device) if is_ragged else counts[0]
         self.cache.shared = 0
-        if len(contexts) > 1 and all(context is contexts[0] for context in contexts):  # encoded once for all
+        if len(contexts) > 1 and all(torch.equal(context, contexts[0]) for context in contexts):  # encoded once for all
             logits = self.model(contexts[0][None], cache=part.rows(slice(1)))[0]
             if part.ids is not None:
                 part.ids[1:] = part.ids[:1]

@@ -79,12 +79,13 @@ def pack(weight: torch.Tensor, scale: torch.Tensor):
 
 
 @torch.no_grad()
-def quantize(model: nn.Module) -> None:
-    """Replaces the Linear layers of a GPT in place. Embeddings and norms stay; a tied head becomes a copy."""
+def quantize(model: nn.Module, round_inputs: bool = True) -> None:
+    """Replaces the Linear layers of a GPT in place. Embeddings and norms stay; a tied head becomes a copy.
+    round_inputs=False rounds weights only: FBGEMM's packed ones are no tensors, so torch.compile can't take them."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     device = next(model.parameters()).device
     has_fbgemm = ROUNDED_LINEAR is not None and torch.backends.quantized.engine in ("x86", "fbgemm")
-    multiplies = device.type == "cpu" and has_fbgemm and torch.cpu._is_vnni_supported()
+    multiplies = round_inputs and device.type == "cpu" and has_fbgemm and torch.cpu._is_vnni_supported()
     noise = input_noise(model, linears) if multiplies else {}
     fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= LARGE}
     for name, linear in linears.items():

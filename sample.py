@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config, device)).eval()
     del state
     if config.quantize == "int8":
-        quantize(model)
+        quantize(model, round_inputs=config.compile is not True)
     writer = Writer(config, model, tokenizer)
     if config.interactive:
         converse(writer, config.start if config.start != SampleConfig.start else "")
@@ -179,8 +179,7 @@ class Writer:
             if pick_compile(True, self.device):
                 options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
                 self.model.compile_decoding(len(texts), **options)
-        rows = {}  # a beginning's ids once, so that the model can see which rows are the same
-        prompts = [rows.setdefault(text.beginning, text.beginning.ids.to(self.device)) for text in texts]
+        prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
         pending, limit = [], self.config.max_new_tokens

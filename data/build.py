@@ -37,7 +37,7 @@ import numpy as np
 from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
 from data.tokenizer import fingerprint, tokenizer_from_json
 
-FORMAT = 1  # of the parts; parts of another one are not used
+FORMAT = 2  # of the parts; parts of another one are not used
 HEAD = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
 SMALL = 2**23  # bytes of text a worker process is worth starting for
 SLICE = 2**18  # ids that are copied at a time
@@ -519,7 +519,7 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
     counts, pairs = np.zeros(vocab_size, np.int64), np.zeros((256, 256), np.int64)
     with open(path, "rb") as file:
         file.seek(first * dtype.itemsize)
-        while (ids := np.fromfile(file, dtype, min(4 * NEAR if vocab_size == 256 else NEAR, n))).size:
+        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else NEAR, n))).size:
             n -= ids.size
             if vocab_size == 256:
                 even = ids.size // 2 * 2

@@ -257,8 +257,10 @@ class Unit:
     def pieces(self, report: Report | None = None) -> Iterator[Piece]:
         """Streams the unit's text; memory does not grow with it."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
-        yield from pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
-        trim()
+        try:
+            yield from pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
+        finally:  # also where the reader stops early
+            trim()
 
 
 def trim() -> None:
@@ -364,7 +366,9 @@ def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Pi
     for piece in pieces:
         if whole_words and 0 < left < len(piece.text):
             at = find_cut(piece.text, left)
-            left = at if at > 0 else left if piece.ends else len(piece.text)  # pieces end where one may cut
+            # a piece ends where one may cut, unless it is a document's last or was cut for its length
+            anywhere = piece.ends or len(piece.text) >= LONGEST_PIECE
+            left = at if at > 0 else left if anywhere else len(piece.text)
         head, tail = piece.text[:left], piece.text[left:]
         if head:
             left -= len(head)
