@@ -247,6 +247,16 @@ def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_
     assert torch.equal(run(model, prompts[:1], 40), expected[:1])  # another batch size: without
 
 
+def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
+    monkeypatch.setattr("quantize.LARGE", 0)
+    model, prompts = build(**OTHERS[0]), rows(3, 16, 5)
+    quantize(model, round_inputs=False)
+    expected = run(model, prompts, 20)
+    torch._dynamo.reset()
+    model.compile_decoding(3, backend="eager")
+    assert torch.equal(run(model, prompts, 20), expected)
+
+
 def test_log_probabilities_are_the_models_own_whatever_the_filters():
     model, prompts = build(), rows(4, 8)
     sampling = Sampling(0.5, top_k=3, repetition_penalty=2.0, vocab_size=50, logprobs=True)

@@ -236,6 +236,12 @@ def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
     assert heads == ["one"] * 3 + ["one two"] * 4
 
 
+def test_a_position_in_a_text_without_a_place_to_cut_stays(monkeypatch):
+    monkeypatch.setattr(source, "LONGEST_PIECE", 10)
+    pieces = [Piece("a", "字" * 10, False, None), Piece("a", "字" * 3, True, None)]
+    assert "".join(piece.text for piece in cut_at(pieces, 8, True) if piece.split == "train") == "字" * 8
+
+
 def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
     path = write(tmp_path / "a.txt", "abc")
     keys = [made(parse(tmp_path, "--input", path, *argv))[1][0].key
