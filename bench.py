@@ -227,12 +227,12 @@ def ablation(argv: list[str]) -> None:
             changes[f"{key}: {PLAIN[key]}"] = [f"--{k}={PLAIN[k]}" for k in (key, *with_it)]
     options += [f"--max_minutes={args.minutes}", "--max_iters=1000000000", "--eval_interval=1000000000"]
     changes |= {text: text.split() for text in args.also}
-    rows = []
-    for name, change in changes.items():
-        command = [args.config, *options, *change]
-        command.append(f"--eval_iters={whole_split(command)}")
-        runs = [run_train([*command, f"--seed={seed}"]) for seed in args.seeds]
-        last = [[record for record in run if record["kind"] == "eval"][-1] for run in runs]
+    rows, ends = [], {name: [] for name in changes}
+    for seed, (name, change) in itertools.product(args.seeds, changes.items()):  # all of a row at once would take the
+        command = [args.config, *options, *change, f"--seed={seed}"]  # machine's slow minutes for the change's effect
+        records = run_train([*command, f"--eval_iters={whole_split(command)}"])
+        ends[name].append([record for record in records if record["kind"] == "eval"][-1])
+    for name, last in ends.items():
         losses = [record["val_loss"] for record in last]
         mean = statistics.mean(losses)
         rows.append({"with": name, "steps": statistics.mean(record["iter"] for record in last),
