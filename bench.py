@@ -219,7 +219,8 @@ def ablation(argv: list[str]) -> None:
     made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
     config, explicit = configure(TrainConfig, [args.config])
-    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap", "smear")
+    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap",
+            "smear")
     changes = {"as it is": []}
     for key in keys:
         if key in explicit and getattr(config, key) != PLAIN[key]:

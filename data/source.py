@@ -257,8 +257,10 @@ class Unit:
     def pieces(self, report: Report | None = None) -> Iterator[Piece]:
         """Streams the unit's text; memory does not grow with it."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
+        if self.train_characters is not None:
+            pieces = cut_at(pieces, self.train_characters, self.whole_words)
         try:
-            yield from pieces if self.train_characters is None else cut_at(pieces, self.train_characters, self.whole_words)
+            yield from pieces
         finally:  # also where the reader stops early
             trim()
 
