@@ -157,8 +157,8 @@ def timed_step(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor,
 PLAIN = {
     "optimizer": "adamw", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "grad_clip": 1.0, "schedule": "cosine", "dropout": 0.0, "bias": False, "pos": "learned",
-    "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "smear": False, "tie_weights": True, "init": "normal",
-    "max_minutes": None,
+    "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "smear": False, "tie_weights": True,
+    "init": "normal", "max_minutes": None,
 }  # fmt: skip
 
 
@@ -947,7 +947,6 @@ def tokenizers(argv: list[str]) -> None:
     args, options = made.parse_known_args(argv)
 
     from tqdm import tqdm
-
 
     rows, samples = [], {}
     for name in tqdm(args.only, desc="tokenizers", disable=None):
