@@ -45,6 +45,7 @@ from data.tokenizer import BPETokenizer, make_tokenizer
 from device import keep_memory, pick_compile, pick_device, pick_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
 from optim import make_optimizer
+from pack import pack
 from quantize import quantize
 from train import TrainConfig, make_model
 
@@ -521,8 +522,9 @@ def evaluation(argv: list[str]) -> None:
 def generate(argv: list[str]) -> None:
     """Tokens a second, and milliseconds from a prompt to its first token, of GPT-2-shaped models of random weights.
 
-    Greedy, on one device. "ours": model.stream in each number format, int8 as by quantize.py, on a GPU also compiled
-    with CUDA graphs; "uncached": our model on the whole context for every token (the mean of the first and the last);
+    Greedy, on one device. "ours": model.stream in each number format, on a CPU with weights as by pack.py or int8 as by
+    quantize.py, on a GPU also compiled with CUDA graphs; "uncached": our model with plain weights on the whole context
+    for every token (the mean of the first and the last);
     "transformers": generate() of GPT2LMHeadModel with its cache and the same weights. "times ..." divide by the fastest
     format of that tool; "batch 8", whose rows have one prompt, by the same row's batch 1. * marks our fastest, that is
     the best of sample.py's `--dtype`, `--quantize` and `--compile`.
@@ -592,6 +594,8 @@ def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]):
     device = ours.lm_head.weight.device
     if kind == "int8":
         quantize(ours)
+    elif tool == "ours" and not kind.endswith("compiled"):
+        pack(ours)
 
     def write(prompts, tokens):  # a list in every step: as one who reads along does; a GPU would have to wait for it
         if kind.endswith("compiled") and len(prompts) not in ours.compiled:
@@ -678,6 +682,8 @@ def sure_completer(config):
     model = sure_model().to(torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype))
     if pick_int8(config, torch.device("cpu")):
         quantize(model)
+    else:
+        pack(model)
     return Completer(model, ByteTokenizer())
 
 

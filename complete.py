@@ -37,6 +37,7 @@ import checkpoint
 from configurator import configure, exit_on_error
 from device import pick_device, pick_dtype
 from model import GPT, KVCache, Step
+from pack import pack
 from pretrained import load_pretrained
 from quantize import quantize
 from sample import find_tokenizer
@@ -338,6 +339,8 @@ def load_completer(config) -> tuple[Completer, str]:
     model = checkpoint.build_model(state, dropout=0.0).to(device, dtype).eval()
     if is_int8:
         quantize(model)
+    else:
+        pack(model)
     # windows that began with a line began with id 0 before it
     return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
 

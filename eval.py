@@ -45,6 +45,7 @@ from data.tokenizer import EOT, token_table
 from device import pick_device
 from distributed import Ranks
 from model import CHUNK, GPT
+from pack import pack
 from pretrained import load_pretrained
 from sample import find_tokenizer
 
@@ -105,10 +106,12 @@ def main(argv: list[str]) -> None:
     model = checkpoint.build_model(state, dropout=0.0).to(device).eval()
     iter_num = state.get("iter_num")
     del state
+    dtype = getattr(torch, args.dtype)
+    if dtype == torch.float32:
+        pack(model)
 
     # only a few sums travel, and from the CPU: gloo will do, whatever the device
     ranks.start("gloo", torch.device("cpu"))
-    dtype = getattr(torch, args.dtype)
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
     try:

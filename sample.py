@@ -34,6 +34,7 @@ from data.dataset import open_dataset
 from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
 from device import pick_compile, pick_device, pick_dtype
 from model import GPT, Sampling
+from pack import pack
 from pretrained import load_pretrained
 from quantize import quantize
 
@@ -88,6 +89,8 @@ def main(argv: list[str]) -> None:
     del state
     if config.quantize == "int8":
         quantize(model, round_inputs=config.compile is not True)
+    elif config.compile is not True:
+        pack(model)
     writer = Writer(config, model, tokenizer)
     if config.interactive:
         converse(writer, config.start if config.start != SampleConfig.start else "")

@@ -183,6 +183,13 @@ def test_the_batch_size_does_not_change_the_loss(bytes_run, capsys, batch_size):
     assert run(capsys, *options, f"--batch_size={batch_size}")["loss"] == pytest.approx(expected, abs=1e-7)
 
 
+def test_packed_weights_do_not_change_the_loss(bytes_run, capsys, monkeypatch):
+    plain = run(capsys, f"--out_dir={bytes_run[0]}")
+    monkeypatch.setattr("pack.LARGE", 0)
+    packed = run(capsys, f"--out_dir={bytes_run[0]}")
+    assert packed["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+
+
 def test_characters_are_counted_through_any_tokenizer(tmp_path, capsys):
     """Also where characters are split over tokens, as 4-byte ones are here."""
     (tmp_path / "text.txt").write_text(TEXT * 3, encoding="utf-8", newline="")

@@ -10,6 +10,7 @@ import torch
 
 import bench
 from model import GPT, Decoder, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
+from pack import can_pack, pack
 from quantize import quantize
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
@@ -120,6 +121,39 @@ def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(
     steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
     error = (half(idx, idx)[0] - exact).square().mean().sqrt()
     assert (steps - exact).square().mean().sqrt() < 1.5 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
+@torch.no_grad()
+def test_packed_weights_are_as_near_to_float64_as_plain_ones(shape, dtype, monkeypatch):
+    monkeypatch.setattr("pack.LARGE", 0)
+    model, idx = build(**shape), ids(3)
+    exact = copy.deepcopy(model).double()(idx, idx)[0]
+    plain = model.to(dtype)
+    if not can_pack(plain.lm_head.weight):
+        pytest.skip(f"no packed product of {dtype} on this machine")
+    packed = copy.deepcopy(plain)
+    pack(packed)
+    assert not any(isinstance(module, torch.nn.Linear) for module in packed.modules())
+    step = Step(packed, KVCache(model.config, 3, dtype=dtype))
+    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    error = (plain(idx, idx)[0] - exact).square().mean().sqrt()
+    for logits in (packed(idx, idx)[0], steps):
+        assert (logits - exact).square().mean().sqrt() < 1.5 * error
+
+
+def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkeypatch):
+    def counts(model):
+        pack(model)
+        return sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+
+    everything = counts(build())  # all layers are small
+    assert everything == 2 * 4 + 1
+    monkeypatch.setattr("pack.LARGE", 0)
+    assert counts(build().half()) == counts(build().to("meta")) == everything
+    monkeypatch.setattr("pack.MULTIPLY", None)
+    assert counts(build()) == everything
 
 
 @pytest.mark.parametrize("large", [0, 2**20])  # the activations are rounded too, where there is VNNI, or not

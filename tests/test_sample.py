@@ -80,6 +80,12 @@ def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_i
         assert text.startswith("黛玉见") and len(text) == 3 + 40 and set(text) <= set(LETTERS)
 
 
+def test_packed_weights_write_the_same_texts(out_dir, capsys, monkeypatch):
+    plain = write(out_dir, capsys, "--start=宝", "--num_samples=3")
+    monkeypatch.setattr("pack.LARGE", 0)
+    assert write(out_dir, capsys, "--start=宝", "--num_samples=3") == plain
+
+
 def test_a_seed_repeats_the_text_and_sample_i_does_not_depend_on_their_number(out_dir, capsys):
     eight = write(out_dir, capsys, "--start=宝", "--num_samples=8", "--seed=5")
     assert len(set(eight)) == 8
