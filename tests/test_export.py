@@ -32,7 +32,10 @@ from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenT
 from model import GPT, GPTConfig, Sampling
 from pretrained import load_pretrained
 
-TEXT = "黛玉见了宝玉便说：“今日来得不巧了。”\n\tdef f(x):\n        return x ** 2  # 平方\r\n👩‍👩‍👧‍👦 ñ don't  123456 \u3000 end"
+TEXT = (
+    "黛玉见了宝玉便说：“今日来得不巧了。”\n\tdef f(x):\n        return x ** 2  # 平方\r\n"
+    "👩‍👩‍👧‍👦 ñ don't  123456 \u3000 end"
+)
 
 
 @lru_cache
@@ -110,7 +113,8 @@ def test_a_random_model_survives_ours_to_hugging_face_to_ours(seed, tmp_path, re
         assert torch.equal(back["model"][name], weight), name
     assert GPTConfig(**back["model_args"]) == GPTConfig(**model.config.to_args())
     again = tokenizer_from_json(back["tokenizer"])
-    assert again.encode(text).tolist() == ids.tolist() and (again.vocab_size, again.eot) == (tokenizer.vocab_size, tokenizer.eot)
+    assert again.encode(text).tolist() == ids.tolist()
+    assert (again.vocab_size, again.eot) == (tokenizer.vocab_size, tokenizer.eot)
 
 
 @pytest.mark.parametrize("changes, message", [

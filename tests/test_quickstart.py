@@ -83,14 +83,16 @@ def test_an_old_python_is_told_so(monkeypatch, capsys):
 
 def test_the_report_shows_the_runs_losses_and_xz_on_the_validation_bytes(tmp_path, monkeypatch, capsys):
     for number in range(30):
-        source = f"import os\n\n\nclass A{number}:\n    def f(self, x):\n        return os.path.join(x, '{number}')\n" * 9
+        body = f"    def f(self, x):\n        return os.path.join(x, '{number}')\n"
+        source = f"import os\n\n\nclass A{number}:\n{body}" * 9
         (tmp_path / f"m{number}.py").write_text(source, encoding="utf-8")
     command = [sys.executable, str(ROOT / "data/pycode/prepare.py"), "--input", str(tmp_path), "--vocab_size=300",
                "--out_dir", str(tmp_path / "data")]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     options = "--max_iters=2 --batch_size=2 --block_size=32 --n_layer=1 --n_head=2 --n_embd=8 --device=cpu"
     out_dir = tmp_path / "out"
-    train.main([*options.split(), "--gradient_accumulation_steps=1", f"--dataset={tmp_path / 'data'}", f"--out_dir={out_dir}"])
+    folders = [f"--dataset={tmp_path / 'data'}", f"--out_dir={out_dir}"]
+    train.main([*options.split(), "--gradient_accumulation_steps=1", *folders])
     val_loss = re.findall(r"val loss ([\d.]+)", capsys.readouterr().out)[-1]
     monkeypatch.setattr(quickstart, "DATASET", str(tmp_path / "data"))
     monkeypatch.setattr(quickstart, "OUT_DIR", str(out_dir))

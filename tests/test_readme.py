@@ -45,7 +45,8 @@ def clone(folder: Path) -> None:
         (folder / "books" / f"{number}.txt").write_text(f"第{number}回\n{novel}", encoding="gb18030")
     (folder / "my_project").mkdir()
     for number in range(20):
-        (folder / "my_project" / f"m{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n" * 9, "utf-8")
+        source = f"def f{number}(x):\n    return x + {number}\n" * 9
+        (folder / "my_project" / f"m{number}.py").write_text(source, "utf-8")
 
 
 def test_the_readmes_commands_run(tmp_path):
@@ -67,7 +68,7 @@ def test_the_readmes_commands_run(tmp_path):
         if "resume" in line:
             more[0] = "--max_iters=5"
         process = subprocess.run(
-            [sys.executable, *words, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8"
+            [sys.executable, *words, *more], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
         )
         assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
         ran += 1

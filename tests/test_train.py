@@ -476,4 +476,5 @@ def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, mo
 
     monkeypatch.setattr(train.GPT, "forward", limited)
     assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]) == 2
-    assert re.search(f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}", capsys.readouterr().err)
+    message = f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}"
+    assert re.search(message, capsys.readouterr().err)
