@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +30,7 @@ from tqdm import tqdm
 import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
-from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, tokenizer_from_json
+from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, token_table, tokenizer_from_json
 from device import pick_compile, pick_device, pick_dtype
 from model import GPT, Sampling
 from pack import pack
@@ -331,11 +330,6 @@ def converse(writer: Writer, text: str) -> None:
 def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-@cache
-def token_table(tokenizer) -> list[bytes]:
-    return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
 
 
 def overlap(text: str, stop: str) -> int:

@@ -31,7 +31,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -552,6 +552,7 @@ def tokenizer_from_json(d: dict) -> AnyTokenizer:
     raise ValueError(f"tokenizer description has kind {kind!r}, not byte, char, bpe, tiktoken or trimmed")
 
 
+@cache
 def token_table(tokenizer: AnyTokenizer) -> list[bytes]:
     """The bytes that each id stands for; b"" for special and unused ids. Where it is the same, ids are."""
     return [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
@@ -580,10 +581,6 @@ class IncrementalDecoder:
     def pending(self) -> bytes:
         """The bytes so far of a character that is not complete."""
         return self._decoder.getstate()[0]
-
-    def flush(self) -> str:
-        """Always "": push holds no complete character back, and half a character stays in `pending`."""
-        return ""
 
 
 # ---- texts in pieces ---------------------------------------------------------------------------------------
