@@ -654,18 +654,19 @@ def complete(argv: list[str]) -> None:
     made.add_argument("--text", default=__file__, help="UTF-8 file to type (default: this one)")
     made.add_argument("--context", type=int, default=500, help="its bytes that are there already (default: 500)")
     made.add_argument("--keys", type=int, default=300, help="keys to press (default: 300)")
-    made.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
+    made.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the weights")
     made.add_argument("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py")
     args = made.parse_args(argv)
 
     from complete import CompleteConfig, apart, load_completer
+    from sample import read_file
 
     config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
+    text = read_file("--text=", args.text)
     if args.out_dir:
         completer, _ = apart(load_completer, config)
     else:
         completer = apart(sure_completer, config)
-    text = Path(args.text).read_text(encoding="utf-8")
     start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
     times = type_into_editor(completer, text[:start], text[start : start + args.keys], config)
     rows = []
@@ -676,15 +677,10 @@ def complete(argv: list[str]) -> None:
 
 
 def sure_completer(config):
-    from complete import Completer, pick_int8
+    from complete import Completer, make_ready
     from data.tokenizer import ByteTokenizer
 
-    model = sure_model().to(torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype))
-    if pick_int8(config, torch.device("cpu")):
-        quantize(model)
-    else:
-        pack(model)
-    return Completer(model, ByteTokenizer())
+    return Completer(make_ready(sure_model(), config, torch.device("cpu")), ByteTokenizer())
 
 
 def sure_model() -> GPT:
@@ -761,6 +757,8 @@ def lines(argv: list[str]) -> None:
     made.add_argument("--device", default="auto", help="default: auto")
     args = made.parse_args(argv)
 
+    if args.lines < 1:
+        raise ValueError(f"--lines={args.lines} must be at least 1")
     from tqdm import tqdm
 
     from complete import CompleteConfig, load_completer

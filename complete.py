@@ -333,16 +333,22 @@ def load_completer(config) -> tuple[Completer, str]:
     else:
         state = load_pretrained(config.init_from)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
+    model = make_ready(checkpoint.build_model(state, dropout=0.0), config, device)
+    # windows that began with a line began with id 0 before it
+    return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
+
+
+def make_ready(model: GPT, config, device: torch.device) -> GPT:
+    """The model on the device, for inference, in the number format that the settings ask for."""
     is_int8, dtype = pick_int8(config, device), pick_dtype(config.dtype, device)
     if config.dtype == "auto" and (dtype == torch.float16 or is_int8 and device.type == "cpu"):
         dtype = torch.float32  # with int8 it is that of what is left, which is little
-    model = checkpoint.build_model(state, dropout=0.0).to(device, dtype).eval()
+    model = model.to(device, dtype).eval()
     if is_int8:
         quantize(model)
     else:
         pack(model)
-    # windows that began with a line began with id 0 before it
-    return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
+    return model
 
 
 def apart(function: Callable, *args):
@@ -591,7 +597,7 @@ def key_bindings(editor: Editor):
 
     keys = KeyBindings()
     has_ghost = Condition(lambda: bool(editor.ghost))
-    first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)")
+    first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)?")  # or the blanks that are left
 
     def bind(names: str, action: Callable[[], None], **options) -> None:
         keys.add(*names.split(), **options)(lambda event: action())
@@ -614,17 +620,18 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
     """Opens the editor and, in the end, prints or writes its text -> exit status. terminal: prompt_toolkit's input
     and output, if not the usual."""
     path = Path(config.file).resolve() if config.file is not None else None
-    old = read_source(path) if path and path.exists() else ""
-    editor = Editor(completer, old.replace("\r\n", "\n"), find_lexer(config, dataset),
+    source = read_source(path) if path and path.exists() else ""
+    old, has_crlf = source.replace("\r\n", "\n"), 0 < source.count("\r\n") == source.count("\n")
+    editor = Editor(completer, old, find_lexer(config, dataset),
                     max_bytes=config.max_bytes, min_confidence=config.min_confidence, **terminal)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), editor.interrupt)
     status = editor.run()
-    text = editor.text.replace("\n", "\r\n") if "\r\n" in old else editor.text
+    text = editor.text.replace("\n", "\r\n") if has_crlf else editor.text
     if path is None:
         sys.stdout.write(text + "\n" * (not text.endswith("\n") and bool(text)))
-    elif text != old:
+    elif editor.text != old:
         target = path if status == 0 else path.with_name(f"{path.name}.unsaved")
         try:
             write_source(target, text)
@@ -645,9 +652,11 @@ def read_source(path: Path) -> str:
 
 def write_source(path: Path, text: str) -> None:
     """Replaces the file in one step, so that a full disk leaves the old one."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file = open(temporary, "xb")  # a file of that name is someone else's
     try:
-        temporary.write_bytes(text.encode("utf-8"))
+        with file:
+            file.write(text.encode("utf-8"))
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)

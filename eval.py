@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         if args.baselines and tokenizer is None:
             raise ValueError(f"--baselines: {text} has no tokenizer that would say which bytes to compress")
     model = checkpoint.build_model(state, dropout=0.0).to(device).eval()
-    iter_num = state.get("iter_num")
+    iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
     dtype = getattr(torch, args.dtype)
     if dtype == torch.float32:
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
 
     n_tokens = int((windows[:, STOP] - windows[:, FIRST]).sum())
     result = {
-        "checkpoint": str(source), "iter": iter_num, "parameters": model.get_num_params(non_embedding=False),
+        "checkpoint": str(source), "iter": iter_num, "parameters": n_params,
         "task": args.task or "text", "text": text, "tokens": n_tokens, "windows": len(windows),
         "block_size": block_size, "device": device.type, "dtype": args.dtype,
         "processes": ranks.world_size, "seconds": seconds, "tokens_per_second": n_tokens / seconds,

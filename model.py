@@ -242,6 +242,8 @@ class Sampling:
             if value is not None and not low <= value <= high:
                 limits = "must not be negative" if high == math.inf else "must be from 0 to 1"
                 raise ValueError(f"{name}={value} {limits}")
+        if 0 < self.temperature < 1e-5:  # logits divided by it would leave float32's range
+            raise ValueError(f"temperature={self.temperature} must be 0, for the likeliest id, or at least 1e-5")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
 

@@ -33,7 +33,8 @@ class PackedLinear(nn.Module):
 @torch.no_grad()
 def pack(model: nn.Module) -> None:
     """Replaces the large Linear layers of a float32 or bfloat16 model on a CPU; does nothing where that can't be.
-    A tied head becomes a copy. Neither torch.compile nor autocast nor .to() can take the model afterwards."""
+    A tied head becomes a copy. Neither torch.compile nor autocast nor .to() can take the model afterwards, and what
+    counts parameters no longer sees these."""
     for name, linear in list(model.named_modules()):
         if isinstance(linear, nn.Linear) and linear.weight.numel() >= LARGE and can_pack(linear.weight):
             parent, _, child = name.rpartition(".")

@@ -86,13 +86,14 @@ def main(argv: list[str]) -> None:
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt) for prompt in prompts]
     model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config, device)).eval()
     del state
+    config.compile = config.compile is True and pick_compile(True, device)
     if config.quantize == "int8":
-        quantize(model, round_inputs=config.compile is not True)
-    elif config.compile is not True:
+        quantize(model, round_inputs=not config.compile)
+    elif not config.compile:
         pack(model)
     writer = Writer(config, model, tokenizer)
     if config.interactive:
-        converse(writer, config.start if config.start != SampleConfig.start else "")
+        converse(writer, prompts[0] if config.start != SampleConfig.start else "")
     else:
         write_all(writer, beginnings)
 
@@ -178,9 +179,8 @@ class Writer:
     def write(self, texts: list[Text]) -> Iterator[None]:
         """Continues the texts together, and yields whenever they have grown."""
         if self.config.compile is True and len(texts) not in self.model.compiled:
-            if pick_compile(True, self.device):
-                options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
-                self.model.compile_decoding(len(texts), **options)
+            options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
+            self.model.compile_decoding(len(texts), **options)
         prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
@@ -347,6 +347,10 @@ def validate(config: SampleConfig) -> None:
         raise ValueError(f"best_of={config.best_of} with temperature=0 is the same text every time: use one of them")
     if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
         raise ValueError("--interactive goes with none of --prompts, --output, --logprobs and --best_of")
+    if config.interactive and config.start == "-":
+        raise ValueError("--interactive reads what you type: give the beginning by --start=TEXT or --start=FILE:PATH")
+    if not -(2**62) < config.seed < 2**62:  # sample i takes seed + i, of which a generator has 64 bits
+        raise ValueError(f"seed={config.seed} must be within ±2^62")
 
 
 def read_stops(stop: str) -> list[str]:
@@ -365,6 +369,8 @@ def read_prompts(config: SampleConfig) -> list[str]:
     if config.prompts is None:
         return [read_start(config.start)]
     lines = [line for line in read_file("--prompts=", config.prompts).split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts={config.prompts} has no beginning in it: write one a line")
     if Path(config.prompts).suffix != ".jsonl":
         return lines
     prompts = []
@@ -382,7 +388,7 @@ def read_start(start: str) -> str:
     """The prompt: `start` itself, the text of the file that FILE:path names, or for - that of standard input."""
     if start == "-":
         try:
-            return sys.stdin.buffer.read().decode("utf-8")
+            return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n")  # as open() reads a file
         except UnicodeDecodeError as error:
             raise ValueError(f"--start=-: standard input is not UTF-8 text: {error}") from error
     return read_file("--start=FILE:", start.removeprefix("FILE:")) if start.startswith("FILE:") else start

@@ -29,3 +29,17 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def packed_layers():
+    """pack(), which says in its .count how many layers of the model are packed; skips where none can be."""
+    from pack import PackedLinear, can_pack, pack
+
+    def counting(model):
+        pack(model)
+        counting.count = sum(isinstance(module, PackedLinear) for module in model.modules())
+
+    if not can_pack(torch.empty(1)):
+        pytest.skip("no packed product on this machine")
+    return counting

@@ -23,6 +23,7 @@ from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, with
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig, Step
 from optim import make_optimizer
+from pack import PackedLinear, can_pack
 from quantize import Int8Linear
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,8 +348,11 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 ])  # fmt: skip
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("pack.LARGE", 0)
     loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
-    assert any(isinstance(module, Int8Linear) for module in loaded.model.modules()) == expected
+    kinds = {type(module) for module in loaded.model.modules()}
+    assert (Int8Linear in kinds) == expected
+    assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
 
 
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
@@ -578,6 +582,11 @@ def test_keys_act_on_the_ghost():
     assert (text, status) == ("import numpy as np!", 0)
 
 
+def test_a_word_of_a_ghost_of_blanks_is_the_blanks():
+    steps = [("im", ("port  ", "im")), ("\x1b[1;5C", ("  ", "import")), ("\x1b[1;5C", ("", "import  "))]
+    assert use_editor({"im": sure("port  "), "import": sure("  ")}, steps) == ("import  ", 0)
+
+
 def test_typing_what_the_ghost_says_leaves_the_rest_of_it_at_once():
     """Nothing is suggested for "de", so what stands there is left over from "d"."""
     suggestions = {"d": sure("ef main():"), "de": RuntimeError("no idea"), "dx": sure()}
@@ -654,6 +663,11 @@ def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsy
     assert (tmp_path / "x.cpp.unsaved").read_bytes() == b"a\r\nb\r\nc\r\nlost?"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.cpp", "x.cpp.unsaved"]
     assert capsys.readouterr().out == ""
+    path.write_bytes(b"a\r\nb\n")  # mixed: nothing is written where nothing was typed
+    (tmp_path / "x.cpp.tmp").write_text("mine")
+    assert edit_file(path, "\x1b") == 0 and path.read_bytes() == b"a\r\nb\n"
+    assert edit_file(path, "c\x1b") == 0 and path.read_bytes() == b"a\nb\nc"
+    assert (tmp_path / "x.cpp.tmp").read_text() == "mine"
     assert edit_file(None, "x = 1\x04") == 0
     assert capsys.readouterr().out == "x = 1\n"
     assert edit_file(tmp_path / "new.py", "\x04") == 0 and not (tmp_path / "new.py").exists()

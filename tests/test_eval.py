@@ -183,11 +183,15 @@ def test_the_batch_size_does_not_change_the_loss(bytes_run, capsys, batch_size):
     assert run(capsys, *options, f"--batch_size={batch_size}")["loss"] == pytest.approx(expected, abs=1e-7)
 
 
-def test_packed_weights_do_not_change_the_loss(bytes_run, capsys, monkeypatch):
+def test_packed_weights_do_not_change_the_loss(bytes_run, capsys, monkeypatch, packed_layers):
     plain = run(capsys, f"--out_dir={bytes_run[0]}")
     monkeypatch.setattr("pack.LARGE", 0)
-    packed = run(capsys, f"--out_dir={bytes_run[0]}")
-    assert packed["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+    monkeypatch.setattr(evaluation, "pack", packed_layers)
+    for batch_size in (1, 7):
+        packed = run(capsys, f"--out_dir={bytes_run[0]}", f"--batch_size={batch_size}")
+        assert packed["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+        assert packed["parameters"] == plain["parameters"]
+        assert packed_layers.count == 4 * bytes_run[1].config.n_layer + 1
 
 
 def test_characters_are_counted_through_any_tokenizer(tmp_path, capsys):

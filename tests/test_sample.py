@@ -80,10 +80,12 @@ def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_i
         assert text.startswith("黛玉见") and len(text) == 3 + 40 and set(text) <= set(LETTERS)
 
 
-def test_packed_weights_write_the_same_texts(out_dir, capsys, monkeypatch):
+def test_packed_weights_write_the_same_texts(out_dir, capsys, monkeypatch, packed_layers):
     plain = write(out_dir, capsys, "--start=宝", "--num_samples=3")
     monkeypatch.setattr("pack.LARGE", 0)
+    monkeypatch.setattr(sample, "pack", packed_layers)
     assert write(out_dir, capsys, "--start=宝", "--num_samples=3") == plain
+    assert packed_layers.count == 5
 
 
 def test_a_seed_repeats_the_text_and_sample_i_does_not_depend_on_their_number(out_dir, capsys):
@@ -264,6 +266,14 @@ def test_a_conversation_keeps_what_was_typed_and_written(out_dir, capsys, monkey
     assert len(first) == len(third) == len(fourth) == 5
 
 
+def test_a_conversation_begins_with_the_text_of_a_file(out_dir, tmp_path, capsys, monkeypatch):
+    (tmp_path / "start.txt").write_text("宝玉", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    start = f"--start=FILE:{tmp_path / 'start.txt'}"
+    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--interactive", "--max_new_tokens=5", start])
+    assert capsys.readouterr().out.startswith("宝玉> ")
+
+
 # ---- options and refusals ----
 
 
@@ -295,6 +305,10 @@ def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
         (["--stop=[1]"], r"--stop=\[1\]"),
         (["--output=nowhere/x.jsonl"], "nowhere"),
         (["--interactive", "--logprobs"], "--interactive"),
+        (["--interactive", "--start=-"], "--interactive reads what you type"),
+        (["--temperature=1e-39"], "temperature=1e-39"),
+        (["--seed=18446744073709551616"], "seed=18446744073709551616"),
+        ([f"--prompts={os.devnull}"], "no beginning"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(out_dir, options, message):
