@@ -336,10 +336,12 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     """Units whose text (each: every file's) is cut once: the first 1 - val_fraction of all characters are train.
 
     Exactly so for characters and bytes; for other tokenizers no word is cut in two, so that the ids are those of the
-    whole text. This reads everything once, to count the characters.
+    whole text. This reads everything once, to count the characters. With --val_input nothing is cut.
     """
     from tqdm import tqdm
 
+    if args.val_input:
+        return units(args, parts, reading)
     groups: dict[tuple, list[tuple[Unit, int]]] = {}
     whole_words = args.tokenizer not in ("char", "byte")
     single = units(args, parts, reading, single=True)

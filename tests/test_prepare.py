@@ -135,6 +135,17 @@ def test_several_files_come_back_in_order_and_unchanged(tmp_path, name, options)
     assert before <= dataset.bytes("train") <= behind  # bpe: up to where no word is cut in two
 
 
+@pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "classics"])
+def test_the_text_of_val_input_is_the_validation_split(tmp_path, name):
+    for split in ("train", "val"):
+        (tmp_path / split).write_text(f"{split} " * 50, encoding="utf-8")
+    prepare(name, "--input", tmp_path / "train", "--val_input", tmp_path / "val", "--out_dir", tmp_path / "out",
+            "--tokenizer=char")
+    dataset = open_dataset(tmp_path / "out")
+    for split in ("train", "val"):
+        assert text_of(dataset, split) == f"{split} " * 50
+
+
 def test_encoding_and_normalize_are_recorded_and_done(tmp_path):
     (tmp_path / "old.txt").write_bytes(("红楼梦\r\n" * 20).encode("gb18030"))
     prepare("hongloumeng", f"--input={tmp_path / 'old.txt'}", f"--out_dir={tmp_path / 'out'}",

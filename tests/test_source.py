@@ -316,6 +316,15 @@ def test_every_side_of_a_cut_ends_its_documents(texts, left):
     assert [replace(piece, split=None) for piece in cut_at(pieces, 10**6, False)] == pieces
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_given_for_validation_is_not_cut_by_position(tmp_path, each):
+    a, b = write(tmp_path / "a.txt", "a" * 100), write(tmp_path / "b.txt", "b" * 10)
+    args = parse(tmp_path, "--input", a, "--val_input", b)
+    reading = reading_of(args)
+    assert documents(by_position(args, find(args, reading), reading, each)) == {
+        ("b.txt", "val"): "b" * 10, ("a.txt", "train"): "a" * 100}
+
+
 def test_what_is_one_text(tmp_path, small_parts):
     a, b = write(tmp_path / "a.txt", NOVEL), write(tmp_path / "b.jsonl", b'{"text": "x"}\n')
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
