@@ -29,7 +29,6 @@ from typing import Any, NoReturn
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download, hash_file
 from data.formats import (
-    ROWS,
     UNIT,
     Part,
     Reading,
@@ -180,11 +179,11 @@ def split_of(name: str) -> str | None:
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
     if args.encoding == "auto":
-        found = {part.name: part.encoding for part in parts}
-        for name, encoding in found.items():
-            if encoding != "utf-8":
-                print(f"encoding {name}: {encoding if encoding != 'auto' else 'of each file in it'}")
-        print(f"encoding utf-8: {sum(encoding == 'utf-8' for encoding in found.values()):,} of {len(found):,} files")
+        files = {(part.path, part.member): part for part in parts}.values()
+        for part in files:
+            if part.encoding != "utf-8":
+                print(f"encoding {part.name}: {part.encoding if part.encoding != 'auto' else 'of each file in it'}")
+        print(f"encoding utf-8: {sum(part.encoding == 'utf-8' for part in files):,} of {len(files):,} files")
 
 
 def downloaded(args: argparse.Namespace, name: str, urls: Sequence[str], sha256: str | None = None) -> list[Path]:
@@ -214,7 +213,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     names = dict.fromkeys(part.name for part in parts)
     return {
         "from": where or ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else ""),
-        "files": len(names),
+        "files": len({(part.path, part.member) for part in parts}),
         "bytes": n_bytes,
         "sha256": sha256 if len(files) == 1 else digest.hexdigest(),
         "encoding": args.encoding,
@@ -360,9 +359,11 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
 
 def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
     """Whether all parts are ranges of one text, so that there is only one document to split."""
-    kind, _ = kind_of(parts[0].member or parts[0].path)
-    return (len({part.name for part in parts}) == 1 and parts[0].split is None and not reading.separator
-            and kind not in (*ROWS, ".parquet", ".tar"))
+    part = parts[0]
+    if part.split or any((other.path, other.member) != (part.path, part.member) for other in parts):
+        return False
+    document, *_ = next(documents(part, reading), ("",))
+    return document == part.name  # those of rows, separators and archives have names of their own
 
 
 def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:

@@ -1,6 +1,7 @@
 """data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
 
 import io
+import lzma
 import pickle
 import tarfile
 import zipfile
@@ -154,6 +155,15 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
     assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
                                        "encoding": "utf-8", "normalize": True, "clean": []}
     assert origin(args, parts[1:])["normalize"] is False
+
+
+def test_files_of_the_same_name_count_as_many(tmp_path, capsys):
+    paths = [write(tmp_path / folder / "content.txt", NOVEL.encode("gb18030")) for folder in "ab"]
+    args = parse(tmp_path, "--input", *paths, "--encoding=auto")
+    described = origin(args, find(args, reading_of(args)))
+    assert (described["from"], described["files"]) == ("content.txt", 2)
+    assert capsys.readouterr().out.splitlines() == ["encoding content.txt: gb18030"] * 2 + [
+        "encoding utf-8: 0 of 2 files"]
 
 
 def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
@@ -337,6 +347,12 @@ def test_what_is_one_text(tmp_path, small_parts):
 
     assert answer(a) and answer(tmp_path / "c.zip")
     assert not answer(a, tmp_path / "c.zip") and not answer(b) and not answer(a, separator="|")
+    assert not answer(a, write(tmp_path / "other" / "a.txt", NOVEL))
+    assert answer(write(tmp_path / "novel.xz", lzma.compress(NOVEL.encode())))
+    with tarfile.open(tmp_path / "pages.xz", "w:xz") as archive:
+        archive.add(a, "1.txt")
+        archive.add(a, "2.txt")
+    assert not answer(tmp_path / "pages.xz")
 
 
 def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tell_the_splits(tmp_path):
