@@ -382,26 +382,48 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
     ValueError if another process works there.
     """
     key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
-    work, is_new, is_empty = folder / f".prepare-{key}", not folder.exists(), False
+    work, is_new = folder / f".prepare-{key}", not folder.exists()
     with os_errors(folder):
-        work.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(work / "lock", "wb") as file:
-            lock(file, folder)
+        with locked(folder):
+            with os_errors(folder):
+                work.mkdir(exist_ok=True)
             try:
                 yield work
             finally:
-                is_empty = not any(work.glob("*.rows"))
+                if not any(work.glob("*.rows")):
+                    shutil.rmtree(work, ignore_errors=True)
     finally:
-        if is_empty:
-            shutil.rmtree(work, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):  # the dataset is in it
-                    folder.rmdir()
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
 
-def lock(file: Any, folder: Path) -> None:
-    """Keeps `file` from others until it is closed or this process ends, however it does."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other prepares, whatever their settings, out of `folder` until the end, or until this process ends,
+    however it does. ValueError if another one is there."""
+    path = folder / ".prepare.lock"
+    with os_errors(folder):
+        file = open(path, "wb")  # noqa: SIM115
+    try:
+        with file:
+            if not lock(file, path):
+                raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it")
+            try:
+                yield
+            finally:
+                if os.name != "nt":  # while it is locked: later it may be that of another process
+                    path.unlink(missing_ok=True)
+    finally:
+        if os.name == "nt":
+            with suppress(OSError):  # Windows removes no file that a process has open
+                path.unlink()
+
+
+def lock(file: Any, path: Path) -> bool:
+    """Whether nobody else has locked the file at `path`, opened as `file`; then it is, until it is closed."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -409,10 +431,11 @@ def lock(file: Any, folder: Path) -> None:
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it") from None
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # no: its owner ended and removed it just now
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return False
     except OSError:
-        pass  # a file system without locks
+        return True  # a file system without locks
 
 
 def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter,

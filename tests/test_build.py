@@ -425,8 +425,8 @@ def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
 
 
-@pytest.mark.parametrize("n_before", [0, 2])
-def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before):
+@pytest.mark.parametrize("n_before, settings", [(0, {}), (2, {}), (2, {"val_fraction": 0.6})])
+def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     """The first waits in a unit, with or without finished parts before it, while the second starts."""
     reads, entered, leave = [], threading.Event(), threading.Event()
 
@@ -445,7 +445,7 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before):
     first.start()
     assert entered.wait(60)
     with pytest.raises(ValueError, match="another prepare is at work"):
-        run(tmp_path / "out", units)
+        run(tmp_path / "out", units, **settings)
     leave.set()
     first.join()
     run(tmp_path / "whole", units)
