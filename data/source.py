@@ -159,7 +159,8 @@ def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
                 raise
             report_skipped(str(error))
             continue
-        yield from (part for part in parts if not part.lenient or can_be_read(part, reading))
+        yield from (replace(part, name=printable(part.name)) for part in parts
+                    if not part.lenient or can_be_read(part, reading))
 
 
 def can_be_read(part: Part, reading: Reading) -> bool:
@@ -169,6 +170,18 @@ def can_be_read(part: Part, reading: Reading) -> bool:
     except ValueError as error:
         report_skipped(str(error))
         return False
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written: what is not UTF-8 is read as GB18030, or else gets U+FFFD."""
+    return "/".join(decoded(os.fsencode(part)) for part in name.split("/"))
+
+
+def decoded(name: bytes) -> str:
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return name.decode(encoding)
+    return name.decode("utf-8", "replace")
 
 
 def split_of(name: str) -> str | None:
@@ -298,6 +311,7 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
     for document, text, ends in documents(part, reading):
+        document = printable(document)  # of a member of a compressed archive
         start = max(PIECE, len(buffer))  # before it there is no cut
         buffer += cleaner.feed(text, ends) if part.rules else text
         while len(buffer) > PIECE and (at := cut_in(buffer, start)):

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -364,6 +365,15 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
     assert train + val == books["3"] and len(train) == int(len(books["3"]) * 0.9)
     with pytest.raises(ValueError, match="name files, folders or archives"):
         prepare("text", "--out_dir", tmp_path / "none")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_books_with_names_in_gbk_become_a_dataset(tmp_path, capsys):
+    for name in ("红楼", "水浒"):
+        (tmp_path / os.fsdecode(name.encode("gbk") + b".txt")).write_text(name * 50, encoding="utf-8")
+    prepare("text", "--input", *sorted(tmp_path.iterdir()), "--out_dir", tmp_path / "out", "--tokenizer=byte")
+    assert open_dataset(tmp_path / "out").meta["source"]["from"] == "水浒.txt, 红楼.txt"
+    assert "longest document 水浒.txt" in capsys.readouterr().out
 
 
 def test_c_and_cpp_end_with_0xff_and_other_files_stay_out(tmp_path):

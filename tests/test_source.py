@@ -2,7 +2,9 @@
 
 import io
 import lzma
+import os
 import pickle
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -164,6 +166,21 @@ def test_files_of_the_same_name_count_as_many(tmp_path, capsys):
     assert (described["from"], described["files"]) == ("content.txt", 2)
     assert capsys.readouterr().out.splitlines() == ["encoding content.txt: gb18030"] * 2 + [
         "encoding utf-8: 0 of 2 files"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_names_that_are_not_utf8_are_shown_as_text(tmp_path):
+    for name in ("红楼".encode("gbk"), "水浒".encode(), b"\xff"):
+        write(tmp_path / "书" / os.fsdecode(name + b".txt"), "x")
+    with tarfile.open(tmp_path / "书" / "z.tgz", "w:gz", format=tarfile.USTAR_FORMAT, encoding="gbk") as archive:
+        info = tarfile.TarInfo("三国.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    args = parse(tmp_path, "--input", tmp_path / "书")
+    parts, found = made(args)
+    assert sorted(name for name, _ in documents(found)) == [
+        "书/z.tgz/三国.txt", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"]
+    assert sorted(origin(args, parts)["from"].split(", ")) == ["书/z.tgz", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"]
 
 
 def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
