@@ -20,7 +20,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from data.formats import (
     UNIT,
     Part,
     Reading,
+    cannot_read,
     check_encoding,
     documents,
     import_pyarrow,
@@ -127,10 +128,12 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     parts = []
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
-            found = list(parts_under(path, reading, args.skip_bad))
+            with read_errors(path):
+                found = list(parts_under(path, reading, args.skip_bad))
+                is_known = known and path.is_file() and hash_file(path) == known
             if not found and not args.skip_bad:
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
-            if known and path.is_file() and hash_file(path) == known:
+            if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
@@ -144,6 +147,15 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """No permission, a file that has gone, a broken disk: the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(cannot_read(error.filename or path, error)) from error
 
 
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
@@ -221,7 +233,8 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     n_bytes = sum(map(os.path.getsize, files))
     with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
         for path in files:
-            sha256 = hash_file(path, bar.update)
+            with read_errors(path):
+                sha256 = hash_file(path, bar.update)
             digest.update(sha256.encode())
     names = dict.fromkeys(part.name for part in parts)
     return {

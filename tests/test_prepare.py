@@ -1,5 +1,6 @@
 """data/*/prepare.py, run as a user would: known numbers, faithful text, stable splits, all corpora."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -265,6 +266,16 @@ def test_max_bytes_limits_the_source_and_chooses_the_same_each_time(tmp_path, tr
     found = documents(tmp_path / "one")
     assert found == documents(tmp_path / "two")
     assert 4000 < sum(len(text.encode()) for text in found["train"] | found["val"]) <= 5000
+
+
+def test_a_file_that_may_not_be_read_is_named_where_sizes_are_limited(tmp_path, tree, monkeypatch):
+    def refuse(part):
+        raise PermissionError(errno.EACCES, "Permission denied", part.path)
+
+    monkeypatch.setattr("data.formats.open_part", refuse)
+    path = tree / "package0" / "module0.py"
+    with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+        prepare("pycode", "--input", path, "--out_dir", tmp_path / "out", "--max_bytes=5000")
 
 
 def test_two_files_are_enough_and_one_is_not(tmp_path, tree):

@@ -1,5 +1,6 @@
 """data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
 
+import errno
 import io
 import lzma
 import os
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,6 +104,35 @@ def test_an_input_without_text_is_refused(tmp_path, name, message):
     write(tmp_path / "folder" / "x.exe", "x")
     with pytest.raises(ValueError, match=message):
         made(parse(tmp_path, "--input", tmp_path / name))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX's permissions")
+@pytest.mark.parametrize("name", ["closed", "closed/a.txt"])
+def test_what_may_not_be_read_is_named(tmp_path, name):
+    write(tmp_path / "closed" / "a.txt", "a")
+    (tmp_path / "closed").chmod(0o400)  # its names may be read, and nothing else
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:  # to whom nothing is closed
+            os.seteuid(65534)
+        with pytest.raises(ValueError, match=f"cannot read {tmp_path / 'closed'}.*: Permission denied; expected"):
+            made(parse(tmp_path, "--input", tmp_path / name))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_file_that_can_no_longer_be_read_when_it_is_hashed_is_named(tmp_path, monkeypatch):
+    def refuse(path, progress=int):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    args = parse(tmp_path, "--input", write(tmp_path / "a.txt", "a"))
+    parts = find(args, reading_of(args))
+    monkeypatch.setattr(source, "hash_file", refuse)
+    for call in (partial(find, args, reading_of(args), "0" * 64), partial(origin, args, parts)):
+        with pytest.raises(ValueError, match="cannot read .*a.txt: Permission denied; expected"):
+            call()
 
 
 def test_a_bad_file_stops_or_is_reported_and_left_out_where_that_is_wanted(tmp_path, capsys):
