@@ -19,7 +19,7 @@ import re
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -140,7 +140,11 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
         if packed:
             raise ValueError(f"{packed}: unpack it and pass the folder, so that names of files tell the splits")
-        parts = [replace(part, split=split_of(part.name)) for part in parts if split_of(part.name) != "test"]
+        parts = [replace(part, split=split_of(part.name)) for part in parts]
+        left_out = dict.fromkeys(part.name for part in parts if part.split == "test")
+        if left_out:
+            print(f"left out {len(left_out):,} as test, by name: {some(left_out)}")
+        parts = [part for part in parts if part.split != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
     if not parts:
@@ -202,6 +206,10 @@ def split_of(name: str) -> str | None:
     return match and ("train" if match[1] else "val" if match[2] else "test")
 
 
+def some(names: Collection[str]) -> str:
+    return ", ".join(islice(names, 8)) + ", ..." * (len(names) > 8)
+
+
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
     if args.encoding == "auto":
         files = {(part.path, part.member): part for part in parts}.values()
@@ -238,7 +246,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
             digest.update(sha256.encode())
     names = dict.fromkeys(part.name for part in parts)
     return {
-        "from": where or ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else ""),
+        "from": where or some(names),
         "files": len({(part.path, part.member) for part in parts}),
         "bytes": n_bytes,
         "sha256": sha256 if len(files) == 1 else digest.hexdigest(),

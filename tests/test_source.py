@@ -162,9 +162,10 @@ def test_names_of_files_tell_the_split(name, split):
     assert split_of(name) == split
 
 
-def test_splits_by_name_need_a_validation_file(tmp_path):
+def test_splits_by_name_need_a_validation_file(tmp_path, capsys):
     train, test = write(tmp_path / "wiki.train.txt", "a"), write(tmp_path / "wiki.test.txt", "c")
     assert read(parse(tmp_path, "--input", train, test), named_splits=True) == {("wiki.train.txt", None): "a"}
+    assert capsys.readouterr().out == "left out 1 as test, by name: wiki.test.txt\n"
     val = write(tmp_path / "wiki.valid.txt", "b")
     assert read(parse(tmp_path, "--input", train, test, val), named_splits=True) == {
         ("wiki.valid.txt", "val"): "b", ("wiki.train.txt", "train"): "a"}
