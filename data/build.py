@@ -61,7 +61,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     tokenizer = make_tokenizer(partial(texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
     n = n_workers(getattr(args, "workers", 0), units)
-    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
+    with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (work_folder(folder, [fingerprint(tokenizer), end, limit]) as work, workers(n, tokenizer) as pool,
               DatasetWriter(folder, tokenizer, source, work) as writer):
@@ -76,6 +76,15 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
     print(f"next   python train.py {config} --dataset={name}")
+
+
+def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder where out_dir is, or would be: there is room, while the system's is often in memory."""
+    parent = next(parent for parent in out_dir.absolute().parents if os.path.isdir(parent))
+    try:
+        return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
+    except OSError:  # it can't be written
+        return tempfile.TemporaryDirectory()
 
 
 # ---- splits and duplicates -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """data/build.py: a naive oracle gives the same ids, in any units, on any number of workers, through any kill."""
 
 import argparse
+import errno
 import hashlib
 import os
 import random
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, namedtuple
@@ -462,6 +464,21 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
     dry = capsys.readouterr().out.splitlines()
     assert dry[:len(wet) - 2] == wet[:-2] and "nothing written" in dry[-1]
     assert digests(tmp_path / "out") == before and sorted(os.listdir(tmp_path)) == ["out"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, refused):
+    places, make = [], tempfile.mkdtemp
+
+    def mkdtemp(suffix=None, prefix=None, dir=None):
+        places.append(dir)
+        if refused and dir is not None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return make(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    build(arguments(tmp_path / "new" / "out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
+    assert places == [tmp_path, None][:1 + refused] and not os.listdir(tmp_path)
 
 
 def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
