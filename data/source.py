@@ -331,7 +331,7 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     """The documents of a part, cleaned, in pieces that begin and end where a tokenizer allows a cut."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
-    for document, text, ends in documents(part, reading):
+    for document, text, ends in in_slices(documents(part, reading)):
         document = printable(document)  # of a member of a compressed archive
         start = max(PIECE, len(buffer))  # before it there is no cut
         buffer += cleaner.feed(text, ends) if part.rules else text
@@ -351,6 +351,14 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
         report.line = 0 if part.last else report.line + lines
     if buffer:
         yield Piece(document, buffer, False, part.split)
+
+
+def in_slices(texts: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, str, bool]]:
+    """The same with no text longer than PIECE: taking pieces off a long one would copy its rest each time."""
+    for document, text, ends in texts:
+        last = max(0, len(text) - 1) // PIECE
+        for i in range(last + 1):
+            yield document, text[i * PIECE:(i + 1) * PIECE], ends and i == last
 
 
 def cut_in(text: str, start: int) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import lzma
 import os
 import pickle
@@ -286,6 +287,14 @@ def test_a_text_without_a_place_to_cut_still_comes_in_pieces(tmp_path, small_par
     _, found = made(parse(tmp_path, "--input", write(tmp_path / "a.txt", "字" * 30_000)))
     pieces = [piece.text for unit in found for piece in unit.pieces()]
     assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == source.LONGEST_PIECE
+
+
+def test_a_row_of_any_length_is_copied_once(tmp_path, small_parts, monkeypatch):
+    searched = []
+    monkeypatch.setattr(source, "find_cut", lambda text, start: searched.append(len(text)) or find_cut(text, start))
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in (NOVEL, "", "a", NOVEL)))
+    assert list(read(parse(tmp_path, "--input", path)).values()) == [NOVEL, "a", NOVEL]
+    assert max(searched) <= source.LONGEST_PIECE and sum(searched) < 6 * 2 * len(NOVEL)
 
 
 def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
