@@ -418,6 +418,8 @@ def test_tinystories_have_the_given_validation_stories(tmp_path, kind):
     prepare("tinystories", *options, "--out_dir", tmp_path / "out")
     assert documents(tmp_path / "out") == {"train": set(stories["train"]), "val": set(stories["valid"])}
     prepare("tinystories", *options, "--out_dir", tmp_path / "tenth", "--fraction=0.1")
+    prepare("tinystories", *options, "--out_dir", tmp_path / "all", "--fraction=1")
+    assert documents(tmp_path / "all")["train"] == set(stories["train"])
     tenth = documents(tmp_path / "tenth")
     assert tenth["val"] == set(stories["valid"])
     assert tenth["train"] < set(stories["train"]) and 10 < len(tenth["train"]) < 60
