@@ -55,10 +55,30 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help shows the options")
 
 
-def arguments(description: str, folder: Path, **defaults: Any) -> argparse.ArgumentParser:
+class PrepareParser(Parser):
+    """Refuses flags that would have no effect. `vocab_size` is the default of a bpe tokenizer that is trained."""
+
+    def __init__(self, vocab_size: int, **options: Any):
+        super().__init__(**options)
+        self.vocab_size = vocab_size
+
+    def parse_args(self, *argv: Any) -> argparse.Namespace:
+        args = super().parse_args(*argv)
+        name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
+        if args.vocab_size is not None and name != "--tokenizer=bpe":
+            self.error(f"--vocab_size is for a bpe tokenizer that is trained on the text, found {name}; leave one of "
+                       "them out")
+        if args.min_count != 1 and not args.trim:
+            self.error(f"--min_count={args.min_count} is for --trim, found none; pass both, or neither")
+        if args.vocab_size is None:
+            args.vocab_size = self.vocab_size
+        return args
+
+
+def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
     """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults."""
-    parser = Parser(description=description, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PrepareParser(vocab_size, description=description, allow_abbrev=False,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("text").add_argument
     add("--input", nargs="+", type=Path, default=[], metavar="PATH",
         help="local files, folders and archives (.txt .jsonl .parquet .zip .tar, .gz .xz .bz2 .zst): no network")
@@ -77,14 +97,16 @@ def arguments(description: str, folder: Path, **defaults: Any) -> argparse.Argum
     add("--tokenizer", default="char",
         help="char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, the name of a repository on the "
              "Hugging Face hub, or a tokenizer.json (default: %(default)s)")
-    add("--vocab_size", type=int, help="of a bpe tokenizer that is trained (default: %(default)s)")
+    add("--vocab_size", type=int, help=f"of a bpe tokenizer that is trained (default: {vocab_size})")
     add("--tokenizer_file", type=Path, help="the tokenizer's file, or its folder, where it is on this machine")
     add("--trim", action="store_true", help="keep only the ids that the training text uses, and the single bytes")
     add("--min_count", type=int, default=1, help="... at least so often (default: 1)")
     add = parser.add_argument_group("result").add_argument
-    add("--out_dir", type=Path, default=folder, help="where the dataset goes (default: beside the script)")
+    place = "see above" if "out_dir" in defaults else "beside the script"
+    add("--out_dir", type=Path, default=folder, help=f"where the dataset goes (default: {place})")
     add("--dry_run", action="store_true", help="do it all, print the numbers, but leave out_dir as it is")
-    add("--workers", type=int, default=0, help="processes; the result is the same for any number (default: all cores)")
+    add("--workers", type=count, default=0,
+        help="processes; the result is the same for any number (default: 0, all cores)")
     parser.set_defaults(**{"folder": folder, "eot": True, **defaults})
     return parser
 
@@ -95,12 +117,18 @@ def fraction(text: str) -> float:
     return float(text)
 
 
+def count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
 def tokenizer_of(args: argparse.Namespace) -> Callable:
     """What `build` calls with the texts to get the tokenizer that the flags describe."""
     from data.tokenizer import make_tokenizer
 
     def make(texts: Callable) -> Any:
-        return make_tokenizer(args.tokenizer, texts, vocab_size=args.vocab_size, file=args.tokenizer_file,
+        return make_tokenizer(args.tokenizer, texts, file=args.tokenizer_file, vocab_size=args.vocab_size,
                               eot=args.eot, trim=args.trim, min_count=args.min_count)
     return make
 

@@ -477,7 +477,7 @@ def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, ref
         return make(suffix, prefix, dir)
 
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
-    build(arguments(tmp_path / "new" / "out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
+    build(arguments(tmp_path / "new/out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
     assert places == [tmp_path, None][:1 + refused] and not os.listdir(tmp_path)
 
 

@@ -312,6 +312,20 @@ def test_zips_of_repositories_and_other_folders_are_read(tmp_path, tree):
     assert documents(tmp_path / "out") == documents(tmp_path / "zip")
 
 
+# ---- flags -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, vocab_size, place", [
+    ("cppcode", 8192, "beside the script"), ("pycode", 32768, "beside the script"), ("hongloumeng", 8192, "see above"),
+    ("wikitext", 8192, "see above"),
+])
+def test_help_tells_the_defaults(name, vocab_size, place, capsys):
+    with pytest.raises(SystemExit):
+        prepare(name, "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"that is trained (default: {vocab_size})" in words and f"the dataset goes (default: {place})" in words
+
+
 # ---- the other corpora -------------------------------------------------------------------------------------
 
 
