@@ -65,9 +65,10 @@ class PrepareParser(Parser):
     def parse_args(self, *argv: Any) -> argparse.Namespace:
         args = super().parse_args(*argv)
         name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
-        if args.vocab_size is not None and name != "--tokenizer=bpe":
-            self.error(f"--vocab_size is for a bpe tokenizer that is trained on the text, found {name}; leave one of "
-                       "them out")
+        for flag in ("vocab_size", "special_tokens"):
+            if getattr(args, flag) is not None and name != "--tokenizer=bpe":
+                self.error(f"--{flag} is for a bpe tokenizer that is trained on the text, found {name}; leave one of "
+                           "them out")
         if args.min_count != 1 and not args.trim:
             self.error(f"--min_count={args.min_count} is for --trim, found none; pass both, or neither")
         if args.vocab_size is None:
@@ -98,6 +99,7 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
         help="char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, the name of a repository on the "
              "Hugging Face hub, or a tokenizer.json (default: %(default)s)")
     add("--vocab_size", type=int, help=f"of a bpe tokenizer that is trained (default: {vocab_size})")
+    add("--special_tokens", nargs="+", metavar="TOKEN", help="more of them for it than <|endoftext|>: '<|user|>' ...")
     add("--tokenizer_file", type=Path, help="the tokenizer's file, or its folder, where it is on this machine")
     add("--trim", action="store_true", help="keep only the ids that the training text uses, and the single bytes")
     add("--min_count", type=int, default=1, help="... at least so often (default: 1)")
@@ -129,7 +131,8 @@ def tokenizer_of(args: argparse.Namespace) -> Callable:
 
     def make(texts: Callable) -> Any:
         return make_tokenizer(args.tokenizer, texts, file=args.tokenizer_file, vocab_size=args.vocab_size,
-                              eot=args.eot, trim=args.trim, min_count=args.min_count)
+                              special_tokens=args.special_tokens or (), eot=args.eot, trim=args.trim,
+                              min_count=args.min_count)
     return make
 
 

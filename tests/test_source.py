@@ -229,6 +229,7 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
     (["--encoding=gb-18"], "unknown encoding 'gb-18'"), (["--clean=adverts"], "no cleaning rule adverts"),
     (["--imput=x"], "imput"), (["--workers=-4"], "workers: -4 is negative"),
     (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
+    (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
     (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
     (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
 ])
@@ -248,6 +249,9 @@ def test_the_flags_make_the_tokenizer(tmp_path):
     args = parse(tmp_path, "--tokenizer=bpe", "--vocab_size=300")
     tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc abd abc"] * 3))
     assert tokenizer.kind == "bpe" and tokenizer.encode("abc").size == 1
+    args = parse(tmp_path, "--tokenizer=bpe", "--special_tokens", "<|user|>", "<|bot|>")
+    tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc"]))
+    assert list(tokenizer.special_tokens) == ["<|endoftext|>", "<|user|>", "<|bot|>"]
     args.tokenizer, args.eot = "char", False
     described = tokenizer_of(args)(lambda split="train": iter(["cab"])).to_json()
     assert described == {"kind": "char", "chars": "abc", "eot": False}
