@@ -268,6 +268,12 @@ def test_max_bytes_limits_the_source_and_chooses_the_same_each_time(tmp_path, tr
     assert 4000 < sum(len(text.encode()) for text in found["train"] | found["val"]) <= 5000
 
 
+@pytest.mark.parametrize("max_bytes, n", [(10, 0), (30, 1)])
+def test_max_bytes_that_leave_too_little_are_named(tmp_path, tree, max_bytes, n):
+    with pytest.raises(ValueError, match=f"--max_bytes={max_bytes} leaves {n} of 40 files, need at least 2"):
+        prepare("pycode", "--input", tree, "--out_dir", tmp_path / "out", f"--max_bytes={max_bytes}")
+
+
 def test_a_file_that_may_not_be_read_is_named_where_sizes_are_limited(tmp_path, tree, monkeypatch):
     def refuse(part):
         raise PermissionError(errno.EACCES, "Permission denied", part.path)
