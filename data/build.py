@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import tempfile
@@ -75,7 +76,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
         return
     print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
-    print(f"next   python train.py {config} --dataset={name}")
+    print(f"next   python train.py {config} --dataset={shlex.quote(str(name))}")
 
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -452,6 +453,12 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     first.join()
     run(tmp_path / "whole", units)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_the_next_command_can_be_pasted(tmp_path, capsys):
+    run(tmp_path / "my data", units_of(novel(5)))
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert last == ["next", "python", "train.py", "config/x.py", f"--dataset={tmp_path / 'my data'}"]
 
 
 def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
