@@ -195,7 +195,8 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
             return limit
     if lowest >= highest:
         raise ValueError(f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each "
-                         "goes to train or val whole; pass more with --input")
+                         "goes to train or val whole; pass more with --input, or say with --separator what stands "
+                         "between documents")
     return lowest if limit < lowest else highest - 1
 
 
