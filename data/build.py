@@ -425,12 +425,16 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if os.name != "nt":  # while it is locked: later it may be that of another process
-                    path.unlink(missing_ok=True)
+                if os.name != "nt":  # while it is locked, since later it may be that of another process
+                    remove(path)
     finally:
-        if os.name == "nt":
-            with suppress(OSError):  # Windows removes no file that a process has open
-                path.unlink()
+        if os.name == "nt":  # which removes no file that a process has open
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def lock(file: Any, path: Path) -> bool:

@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class PrepareParser(Parser):
-    """Refuses flags that would have no effect. `vocab_size` is the default of a bpe tokenizer that is trained."""
+    """Refuses flags that would have no effect. `vocab_size` is what --vocab_size is when it isn't given."""
 
     def __init__(self, vocab_size: int, **options: Any):
         super().__init__(**options)
@@ -77,7 +77,8 @@ class PrepareParser(Parser):
 
 
 def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults."""
+    """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults: where
+    out_dir's is None, `description` says where the dataset goes."""
     parser = PrepareParser(vocab_size, description=description, allow_abbrev=False,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("text").add_argument
@@ -186,7 +187,7 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """No permission, a file that has gone, a broken disk: the user's to mend."""
+    """No permission, a file that has gone, a broken disk: the user's to mend. `path` if the error names none."""
     try:
         yield
     except OSError as error:
@@ -238,6 +239,7 @@ def split_of(name: str) -> str | None:
 
 
 def some(names: Collection[str]) -> str:
+    """The first few of them."""
     return ", ".join(islice(names, 8)) + ", ..." * (len(names) > 8)
 
 
@@ -269,12 +271,12 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     from tqdm import tqdm
 
     files, digest = dict.fromkeys(part.path for part in parts), hashlib.sha256()
-    n_bytes = sum(map(os.path.getsize, files))
-    with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
-        for path in files:
-            with read_errors(path):
+    with read_errors("the text"):
+        n_bytes = sum(map(os.path.getsize, files))
+        with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
+            for path in files:
                 sha256 = hash_file(path, bar.update)
-            digest.update(sha256.encode())
+                digest.update(sha256.encode())
     names = dict.fromkeys(part.name for part in parts)
     return {
         "from": where or some(names),

@@ -108,20 +108,19 @@ def test_an_input_without_text_is_refused(tmp_path, name, message):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX's permissions")
-@pytest.mark.parametrize("name", ["closed", "closed/a.txt"])
-def test_what_may_not_be_read_is_named(tmp_path, name):
-    write(tmp_path / "closed" / "a.txt", "a")
-    (tmp_path / "closed").chmod(0o400)  # its names may be read, and nothing else
+def test_what_may_not_be_read_is_named(tmp_path):
+    path = write(tmp_path / "closed" / "a.txt", "a")
+    path.parent.chmod(0)
     is_root = os.geteuid() == 0
     try:
         if is_root:  # to whom nothing is closed
             os.seteuid(65534)
-        with pytest.raises(ValueError, match=f"cannot read {tmp_path / 'closed'}.*: Permission denied; expected"):
-            made(parse(tmp_path, "--input", tmp_path / name))
+        with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+            made(parse(tmp_path, "--input", path))
     finally:
         if is_root:
             os.seteuid(0)
-        (tmp_path / "closed").chmod(0o700)
+        path.parent.chmod(0o700)
 
 
 def test_a_file_that_can_no_longer_be_read_when_it_is_hashed_is_named(tmp_path, monkeypatch):
