@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import tempfile
@@ -61,7 +62,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     tokenizer = make_tokenizer(partial(texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
     n = n_workers(getattr(args, "workers", 0), units)
-    with tempfile.TemporaryDirectory() if args.dry_run else nullcontext(args.out_dir) as folder:
+    with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (work_folder(folder, [fingerprint(tokenizer), end, limit]) as work, workers(n, tokenizer) as pool,
               DatasetWriter(folder, tokenizer, source, work) as writer):
@@ -75,7 +76,16 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
         return
     print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
-    print(f"next   python train.py {config} --dataset={name}")
+    print(f"next   python train.py {config} --dataset={shlex.quote(str(name))}")
+
+
+def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder where out_dir is, or would be: there is room, while the system's is often in memory."""
+    parent = next(parent for parent in out_dir.absolute().parents if os.path.isdir(parent))
+    try:
+        return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
+    except OSError:  # it can't be written
+        return tempfile.TemporaryDirectory()
 
 
 # ---- splits and duplicates -----------------------------------------------------------------------------------
@@ -185,7 +195,8 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
             return limit
     if lowest >= highest:
         raise ValueError(f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each "
-                         "goes to train or val whole; pass more with --input")
+                         "goes to train or val whole; pass more with --input, or say with --separator what stands "
+                         "between documents")
     return lowest if limit < lowest else highest - 1
 
 
@@ -382,26 +393,52 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
     ValueError if another process works there.
     """
     key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
-    work, is_new, is_empty = folder / f".prepare-{key}", not folder.exists(), False
+    work, is_new = folder / f".prepare-{key}", not folder.exists()
     with os_errors(folder):
-        work.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(work / "lock", "wb") as file:
-            lock(file, folder)
+        with locked(folder):
+            with os_errors(folder):
+                work.mkdir(exist_ok=True)
             try:
                 yield work
             finally:
-                is_empty = not any(work.glob("*.rows"))
+                if not any(work.glob("*.rows")):
+                    shutil.rmtree(work, ignore_errors=True)
     finally:
-        if is_empty:
-            shutil.rmtree(work, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):  # the dataset is in it
-                    folder.rmdir()
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
 
-def lock(file: Any, folder: Path) -> None:
-    """Keeps `file` from others until it is closed or this process ends, however it does."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other prepares, whatever their settings, out of `folder` until the end, or until this process ends,
+    however it does. ValueError if another one is there."""
+    path = folder / ".prepare.lock"
+    with os_errors(folder):
+        file = open(path, "wb")  # noqa: SIM115
+    try:
+        with file:
+            if not lock(file, path):
+                raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it")
+            try:
+                yield
+            finally:
+                if os.name != "nt":  # while it is locked, since later it may be that of another process
+                    remove(path)
+    finally:
+        if os.name == "nt":  # which removes no file that a process has open
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def lock(file: Any, path: Path) -> bool:
+    """Whether nobody else has locked the file at `path`, opened as `file`; then it is, until it is closed."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -409,10 +446,11 @@ def lock(file: Any, folder: Path) -> None:
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it") from None
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # no: its owner ended and removed it just now
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        return False
     except OSError:
-        pass  # a file system without locks
+        return True  # a file system without locks
 
 
 def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter,

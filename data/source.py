@@ -19,8 +19,8 @@ import re
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,10 +29,10 @@ from typing import Any, NoReturn
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download, hash_file
 from data.formats import (
-    ROWS,
     UNIT,
     Part,
     Reading,
+    cannot_read,
     check_encoding,
     documents,
     import_pyarrow,
@@ -55,10 +55,32 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help shows the options")
 
 
-def arguments(description: str, folder: Path, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults."""
-    parser = Parser(description=description, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+class PrepareParser(Parser):
+    """Refuses flags that would have no effect. `vocab_size` is what --vocab_size is when it isn't given."""
+
+    def __init__(self, vocab_size: int, **options: Any):
+        super().__init__(**options)
+        self.vocab_size = vocab_size
+
+    def parse_args(self, *argv: Any) -> argparse.Namespace:
+        args = super().parse_args(*argv)
+        name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
+        for flag in ("vocab_size", "special_tokens"):
+            if getattr(args, flag) is not None and name != "--tokenizer=bpe":
+                self.error(f"--{flag} is for a bpe tokenizer that is trained on the text, found {name}; leave one of "
+                           "them out")
+        if args.min_count != 1 and not args.trim:
+            self.error(f"--min_count={args.min_count} is for --trim, found none; pass both, or neither")
+        if args.vocab_size is None:
+            args.vocab_size = self.vocab_size
+        return args
+
+
+def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults: where
+    out_dir's is None, `description` says where the dataset goes."""
+    parser = PrepareParser(vocab_size, description=description, allow_abbrev=False,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("text").add_argument
     add("--input", nargs="+", type=Path, default=[], metavar="PATH",
         help="local files, folders and archives (.txt .jsonl .parquet .zip .tar, .gz .xz .bz2 .zst): no network")
@@ -77,14 +99,17 @@ def arguments(description: str, folder: Path, **defaults: Any) -> argparse.Argum
     add("--tokenizer", default="char",
         help="char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, the name of a repository on the "
              "Hugging Face hub, or a tokenizer.json (default: %(default)s)")
-    add("--vocab_size", type=int, help="of a bpe tokenizer that is trained (default: %(default)s)")
+    add("--vocab_size", type=int, help=f"of a bpe tokenizer that is trained (default: {vocab_size})")
+    add("--special_tokens", nargs="+", metavar="TOKEN", help="more of them for it than <|endoftext|>: '<|user|>' ...")
     add("--tokenizer_file", type=Path, help="the tokenizer's file, or its folder, where it is on this machine")
     add("--trim", action="store_true", help="keep only the ids that the training text uses, and the single bytes")
     add("--min_count", type=int, default=1, help="... at least so often (default: 1)")
     add = parser.add_argument_group("result").add_argument
-    add("--out_dir", type=Path, default=folder, help="where the dataset goes (default: beside the script)")
+    place = "see above" if "out_dir" in defaults else "beside the script"
+    add("--out_dir", type=Path, default=folder, help=f"where the dataset goes (default: {place})")
     add("--dry_run", action="store_true", help="do it all, print the numbers, but leave out_dir as it is")
-    add("--workers", type=int, default=0, help="processes; the result is the same for any number (default: all cores)")
+    add("--workers", type=count, default=0,
+        help="processes; the result is the same for any number (default: 0, all cores)")
     parser.set_defaults(**{"folder": folder, "eot": True, **defaults})
     return parser
 
@@ -95,13 +120,20 @@ def fraction(text: str) -> float:
     return float(text)
 
 
+def count(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
 def tokenizer_of(args: argparse.Namespace) -> Callable:
     """What `build` calls with the texts to get the tokenizer that the flags describe."""
     from data.tokenizer import make_tokenizer
 
     def make(texts: Callable) -> Any:
-        return make_tokenizer(args.tokenizer, texts, vocab_size=args.vocab_size, file=args.tokenizer_file,
-                              eot=args.eot, trim=args.trim, min_count=args.min_count)
+        return make_tokenizer(args.tokenizer, texts, file=args.tokenizer_file, vocab_size=args.vocab_size,
+                              special_tokens=args.special_tokens or (), eot=args.eot, trim=args.trim,
+                              min_count=args.min_count)
     return make
 
 
@@ -128,23 +160,38 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     parts = []
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
-            found = list(parts_under(path, reading, args.skip_bad))
+            with read_errors(path):
+                found = list(parts_under(path, reading, args.skip_bad))
+                is_known = known and path.is_file() and hash_file(path) == known
             if not found and not args.skip_bad:
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
-            if known and path.is_file() and hash_file(path) == known:
+            if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
         packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
         if packed:
             raise ValueError(f"{packed}: unpack it and pass the folder, so that names of files tell the splits")
-        parts = [replace(part, split=split_of(part.name)) for part in parts if split_of(part.name) != "test"]
+        parts = [replace(part, split=split_of(part.name)) for part in parts]
+        left_out = dict.fromkeys(part.name for part in parts if part.split == "test")
+        if left_out:
+            print(f"left out {len(left_out):,} as test, by name: {some(left_out)}")
+        parts = [part for part in parts if part.split != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """No permission, a file that has gone, a broken disk: the user's to mend. `path` if the error names none."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(cannot_read(error.filename or path, error)) from error
 
 
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
@@ -160,7 +207,8 @@ def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
                 raise
             report_skipped(str(error))
             continue
-        yield from (part for part in parts if not part.lenient or can_be_read(part, reading))
+        yield from (replace(part, name=printable(part.name)) for part in parts
+                    if not part.lenient or can_be_read(part, reading))
 
 
 def can_be_read(part: Part, reading: Reading) -> bool:
@@ -172,19 +220,36 @@ def can_be_read(part: Part, reading: Reading) -> bool:
         return False
 
 
+def printable(name: str) -> str:
+    """A file's name as text that can be written: what is not UTF-8 is read as GB18030, or else gets U+FFFD."""
+    return "/".join(decoded(os.fsencode(part)) for part in name.split("/"))
+
+
+def decoded(name: bytes) -> str:
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return name.decode(encoding)
+    return name.decode("utf-8", "replace")
+
+
 def split_of(name: str) -> str | None:
     """The split that a file's name speaks of: "wiki.valid.raw" -> "val"; None if it speaks of none."""
     match = SPLIT_NAMES.search(name.lower().rsplit("/", 1)[-1])
     return match and ("train" if match[1] else "val" if match[2] else "test")
 
 
+def some(names: Collection[str]) -> str:
+    """The first few of them."""
+    return ", ".join(islice(names, 8)) + ", ..." * (len(names) > 8)
+
+
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
     if args.encoding == "auto":
-        found = {part.name: part.encoding for part in parts}
-        for name, encoding in found.items():
-            if encoding != "utf-8":
-                print(f"encoding {name}: {encoding if encoding != 'auto' else 'of each file in it'}")
-        print(f"encoding utf-8: {sum(encoding == 'utf-8' for encoding in found.values()):,} of {len(found):,} files")
+        files = {(part.path, part.member): part for part in parts}.values()
+        for part in files:
+            if part.encoding != "utf-8":
+                print(f"encoding {part.name}: {part.encoding if part.encoding != 'auto' else 'of each file in it'}")
+        print(f"encoding utf-8: {sum(part.encoding == 'utf-8' for part in files):,} of {len(files):,} files")
 
 
 def downloaded(args: argparse.Namespace, name: str, urls: Sequence[str], sha256: str | None = None) -> list[Path]:
@@ -206,15 +271,16 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
     from tqdm import tqdm
 
     files, digest = dict.fromkeys(part.path for part in parts), hashlib.sha256()
-    n_bytes = sum(map(os.path.getsize, files))
-    with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
-        for path in files:
-            sha256 = hash_file(path, bar.update)
-            digest.update(sha256.encode())
+    with read_errors("the text"):
+        n_bytes = sum(map(os.path.getsize, files))
+        with tqdm(desc="hashing", total=n_bytes, unit="B", unit_scale=True, disable=None) as bar:
+            for path in files:
+                sha256 = hash_file(path, bar.update)
+                digest.update(sha256.encode())
     names = dict.fromkeys(part.name for part in parts)
     return {
-        "from": where or ", ".join(islice(names, 8)) + (", ..." if len(names) > 8 else ""),
-        "files": len(names),
+        "from": where or some(names),
+        "files": len({(part.path, part.member) for part in parts}),
         "bytes": n_bytes,
         "sha256": sha256 if len(files) == 1 else digest.hexdigest(),
         "encoding": args.encoding,
@@ -298,7 +364,8 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     """The documents of a part, cleaned, in pieces that begin and end where a tokenizer allows a cut."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
-    for document, text, ends in documents(part, reading):
+    for document, text, ends in in_slices(documents(part, reading)):
+        document = printable(document)  # of a member of a compressed archive
         start = max(PIECE, len(buffer))  # before it there is no cut
         buffer += cleaner.feed(text, ends) if part.rules else text
         while len(buffer) > PIECE and (at := cut_in(buffer, start)):
@@ -319,6 +386,14 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
         yield Piece(document, buffer, False, part.split)
 
 
+def in_slices(texts: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, str, bool]]:
+    """The same with no text longer than PIECE: taking pieces off a long one would copy its rest each time."""
+    for document, text, ends in texts:
+        last = max(0, len(text) - 1) // PIECE
+        for i in range(last + 1):
+            yield document, text[i * PIECE:(i + 1) * PIECE], ends and i == last
+
+
 def cut_in(text: str, start: int) -> int:
     """The first cut from `start` on; 0 if there is none yet, LONGEST_PIECE if there won't be one."""
     at = find_cut(text, start)
@@ -336,10 +411,12 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     """Units whose text (each: every file's) is cut once: the first 1 - val_fraction of all characters are train.
 
     Exactly so for characters and bytes; for other tokenizers no word is cut in two, so that the ids are those of the
-    whole text. This reads everything once, to count the characters.
+    whole text. This reads everything once, to count the characters. With --val_input nothing is cut.
     """
     from tqdm import tqdm
 
+    if args.val_input:
+        return units(args, parts, reading)
     groups: dict[tuple, list[tuple[Unit, int]]] = {}
     whole_words = args.tokenizer not in ("char", "byte")
     single = units(args, parts, reading, single=True)
@@ -358,9 +435,11 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
 
 def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
     """Whether all parts are ranges of one text, so that there is only one document to split."""
-    kind, _ = kind_of(parts[0].member or parts[0].path)
-    return (len({part.name for part in parts}) == 1 and parts[0].split is None and not reading.separator
-            and kind not in (*ROWS, ".parquet", ".tar"))
+    part = parts[0]
+    if part.split or any((other.path, other.member) != (part.path, part.member) for other in parts):
+        return False
+    document, *_ = next(documents(part, reading), ("",))
+    return document == part.name  # those of rows, separators and archives have names of their own
 
 
 def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:

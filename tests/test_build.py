@@ -1,13 +1,16 @@
 """data/build.py: a naive oracle gives the same ids, in any units, on any number of workers, through any kill."""
 
 import argparse
+import errno
 import hashlib
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, namedtuple
@@ -220,7 +223,7 @@ def test_each_split_has_a_document_where_two_differ(tmp_path, val_fraction, n_va
 
 @pytest.mark.parametrize("documents", [{}, {"a": "one"}, {"a": "one two", "b": "one  two"}])
 def test_fewer_than_two_documents_are_refused_and_leave_nothing(tmp_path, documents):
-    with pytest.raises(ValueError, match="need at least 2"):
+    with pytest.raises(ValueError, match="need at least 2.* --input.* --separator"):
         run(tmp_path / "out", units_of(documents))
     assert not (tmp_path / "out").exists()
 
@@ -425,8 +428,8 @@ def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
 
 
-@pytest.mark.parametrize("n_before", [0, 2])
-def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before):
+@pytest.mark.parametrize("n_before, settings", [(0, {}), (2, {}), (2, {"val_fraction": 0.6})])
+def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     """The first waits in a unit, with or without finished parts before it, while the second starts."""
     reads, entered, leave = [], threading.Event(), threading.Event()
 
@@ -445,11 +448,17 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before):
     first.start()
     assert entered.wait(60)
     with pytest.raises(ValueError, match="another prepare is at work"):
-        run(tmp_path / "out", units)
+        run(tmp_path / "out", units, **settings)
     leave.set()
     first.join()
     run(tmp_path / "whole", units)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_the_next_command_can_be_pasted(tmp_path, capsys):
+    run(tmp_path / "my data", units_of(novel(5)))
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert last == ["next", "python", "train.py", "config/x.py", f"--dataset={tmp_path / 'my data'}"]
 
 
 def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
@@ -462,6 +471,21 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
     dry = capsys.readouterr().out.splitlines()
     assert dry[:len(wet) - 2] == wet[:-2] and "nothing written" in dry[-1]
     assert digests(tmp_path / "out") == before and sorted(os.listdir(tmp_path)) == ["out"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, refused):
+    places, make = [], tempfile.mkdtemp
+
+    def mkdtemp(suffix=None, prefix=None, dir=None):
+        places.append(dir)
+        if refused and dir is not None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return make(suffix, prefix, dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    build(arguments(tmp_path / "new/out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
+    assert places == [tmp_path, None][:1 + refused] and not os.listdir(tmp_path)
 
 
 def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):

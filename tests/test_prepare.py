@@ -1,9 +1,11 @@
 """data/*/prepare.py, run as a user would: known numbers, faithful text, stable splits, all corpora."""
 
+import errno
 import importlib.util
 import io
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -135,6 +137,17 @@ def test_several_files_come_back_in_order_and_unchanged(tmp_path, name, options)
     assert before <= dataset.bytes("train") <= behind  # bpe: up to where no word is cut in two
 
 
+@pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "classics"])
+def test_the_text_of_val_input_is_the_validation_split(tmp_path, name):
+    for split in ("train", "val"):
+        (tmp_path / split).write_text(f"{split} " * 50, encoding="utf-8")
+    prepare(name, "--input", tmp_path / "train", "--val_input", tmp_path / "val", "--out_dir", tmp_path / "out",
+            "--tokenizer=char")
+    dataset = open_dataset(tmp_path / "out")
+    for split in ("train", "val"):
+        assert text_of(dataset, split) == f"{split} " * 50
+
+
 def test_encoding_and_normalize_are_recorded_and_done(tmp_path):
     (tmp_path / "old.txt").write_bytes(("红楼梦\r\n" * 20).encode("gb18030"))
     prepare("hongloumeng", f"--input={tmp_path / 'old.txt'}", f"--out_dir={tmp_path / 'out'}",
@@ -255,6 +268,22 @@ def test_max_bytes_limits_the_source_and_chooses_the_same_each_time(tmp_path, tr
     assert 4000 < sum(len(text.encode()) for text in found["train"] | found["val"]) <= 5000
 
 
+@pytest.mark.parametrize("max_bytes, n", [(10, 0), (30, 1)])
+def test_max_bytes_that_leave_too_little_are_named(tmp_path, tree, max_bytes, n):
+    with pytest.raises(ValueError, match=f"--max_bytes={max_bytes} leaves {n} of 40 files, need at least 2"):
+        prepare("pycode", "--input", tree, "--out_dir", tmp_path / "out", f"--max_bytes={max_bytes}")
+
+
+def test_a_file_that_may_not_be_read_is_named_where_sizes_are_limited(tmp_path, tree, monkeypatch):
+    def refuse(part):
+        raise PermissionError(errno.EACCES, "Permission denied", part.path)
+
+    monkeypatch.setattr("data.formats.open_part", refuse)
+    path = tree / "package0" / "module0.py"
+    with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+        prepare("pycode", "--input", path, "--out_dir", tmp_path / "out", "--max_bytes=5000")
+
+
 def test_two_files_are_enough_and_one_is_not(tmp_path, tree):
     files = [tree / "package0" / "module0.py", tree / "package1" / "module1.py"]
     options = ["--tokenizer=byte", "--val_fraction=1e-9"]
@@ -287,6 +316,20 @@ def test_zips_of_repositories_and_other_folders_are_read(tmp_path, tree):
     prepare("pycode", "--input", tree, "--out_dir", tmp_path / "out", "--tokenizer=byte")
     prepare("pycode", "--input", archive, "--out_dir", tmp_path / "zip", "--tokenizer=byte")
     assert documents(tmp_path / "out") == documents(tmp_path / "zip")
+
+
+# ---- flags -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, vocab_size, place", [
+    ("cppcode", 8192, "beside the script"), ("pycode", 32768, "beside the script"), ("hongloumeng", 8192, "see above"),
+    ("wikitext", 8192, "see above"),
+])
+def test_help_tells_the_defaults(name, vocab_size, place, capsys):
+    with pytest.raises(SystemExit):
+        prepare(name, "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"that is trained (default: {vocab_size})" in words and f"the dataset goes (default: {place})" in words
 
 
 # ---- the other corpora -------------------------------------------------------------------------------------
@@ -355,6 +398,15 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
         prepare("text", "--out_dir", tmp_path / "none")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_books_with_names_in_gbk_become_a_dataset(tmp_path, capsys):
+    for name in ("红楼", "水浒"):
+        (tmp_path / os.fsdecode(name.encode("gbk") + b".txt")).write_text(name * 50, encoding="utf-8")
+    prepare("text", "--input", *sorted(tmp_path.iterdir()), "--out_dir", tmp_path / "out", "--tokenizer=byte")
+    assert open_dataset(tmp_path / "out").meta["source"]["from"] == "水浒.txt, 红楼.txt"
+    assert "longest document 水浒.txt" in capsys.readouterr().out
+
+
 def test_c_and_cpp_end_with_0xff_and_other_files_stay_out(tmp_path):
     (tmp_path / "src").mkdir()
     for i in range(30):
@@ -386,6 +438,8 @@ def test_tinystories_have_the_given_validation_stories(tmp_path, kind):
     prepare("tinystories", *options, "--out_dir", tmp_path / "out")
     assert documents(tmp_path / "out") == {"train": set(stories["train"]), "val": set(stories["valid"])}
     prepare("tinystories", *options, "--out_dir", tmp_path / "tenth", "--fraction=0.1")
+    prepare("tinystories", *options, "--out_dir", tmp_path / "all", "--fraction=1")
+    assert documents(tmp_path / "all")["train"] == set(stories["train"])
     tenth = documents(tmp_path / "tenth")
     assert tenth["val"] == set(stories["valid"])
     assert tenth["train"] < set(stories["train"]) and 10 < len(tenth["train"]) < 60

@@ -1,10 +1,16 @@
 """data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
 
+import errno
 import io
+import json
+import lzma
+import os
 import pickle
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +107,34 @@ def test_an_input_without_text_is_refused(tmp_path, name, message):
         made(parse(tmp_path, "--input", tmp_path / name))
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX's permissions")
+def test_what_may_not_be_read_is_named(tmp_path):
+    path = write(tmp_path / "closed" / "a.txt", "a")
+    path.parent.chmod(0)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:  # to whom nothing is closed
+            os.seteuid(65534)
+        with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+            made(parse(tmp_path, "--input", path))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.parent.chmod(0o700)
+
+
+def test_a_file_that_can_no_longer_be_read_when_it_is_hashed_is_named(tmp_path, monkeypatch):
+    def refuse(path, progress=int):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    args = parse(tmp_path, "--input", write(tmp_path / "a.txt", "a"))
+    parts = find(args, reading_of(args))
+    monkeypatch.setattr(source, "hash_file", refuse)
+    for call in (partial(find, args, reading_of(args), "0" * 64), partial(origin, args, parts)):
+        with pytest.raises(ValueError, match="cannot read .*a.txt: Permission denied; expected"):
+            call()
+
+
 def test_a_bad_file_stops_or_is_reported_and_left_out_where_that_is_wanted(tmp_path, capsys):
     good, bad = write(tmp_path / "a.py", "x = 1"), write(tmp_path / "b.py", b"# caf\xe9")
     write(tmp_path / "c.zip", b"no zip")
@@ -128,9 +162,10 @@ def test_names_of_files_tell_the_split(name, split):
     assert split_of(name) == split
 
 
-def test_splits_by_name_need_a_validation_file(tmp_path):
+def test_splits_by_name_need_a_validation_file(tmp_path, capsys):
     train, test = write(tmp_path / "wiki.train.txt", "a"), write(tmp_path / "wiki.test.txt", "c")
     assert read(parse(tmp_path, "--input", train, test), named_splits=True) == {("wiki.train.txt", None): "a"}
+    assert capsys.readouterr().out == "left out 1 as test, by name: wiki.test.txt\n"
     val = write(tmp_path / "wiki.valid.txt", "b")
     assert read(parse(tmp_path, "--input", train, test, val), named_splits=True) == {
         ("wiki.valid.txt", "val"): "b", ("wiki.train.txt", "train"): "a"}
@@ -156,6 +191,30 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
     assert origin(args, parts[1:])["normalize"] is False
 
 
+def test_files_of_the_same_name_count_as_many(tmp_path, capsys):
+    paths = [write(tmp_path / folder / "content.txt", NOVEL.encode("gb18030")) for folder in "ab"]
+    args = parse(tmp_path, "--input", *paths, "--encoding=auto")
+    described = origin(args, find(args, reading_of(args)))
+    assert (described["from"], described["files"]) == ("content.txt", 2)
+    assert capsys.readouterr().out.splitlines() == ["encoding content.txt: gb18030"] * 2 + [
+        "encoding utf-8: 0 of 2 files"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_names_that_are_not_utf8_are_shown_as_text(tmp_path):
+    for name in ("红楼".encode("gbk"), "水浒".encode(), b"\xff"):
+        write(tmp_path / "书" / os.fsdecode(name + b".txt"), "x")
+    with tarfile.open(tmp_path / "书" / "z.tgz", "w:gz", format=tarfile.USTAR_FORMAT, encoding="gbk") as archive:
+        info = tarfile.TarInfo("三国.txt")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"x"))
+    args = parse(tmp_path, "--input", tmp_path / "书")
+    parts, found = made(args)
+    assert sorted(name for name, _ in documents(found)) == [
+        "书/z.tgz/三国.txt", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"]
+    assert set(origin(args, parts)["from"].split(", ")) == {"书/z.tgz", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"}
+
+
 def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
     assert downloaded(parse(tmp_path, "--dry_run"), "input.txt", ["http://127.0.0.1:9/x"]) == []
     assert "would download http://127.0.0.1:9/x" in capsys.readouterr().out and not list(tmp_path.iterdir())
@@ -167,7 +226,11 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
     (["--val_fraction=0"], "val_fraction"), (["--val_fraction=nan"], "val_fraction"),
     (["--val_fraction=x"], "val_fraction"),
     (["--encoding=gb-18"], "unknown encoding 'gb-18'"), (["--clean=adverts"], "no cleaning rule adverts"),
-    (["--imput=x"], "imput"),
+    (["--imput=x"], "imput"), (["--workers=-4"], "workers: -4 is negative"),
+    (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
+    (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
+    (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
+    (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
 ])
 def test_flags_are_checked(tmp_path, argv, message):
     with pytest.raises(ValueError, match=message):
@@ -185,6 +248,9 @@ def test_the_flags_make_the_tokenizer(tmp_path):
     args = parse(tmp_path, "--tokenizer=bpe", "--vocab_size=300")
     tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc abd abc"] * 3))
     assert tokenizer.kind == "bpe" and tokenizer.encode("abc").size == 1
+    args = parse(tmp_path, "--tokenizer=bpe", "--special_tokens", "<|user|>", "<|bot|>")
+    tokenizer = tokenizer_of(args)(lambda split="train": iter(["abc"]))
+    assert list(tokenizer.special_tokens) == ["<|endoftext|>", "<|user|>", "<|bot|>"]
     args.tokenizer, args.eot = "char", False
     described = tokenizer_of(args)(lambda split="train": iter(["cab"])).to_json()
     assert described == {"kind": "char", "chars": "abc", "eot": False}
@@ -227,6 +293,14 @@ def test_a_text_without_a_place_to_cut_still_comes_in_pieces(tmp_path, small_par
     _, found = made(parse(tmp_path, "--input", write(tmp_path / "a.txt", "字" * 30_000)))
     pieces = [piece.text for unit in found for piece in unit.pieces()]
     assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == source.LONGEST_PIECE
+
+
+def test_a_row_of_any_length_is_copied_once(tmp_path, small_parts, monkeypatch):
+    searched = []
+    monkeypatch.setattr(source, "find_cut", lambda text, start: searched.append(len(text)) or find_cut(text, start))
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in (NOVEL, "", "a", NOVEL)))
+    assert list(read(parse(tmp_path, "--input", path)).values()) == [NOVEL, "a", NOVEL]
+    assert max(searched) <= source.LONGEST_PIECE and sum(searched) < 6 * 2 * len(NOVEL)
 
 
 def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
@@ -316,6 +390,15 @@ def test_every_side_of_a_cut_ends_its_documents(texts, left):
     assert [replace(piece, split=None) for piece in cut_at(pieces, 10**6, False)] == pieces
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_given_for_validation_is_not_cut_by_position(tmp_path, each):
+    a, b = write(tmp_path / "a.txt", "a" * 100), write(tmp_path / "b.txt", "b" * 10)
+    args = parse(tmp_path, "--input", a, "--val_input", b)
+    reading = reading_of(args)
+    assert documents(by_position(args, find(args, reading), reading, each)) == {
+        ("b.txt", "val"): "b" * 10, ("a.txt", "train"): "a" * 100}
+
+
 def test_what_is_one_text(tmp_path, small_parts):
     a, b = write(tmp_path / "a.txt", NOVEL), write(tmp_path / "b.jsonl", b'{"text": "x"}\n')
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
@@ -328,6 +411,12 @@ def test_what_is_one_text(tmp_path, small_parts):
 
     assert answer(a) and answer(tmp_path / "c.zip")
     assert not answer(a, tmp_path / "c.zip") and not answer(b) and not answer(a, separator="|")
+    assert not answer(a, write(tmp_path / "other" / "a.txt", NOVEL))
+    assert answer(write(tmp_path / "novel.xz", lzma.compress(NOVEL.encode())))
+    with tarfile.open(tmp_path / "pages.xz", "w:xz") as archive:
+        archive.add(a, "1.txt")
+        archive.add(a, "2.txt")
+    assert not answer(tmp_path / "pages.xz")
 
 
 def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tell_the_splits(tmp_path):

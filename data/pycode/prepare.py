@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.formats import Part, hash_part
-from data.source import arguments, find, origin, reading_of, tokenizer_of, units
+from data.source import arguments, find, origin, read_errors, reading_of, tokenizer_of, units
 
 # Parts of a library that teach nobody to write Python: tests (60 % of the standard library's, repetitive or broken on
 # purpose), and generated tables and help texts
@@ -33,11 +33,16 @@ def choose(parts: list[Part], max_bytes: int) -> list[Part]:
     """As many as fit into max_bytes (0: all), each content once, taken in the order of the hashes."""
     if not max_bytes:
         return parts
+    with read_errors("the source"):
+        by_hash = {hash_part(part): part for part in reversed(parts)}
     total, chosen = 0, set()
-    for _, part in sorted({hash_part(part): part for part in reversed(parts)}.items()):
+    for _, part in sorted(by_hash.items()):
         if total + part.size <= max_bytes:
             chosen.add(part)
             total += part.size
+    if len(chosen) < 2 <= len(by_hash):
+        raise ValueError(f"--max_bytes={max_bytes:,} leaves {len(chosen)} of {len(by_hash):,} files, need at least 2; "
+                         "pass a larger one")
     return [part for part in parts if part in chosen]
 
 

@@ -26,10 +26,14 @@ DATASET = "roneneldan/TinyStories"
 FILES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 
 
+def share(text: str) -> float:
+    return 1.0 if float(text) == 1 else fraction(text)
+
+
 def main(argv: list[str]) -> None:
     parser = arguments(__doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>",
                        val_fraction=0.01)
-    parser.add_argument("--fraction", type=fraction, default=1.0, help="of the training stories (default: 1, all)")
+    parser.add_argument("--fraction", type=share, default=1.0, help="of the training stories (default: 1, all)")
     args = parser.parse_args(argv)
     if not args.input:
         args.input = [path for name in FILES for path in downloaded(args, name, hub_urls(DATASET, name))]
