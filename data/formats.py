@@ -60,7 +60,7 @@ class Reading:
     suffixes: tuple[str, ...] = BOOKS  # of the files to read in folders and archives
     skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and those that begin with a dot
     joined: bool = False  # rows are the lines of one document; blank ones have lost " \n"
-    lenient: bool = False  # of what is found in folders and archives, leave out what can't be read, and report it
+    lenient: bool = False  # source code: of folders and archives, report and leave out what can't be read or has a NUL
     named_splits: bool = False  # the files' names say which split they are
     fraction: float = 1.0  # of the training documents, chosen by hash
 
@@ -374,12 +374,13 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
     if kind in ROWS:
         yield from json_rows(stream, encoding, part, reading, name)
     elif reading.separator:
-        yield from separated(text_chunks(stream, encoding, part, name), reading.separator)
+        yield from separated(text_chunks(stream, encoding, part, reading, name), reading.separator)
     else:
-        yield from text_chunks(stream, encoding, part, part.name if name == part.label else name)
+        yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
-def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Iterator[tuple[str, str, bool]]:
+def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
+                name: str) -> Iterator[tuple[str, str, bool]]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(), 0 if part.member else part.start
     while True:
         data, pending = stream.read(DECODED), decoder.getstate()[0]
@@ -388,8 +389,8 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Itera
         except UnicodeDecodeError as error:
             where = part.where if name == part.name else name
             raise ValueError(wrong_encoding(where, encoding, error, offset - len(pending))) from error
-        if part.lenient and "\0" in text:
-            raise ValueError(f"{name} has a NUL character; it is no text")
+        if part.lenient and reading.lenient and "\0" in text:
+            raise ValueError(f"{name} has a NUL character; it is no source code")
         offset += len(data)
         yield name, text, not data and part.last
         if not data:

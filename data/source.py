@@ -110,8 +110,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
     rules = parse_rules(args.clean) if args.clean else ()
     separator = args.separator and args.separator.replace("\\n", "\n").replace("\\t", "\t")
     defaults = {"encoding": check_encoding(args.encoding), "field": args.field, "separator": separator,
-                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
-                "lenient": args.skip_bad}
+                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE)}
     return Reading(**{**defaults, **options})
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from data import formats
 from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of
+from data.source import arguments, find, reading_of, units
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
@@ -304,7 +305,7 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
 
 
 def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
-    reading = Reading(lenient=True)
+    reading = Reading(lenient=True)  # as source code is read
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text\n{"text": "b"}\n')
     [part] = parts_of(path, f"{tmp_path.name}.jsonl", reading, lenient=True)
     assert [text for _, text, _ in documents(part, reading)] == ["a", "b"]
@@ -314,3 +315,10 @@ def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
     assert "".join(text for _, text, _ in documents(part, reading)) == "xw"
     err = capsys.readouterr().err
     assert err.count("skipped: ") == 3 and "jsonl:2 is not" in err and "y.txt is not utf-8" in err and "NUL" in err
+
+
+def test_skip_bad_leaves_text_with_a_nul_in(tmp_path):
+    args = arguments("", tmp_path).parse_args(["--input", str(tmp_path), "--skip_bad", "--clean=control"])
+    write(tmp_path / "nul.txt", b"Page\0 one\n")
+    [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+    assert [piece.text for piece in unit.pieces()] == ["Page one\n"]
