@@ -207,7 +207,7 @@ def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     if text:
         find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
     else:
-        find_cut = partial(cut_after, mark=(reading.separator if kind not in ROWS else "\n").encode(whole.encoding))
+        find_cut = partial(cut_after, mark=separator_pattern("\n" if kind in ROWS else reading.separator, whole.encoding))
     # a byte 0x0A that is no newline (UTF-16), or text that depends on what was before: such a file is read whole
     lookup = codecs.lookup(whole.encoding).name
     if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
@@ -232,8 +232,17 @@ def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
                 at += len(window)
 
 
-def cut_after(window: bytes, mark: bytes) -> int:
-    return window.find(mark) + len(mark) if mark in window else 0
+def separator_pattern(separator: str, encoding: str | None = None) -> re.Pattern:
+    """Matches a separator, and where it has a newline also CRLF; of bytes, if there is an encoding."""
+    lines, newline = separator.split("\n"), r"\r?\n"
+    if encoding:
+        lines, newline = [line.encode(encoding) for line in lines], newline.encode()
+    return re.compile(newline.join(map(re.escape, lines)))
+
+
+def cut_after(window: bytes, mark: re.Pattern) -> int:
+    found = mark.search(window)
+    return found.end() if found else 0
 
 
 def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
@@ -399,18 +408,19 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
 
 def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterator[tuple[str, str, bool]]:
     """The documents between separators, numbered from 1, without white space around them."""
+    pattern, longest = separator_pattern(separator), len(separator) + separator.count("\n")
     rest, number, begun = "", 1, False
     for name, text, ends in chunks:
-        found = separator in rest[-len(separator):] + text
+        found = pattern.search(rest[-longest:] + text)
         rest += text
-        *complete, rest = rest.split(separator) if found else [rest]
+        *complete, rest = pattern.split(rest) if found else [rest]
         for document in [*complete, rest] if ends else complete:
             document = document.rstrip() if begun else document.strip()
             if document or begun:
                 yield f"{name}:{number}", document, True
             number, begun = number + 1, False
         if len(rest) > 4 * CHUNK:  # no separators?
-            head, rest = rest[:-len(separator)], rest[-len(separator):]
+            head, rest = rest[:-longest], rest[-longest:]
             yield f"{name}:{number}", head if begun else head.lstrip(), False
             begun = True
 

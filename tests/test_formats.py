@@ -182,12 +182,24 @@ def test_ranges_of_rows_hold_whole_rows(tmp_path, small_parts):
     assert list(read(path).values()) == rows
 
 
-@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n"])
-def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, separator):
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n", "\n* * *\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, separator, newline):
     stories = [f"story {i}\n\n" + "Once upon a time. " * (i % 50) + "End." for i in range(300)]
-    path = write(tmp_path / "a.txt", (f"\n{separator}\n".join(stories) + separator).encode())
+    stories = [story.replace("\n", newline) for story in stories]
+    between = f"\n{separator}\n".replace("\n", newline)
+    path = write(tmp_path / "a.txt", (between.join(stories) + between).encode())
     assert len(parts_of(path, "", Reading(separator=separator))) > 10
     assert list(read(path, separator=separator).values()) == stories
+
+
+@pytest.mark.parametrize("spelled", [r"\n\n\n", r"\r\n\r\n\r\n"])
+def test_crlf_files_are_separated_however_the_newlines_are_spelled(tmp_path, spelled):
+    path = write(tmp_path / "a.txt", b"one\r\n1\r\n\r\n\r\ntwo\r\n2")
+    for flag, texts in (("--normalize", ["one\n1", "two\n2"]), ("--clean=bom", ["one\r\n1", "two\r\n2"])):
+        args = arguments("", tmp_path).parse_args(["--input", str(path), flag, "--separator", spelled])
+        [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+        assert [piece.text for piece in unit.pieces()] == texts
 
 
 def test_a_separator_that_never_comes_does_not_fill_the_memory(tmp_path, small_parts):
