@@ -430,22 +430,35 @@ def json_rows(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
     for number, line in enumerate(stream, 1):
         document = f"{name}:{number}"
         try:
-            row = json.loads(line.decode(encoding).removeprefix("\ufeff")) if line.strip() else None
-            text = row and text_of(row, reading.field, document)
-            (text or "").encode()
+            text = text_of_line(line, encoding, reading, document) if line.strip() else None
         except ValueError as error:
-            if isinstance(error, json.JSONDecodeError):
-                error = f"{document} is not a line of JSON ({error})"
-            elif isinstance(error, UnicodeDecodeError):
-                error = wrong_encoding(document, encoding, error, 0)
-            elif isinstance(error, UnicodeEncodeError):
-                error = f"{document} has half a surrogate pair, which is no character"
-            if not part.lenient:
-                raise ValueError(error) from None
-            report_skipped(error)
+            refuse(str(error), part)
             continue
         if text:
             yield document, text, True
+
+
+def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str | None:
+    """The text of a line of JSON, None if there is none in it. ValueError: what is wrong with it."""
+    try:
+        row = json.loads(line.decode(encoding).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise ValueError(wrong_encoding(name, encoding, error, 0)) from None
+    except (ValueError, RecursionError) as error:  # no JSON, or too long a number, or too deep a nesting
+        raise ValueError(f"{name} is not a line of JSON that can be read ({error})") from None
+    text = row and text_of(row, reading.field, name)
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half a surrogate pair, which is no character") from None
+    return text
+
+
+def refuse(message: str, part: Part) -> None:
+    """ValueError, or a line of the report where a bad row may be left out."""
+    if not part.lenient:
+        raise ValueError(message)
+    report_skipped(message)
 
 
 @cache
@@ -486,16 +499,26 @@ def open_parquet(part: Part) -> Iterator[Any]:
 
 
 def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
+    pyarrow = import_pyarrow()
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
-        if field is None or "string" not in str(schema.field(field).type):
+        kind = schema.field(field).type if field else None
+        if field and pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if str(kind) not in ("string", "large_string", "string_view"):
             raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
                              f"{', '.join(schema.names)}; choose with --field")
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
-            for text in batch.column(0).to_pylist():
+            for row in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
                 number += 1
+                try:
+                    text = (row or b"").decode()
+                except UnicodeDecodeError as error:
+                    refuse(f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
+                           f"({error.reason})", part)
+                    continue
                 if reading.joined:
                     yield part.name, text or " \n", False
                 elif text:

@@ -288,6 +288,8 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
     ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
     ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
     ("a.jsonl", b'[1]', "a.jsonl:1 has no field .*list"),
+    ("a.jsonl", b'{"text": "a"}\n' + b'[' * 200_000, r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion"),
+    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
     ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
     ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
     ("a.txt", b"", "a.txt is empty; expected text"),
@@ -314,6 +316,31 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
     parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet has no column text or content or story of text, but: text, b"):
         read(tmp_path / "a.parquet")
+
+
+def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array(["a", None, "红"])
+    for column in (texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
+    for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="a.parquet has no column text or .* of text, but: text; .*--field"):
+            read(tmp_path / "a.parquet")
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named_or_left_out(tmp_path, capsys):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": pyarrow.array([b"ok", b"caf\xe9"]).view(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=r"bad.parquet:2 is not UTF-8: byte 0xe9 at offset 3 "):
+        read(tmp_path / "bad.parquet")
+    [part] = parts_of(tmp_path / "bad.parquet", "bad.parquet", Reading(), lenient=True)
+    assert [text for _, text, _ in documents(part, Reading())] == ["ok"]
+    assert "skipped: bad.parquet:2 is not UTF-8" in capsys.readouterr().err
 
 
 def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
