@@ -38,6 +38,7 @@ from data.formats import (
     import_pyarrow,
     kind_of,
     parts_of,
+    report_replaced,
     report_skipped,
     walk,
 )
@@ -66,6 +67,8 @@ def arguments(description: str, folder: Path, **defaults: Any) -> argparse.Argum
     add("--val_fraction", type=fraction, default=0.1,
         help="part of the text for validation, if nothing else says which (default: %(default)s)")
     add("--encoding", default="utf-8", help="of the text: gb18030, big5, utf-16, ... or auto (default: utf-8)")
+    add("--errors", choices=("strict", "replace"), default="strict",
+        help="where bytes do not decode: stop, or put U+FFFD in their place and say in which files (default: strict)")
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
     add("--clean", nargs="?", const="all", metavar="RULE,...",
         help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
@@ -111,7 +114,8 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
     separator = args.separator
     for spelled, character in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t")):
         separator = separator and separator.replace(spelled, character)
-    defaults = {"encoding": check_encoding(args.encoding), "field": args.field, "separator": separator,
+    defaults = {"encoding": check_encoding(args.encoding), "errors": args.errors, "field": args.field,
+                "separator": separator,
                 "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE)}
     return Reading(**{**defaults, **options})
 
@@ -145,6 +149,8 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
+    if reading.errors == "replace":
+        report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
 
 

@@ -247,6 +247,70 @@ def test_what_is_no_chinese_is_not_guessed(raw):
         detect(raw, "book.txt")
 
 
+@pytest.mark.parametrize("encoding, byte", [("gb18030", b"\xff"), ("utf-8", b"\xff"), ("big5hkscs", b"\xff")])
+def test_one_damaged_byte_is_located_and_can_be_replaced(tmp_path, encoding, byte):
+    raw = NOVEL[:20_000].encode(encoding, "ignore")
+    at = raw.index(b"\n", 9000) + 1
+    path = write(tmp_path / "a.txt", raw[:at] + byte + raw[at:])
+    with pytest.raises(ValueError) as auto:
+        read(path, encoding="auto")
+    assert f"a.txt looks like {encoding}, but has byte 0xff at offset {at} (" in str(auto.value)
+    assert "--errors=replace" in str(auto.value) and "--encoding=auto" not in str(auto.value)
+    with pytest.raises(ValueError, match=f"is not {encoding}: byte 0xff at offset {at} .*--errors=replace"):
+        read(path, encoding=encoding)
+    whole = raw[:at].decode(encoding) + "\ufffd" + raw[at:].decode(encoding)
+    assert read(path, encoding="auto", errors="replace") == {"a.txt": whole}
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8"])
+def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_path, small_parts, capsys, encoding):
+    raw = bytearray(NOVEL.encode(encoding))
+    raw[100::999] = b"\xff" * len(raw[100::999])
+    path = write(tmp_path / "a.txt", bytes(raw))
+    write(tmp_path / "b.txt", NOVEL[:999].encode(encoding))
+    assert len(parts_of(path, "", Reading(encoding=encoding, errors="replace"))) > 20
+    whole = raw.decode(encoding, "replace")
+    assert read(path, encoding=encoding, errors="replace") == {"a.txt": whole}
+    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--encoding=auto", "--errors=replace"])
+    parts = find(args, reading_of(args))
+    assert {part.encoding for part in parts} == {encoding}
+    replaced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced ")]
+    n = len(raw) - len(raw.decode(encoding, "ignore").encode(encoding))
+    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} bytes that do not decode, by U+FFFD"]
+
+
+def test_damaged_rows_are_replaced_too(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "b"}\n')
+    assert read(path, errors="replace") == {"a.jsonl:1": "caf\ufffd", "a.jsonl:2": "b"}
+    with pytest.raises(ValueError, match="a.jsonl:1 is not utf-8: byte 0xe9 at offset 13 .*--errors=replace"):
+        read(path)
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"text": pyarrow.array([b"caf\xe9"]).view(pyarrow.string())})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", errors="replace") == {"a.parquet:1": "caf\ufffd"}
+
+
+def test_text_of_no_known_encoding_is_left_out_and_not_replaced(tmp_path, capsys):
+    write(tmp_path / "russian.txt", "Привет, мир".encode("koi8-r"))
+    write(tmp_path / "good.txt", b"good")
+    args = arguments("", tmp_path).parse_args(
+        [f"--input={tmp_path}", "--encoding=auto", "--errors=replace", "--skip_bad"])
+    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/good.txt"]
+    assert "russian.txt is neither UTF-8 (byte 0xf0 at offset 0)" in capsys.readouterr().err
+
+
+def test_rows_are_read_in_utf16_too(tmp_path):
+    texts = ["Ċ 第一回\u2028", "\u0a0a", "x" * 70_000]  # with bytes 0x0A that are no newlines
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    for encoding in ("utf-16", "utf-16-le"):
+        path = write(tmp_path / "a.jsonl", rows.encode(encoding))
+        assert list(read(path, encoding=encoding).values()) == texts
+    path = write(tmp_path / "a.jsonl", rows.encode("utf-16"))
+    assert list(read(path, encoding="auto")) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    with pytest.raises(ValueError, match="a.jsonl is not utf-16: .*BOM"):
+        read(write(tmp_path / "a.jsonl", rows.encode("utf-16-le")), encoding="utf-16")
+
+
 @pytest.mark.parametrize("name", ["gb-18", "hex"])
 def test_an_unknown_encoding_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown encoding '{name}'"):
