@@ -120,13 +120,29 @@ def is_wanted(name: str, reading: Reading) -> bool:
             and (kind in reading.suffixes or bool(compression) and not kind))
 
 
-def walk(folder: Path, reading: Reading) -> Iterator[Path]:
-    """The files of a folder that are to be read, without empty ones, in the order of their names."""
-    for parent, folders, names in os.walk(folder):
+def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
+    """The files of a folder that are to be read, without empty ones, in the order of their names.
+
+    Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
+    read; if lenient, that is reported too.
+    """
+    def refuse_folder(error: OSError) -> None:
+        refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
+        target = os.path.realpath(parent)
+        if target in seen:
+            folders.clear()
+            continue
+        seen.add(target)
         folders[:] = sorted(name for name in folders if not is_skipped(name, reading))
-        for path in (Path(parent, name) for name in sorted(names) if is_wanted(name, reading)):
-            if path.is_file() and path.stat().st_size:
-                yield path
+        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
+            is_there = os.path.exists(path)
+            if not is_there and os.path.islink(path):
+                report_skipped(f"{path} is a link to {os.readlink(path)}, which is not there")
+            elif is_wanted(path.name, reading) and (not is_there or path.is_file() and path.stat().st_size):
+                yield path  # if it is not there, permission to look is missing, and reading it will say so
 
 
 def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
@@ -456,7 +472,7 @@ def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Readi
         try:
             text = text_of_line(line, encoding, reading, document) if line.strip() else None
         except ValueError as error:
-            refuse(str(error), part)
+            refuse(str(error), part.lenient)
             continue
         if text:
             yield document, text, True
@@ -478,9 +494,9 @@ def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str
     return text
 
 
-def refuse(message: str, part: Part) -> None:
-    """ValueError, or a line of the report where a bad row may be left out."""
-    if not part.lenient:
+def refuse(message: str, lenient: bool) -> None:
+    """ValueError, or if lenient, a line of the report."""
+    if not lenient:
         raise ValueError(message)
     report_skipped(message)
 
@@ -541,7 +557,7 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
                     text = (row or b"").decode("utf-8", reading.errors)
                 except UnicodeDecodeError as error:
                     refuse(f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
-                           f"({error.reason}); --errors=replace reads the rest of it", part)
+                           f"({error.reason}); --errors=replace reads the rest of it", part.lenient)
                     continue
                 if reading.joined:
                     yield part.name, text or " \n", False

@@ -157,9 +157,9 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
     """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
-    for file in walk(path, reading) if is_folder else [path]:
+    lenient = skip_bad or is_folder and reading.lenient
+    for file in walk(path, reading, lenient) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
-        lenient = skip_bad or is_folder and reading.lenient
         try:
             parts = parts_of(file, name, reading, lenient)
         except ValueError as error:

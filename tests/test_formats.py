@@ -5,13 +5,15 @@ import gzip
 import io
 import json
 import lzma
+import os
+import re
 import tarfile
 import zipfile
 
 import pytest
 
 from data import formats
-from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of
+from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of, walk
 from data.source import arguments, find, reading_of, units
 from data.tokenizer import find_cut
 
@@ -149,6 +151,46 @@ def test_names_that_chinese_windows_wrote_into_a_zip_are_readable(tmp_path):
 ])
 def test_which_members_are_wanted(name, wanted):
     assert is_wanted(name, Reading(skip=("tests",))) == wanted
+
+
+needs_links = pytest.mark.skipif(os.name == "nt", reason="making links takes rights there")
+
+
+@needs_links
+def test_links_to_folders_are_followed_once_and_broken_ones_reported(tmp_path, capsys):
+    books, elsewhere = tmp_path / "books", tmp_path / "elsewhere"
+    for folder in (books / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text(folder.name, encoding="utf-8")
+    (books / "a").symlink_to(elsewhere)
+    (books / "b" / "around").symlink_to(books)
+    (elsewhere / "2.txt").symlink_to(elsewhere / "1.txt")
+    for name in ("gone", "gone.txt"):
+        (books / name).symlink_to(tmp_path / "nowhere")
+    (books / "self.txt").symlink_to(books / "self.txt")
+    found = [path.relative_to(books).as_posix() for path in walk(books, Reading())]
+    assert found == ["a/1.txt", "a/2.txt", "b/1.txt"]
+    err = capsys.readouterr().err.splitlines()
+    assert [line.split(" is a link to ")[0] for line in err] == [
+        f"skipped: {books}/{name}" for name in ("gone", "gone.txt", "self.txt")]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b.txt").write_text("b", encoding="utf-8")
+    scandir = os.scandir
+
+    def refused(path):  # as for anyone but root
+        if str(path).endswith("a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=f"cannot read {re.escape(str(tmp_path / 'a'))}: Permission denied; "):
+        list(walk(tmp_path, Reading()))
+    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--skip_bad"])
+    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/b.txt"]
+    assert f"skipped: cannot read {tmp_path / 'a'}: Permission denied" in capsys.readouterr().err
 
 
 # ---- parts -------------------------------------------------------------------------------------------------
