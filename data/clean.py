@@ -92,7 +92,8 @@ class Cleaner:
         if text.endswith("\r") and not ends:  # the half of a CRLF, perhaps
             text, held = text[:-1], "\r"
         if "newlines" in self.rules and "\r\n" in text:
-            for number, line in enumerate(text.split("\n")[:-1] if self.is_watched else (), self.line):
+            lines = text.split("\n")[:-1] if self.is_watched else []  # to count them for nobody is not worth the time
+            for number, line in enumerate(lines, self.line):
                 if line.endswith("\r"):
                     self.report(number, "newlines", "\r")
             text = text.replace("\r\n", "\n")

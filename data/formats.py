@@ -42,6 +42,7 @@ BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a fo
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
 FIELDS = ("text", "content", "story")  # of a row: the first that it has, where --field names none
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # others', or no source
+STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b")  # the types of such a column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
@@ -126,10 +127,10 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
     Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
     read; if lenient, that is reported too.
     """
-    def refuse_folder(error: OSError) -> None:
+    def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
         refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
 
-    seen = set()
+    seen = set()  # folders by their true paths: links may lead around in a circle
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         target = os.path.realpath(parent)
         if target in seen:
@@ -417,9 +418,9 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
                 name: str) -> Iterator[tuple[str, str, bool]]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
+    where = part.where if name == part.name else name
     while True:
         data, pending = stream.read(DECODED), decoder.getstate()[0]
-        where = part.where if name == part.name else name
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
@@ -543,10 +544,7 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
-        kind = schema.field(field).type if field else None
-        if field and pyarrow.types.is_dictionary(kind):
-            kind = kind.value_type
-        if str(kind) not in ("string", "large_string", "string_view"):
+        if field is None or not STRINGS.match(str(schema.field(field).type)):
             raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
                              f"{', '.join(schema.names)}; choose with --field")
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
@@ -581,7 +579,7 @@ def check_encoding(encoding: str) -> str:
 
 
 def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDecodeError, offset: int) -> str:
-    """What is wrong, and what to do; `offset` is where the bytes of the error begin in the file."""
+    """What is wrong, and what to do; `offset` is where the bytes of the error begin in the file or row."""
     offset += error.start
     found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
     if reading.encoding == "auto":

@@ -111,9 +111,7 @@ def tokenizer_of(args: argparse.Namespace) -> Callable:
 def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
     """How the flags and a script's own `options` (fields of Reading) say to read."""
     rules = parse_rules(args.clean) if args.clean else ()
-    separator = args.separator
-    for spelled, character in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t")):
-        separator = separator and separator.replace(spelled, character)
+    separator = args.separator and args.separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
     defaults = {"encoding": check_encoding(args.encoding), "errors": args.errors, "field": args.field,
                 "separator": separator,
                 "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE)}
