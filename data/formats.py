@@ -545,8 +545,9 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
         schema, groups = file.schema_arrow, range(part.start, part.stop)
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
         if field is None or not STRINGS.match(str(schema.field(field).type)):
+            columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
             raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
-                             f"{', '.join(schema.names)}; choose with --field")
+                             f"{columns}; choose with --field")
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
             for row in batch.column(0).cast(pyarrow.large_binary()).to_pylist():

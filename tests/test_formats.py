@@ -420,7 +420,7 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet has no column text or content or story of text, but: text, b"):
+    with pytest.raises(ValueError, match=r"a.parquet has no column .* of text, but: text \(int64\), b \(string\);"):
         read(tmp_path / "a.parquet")
 
 
@@ -433,7 +433,7 @@ def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text
         assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
     for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match="a.parquet has no column text or .* of text, but: text; .*--field"):
+        with pytest.raises(ValueError, match=r"a.parquet has no column text .* of text, but: text \(.*\); .*--field"):
             read(tmp_path / "a.parquet")
 
 
