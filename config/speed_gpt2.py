@@ -1,4 +1,5 @@
-# GPT-2's size (124M) on OpenWebText by the recipe of the speed_* files: Muon, RoPE, QK-norm, a head of its own.
+# GPT-2's shape on OpenWebText by the recipe of the speed_* files: Muon, RoPE, QK-norm, and a head of its own, which
+# makes 162M parameters of 124M.
 #     python data/openwebtext/prepare.py
 #     torchrun --standalone --nproc_per_node=8 train.py config/speed_gpt2.py
 

@@ -1,4 +1,4 @@
-# Python code by the recipe of the speed_* files, 124M parameters: for a GPU.
+# Python code by the recipe of the speed_* files, 123M parameters: for a GPU.
 #     python data/pycode/prepare.py --installed --vocab_size=50000 && python train.py config/speed_pycode.py
 # Less memory: batch_size = 8 and gradient_accumulation_steps = 16.
 

@@ -1,4 +1,5 @@
 # GPT-2 (124M) on OpenWebText: validation loss about 2.85 after some days on 8 A100 cards.
+#     python data/openwebtext/prepare.py
 #     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
 out_dir = "out-gpt2"

@@ -82,7 +82,7 @@ class Cleaner:
 
     def __init__(self, rules: Sequence[str], report: Callable[[int, str, str], None] | None = None,
                  midway: bool = False):
-        self.rules, self.report = set(rules), report or (lambda *_: None)
+        self.rules, self.is_watched, self.report = set(rules), bool(report), report or (lambda *_: None)
         self.by_line = bool(self.rules - set(NORMALIZE))
         self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
 
@@ -92,12 +92,18 @@ class Cleaner:
         if text.endswith("\r") and not ends:  # the half of a CRLF, perhaps
             text, held = text[:-1], "\r"
         if "newlines" in self.rules and "\r\n" in text:
-            self.report(self.line, "newlines", "\r" * text.count("\r\n"))
+            lines = text.split("\n")[:-1] if self.is_watched else []  # to count them for nobody is not worth the time
+            for number, line in enumerate(lines, self.line):
+                if line.endswith("\r"):
+                    self.report(number, "newlines", "\r")
             text = text.replace("\r\n", "\n")
         if "bom" in self.rules and text and not self.begun:
             text = self.cut("bom", BOM, text)
         self.begun = self.begun or bool(text)
-        text, self.rest = self.clean_lines(text, ends) if self.by_line else (text, "")
+        if self.by_line:
+            text, self.rest = self.clean_lines(text, ends)
+        else:
+            self.line, self.rest = self.line + text.count("\n"), ""
         self.rest += held
         if ends:
             self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, False, False
@@ -191,22 +197,16 @@ def is_advertisement(line: str) -> bool:
 
 
 class Report:
-    """Prints what cleaning removes, line by line, and then the sums. Rules that touch most lines show a few."""
-
-    FEW = {"newlines": 1, "spaces": 3, "blank": 3, "html": 20}
+    """Prints everything that cleaning removes, line by line, and then the sums."""
 
     def __init__(self):
         self.line = 0  # lines of the document before the part that is being read
-        self.shown, self.counts, self.characters = Counter(), Counter(), Counter()
+        self.counts, self.characters = Counter(), Counter()
 
     def add(self, document: str, line: int, rule: str, removed: str) -> None:
         self.counts[rule] += 1
         self.characters[rule] += len(removed)
-        self.shown[document, rule] += 1
-        if self.shown[document, rule] <= self.FEW.get(rule, 1000):
-            print(f"clean  {document}:{self.line + line}: {rule}: {removed[:200]!r}")
-        elif self.shown[document, rule] == 1 + self.FEW.get(rule, 1000):
-            print(f"clean  {document}:{self.line + line}: {rule}: and more")
+        print(f"clean  {document}:{self.line + line}: {rule}: {removed[:LONGEST_AD]!r}")
 
     def summary(self) -> None:
         print("clean  " + (", ".join(f"{rule}: {n:,} times, {self.characters[rule]:,} characters"

@@ -21,7 +21,8 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -41,7 +42,9 @@ BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a fo
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
 FIELDS = ("text", "content", "story")  # of a row: the first that it has, where --field names none
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # others', or no source
+STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b")  # the types of such a column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 
 # The most frequent characters, simplified and traditional: in the right encoding, text is full of them
@@ -54,13 +57,14 @@ class Reading:
     """How a corpus is read: all that decides, besides the files, what text they give."""
 
     encoding: str = "utf-8"  # or 'auto'
+    errors: str = "strict"  # 'replace': U+FFFD for bytes that do not decode
     rules: tuple[str, ...] = ()  # of data/clean.py
     field: str | None = None  # of rows; None: FIELDS
     separator: str | None = None  # between the documents of a text file
     suffixes: tuple[str, ...] = BOOKS  # of the files to read in folders and archives
     skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and those that begin with a dot
     joined: bool = False  # rows are the lines of one document; blank ones have lost " \n"
-    lenient: bool = False  # of what is found in folders and archives, leave out what can't be read, and report it
+    lenient: bool = False  # source code: of folders and archives, report and leave out what can't be read or has a NUL
     named_splits: bool = False  # the files' names say which split they are
     fraction: float = 1.0  # of the training documents, chosen by hash
 
@@ -117,13 +121,29 @@ def is_wanted(name: str, reading: Reading) -> bool:
             and (kind in reading.suffixes or bool(compression) and not kind))
 
 
-def walk(folder: Path, reading: Reading) -> Iterator[Path]:
-    """The files of a folder that are to be read, without empty ones, in the order of their names."""
-    for parent, folders, names in os.walk(folder):
+def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
+    """The files of a folder that are to be read, without empty ones, in the order of their names.
+
+    Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
+    read; if lenient, that is reported too.
+    """
+    def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
+        refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
+
+    seen = set()  # folders by their true paths: links may lead around in a circle
+    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
+        target = os.path.realpath(parent)
+        if target in seen:
+            folders.clear()
+            continue
+        seen.add(target)
         folders[:] = sorted(name for name in folders if not is_skipped(name, reading))
-        for path in (Path(parent, name) for name in sorted(names) if is_wanted(name, reading)):
-            if path.is_file() and path.stat().st_size:
-                yield path
+        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
+            is_there = os.path.exists(path)
+            if not is_there and os.path.islink(path):
+                report_skipped(f"{path} is a link to {os.readlink(path)}, which is not there")
+            elif is_wanted(path.name, reading) and (not is_there or path.is_file() and path.stat().st_size):
+                yield path  # if it is not there, permission to look is missing, and reading it will say so
 
 
 def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
@@ -138,7 +158,7 @@ def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> 
         if not compression and kind in DIVIDED:
             return DIVIDED[kind](whole, reading)
         whole = with_encoding(whole, reading)
-        return [whole] if compression else range_parts(whole, kind, reading)
+        return [whole] if compression or whole.encoding == "auto" else range_parts(whole, kind, reading)
     except DAMAGE as error:
         raise ValueError(cannot_read(path, error)) from error
 
@@ -203,11 +223,12 @@ DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
 
 def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     """A file of text or of rows as ranges of bytes that can be read, and encoded, by themselves."""
-    text = kind not in ROWS and not reading.separator  # one document goes through all ranges
+    separator = "\n" if kind in ROWS else reading.separator
+    text = not separator  # one document goes through all ranges
     if text:
         find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
     else:
-        find_cut = partial(cut_after, mark=(reading.separator if kind not in ROWS else "\n").encode(whole.encoding))
+        find_cut = partial(cut_after, mark=separator_pattern(separator, whole.encoding))
     # a byte 0x0A that is no newline (UTF-16), or text that depends on what was before: such a file is read whole
     lookup = codecs.lookup(whole.encoding).name
     if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
@@ -232,17 +253,30 @@ def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
                 at += len(window)
 
 
-def cut_after(window: bytes, mark: bytes) -> int:
-    return window.find(mark) + len(mark) if mark in window else 0
+def separator_pattern(separator: str, encoding: str | None = None) -> re.Pattern:
+    """Matches a separator, and where it has a newline also CRLF; of bytes, if there is an encoding."""
+    lines, newline = separator.split("\n"), r"\r?\n"
+    if encoding:
+        lines, newline = [line.encode(encoding) for line in lines], newline.encode()
+    return re.compile(newline.join(map(re.escape, lines)))
+
+
+def cut_after(window: bytes, mark: re.Pattern) -> int:
+    found = mark.search(window)
+    return found.end() if found else 0
 
 
 def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
     """Where a tokenizer allows a cut: at the end of a line if there is one, else (unless only_lines) anywhere.
 
-    The search begins at a newline, since from there on bytes can be decoded in every encoding.
+    The search begins at a newline, since from there on bytes can be decoded in every encoding, and ends where they
+    are damaged, since behind that it is hard to say which byte a character was.
     """
     newline = window.find(b"\n")
-    text = window[newline:].decode(encoding, "ignore") if newline >= 0 else ""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(window[newline:]) if newline >= 0 else ""
+    except UnicodeDecodeError as error:
+        text = error.object[:error.start].decode(encoding)
     match = LINE_END.search(text) or (None if only_lines else CUT.search(text))
     return newline + len(text[:match.end()].encode(encoding)) if match else 0
 
@@ -372,24 +406,29 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
         head, stream = peek(stream, HEAD)
         encoding = detect(head, name)
     if kind in ROWS:
+        if "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
+            stream, encoding = lines_of(text_chunks(stream, encoding, part, reading, name)), "utf-8"
         yield from json_rows(stream, encoding, part, reading, name)
     elif reading.separator:
-        yield from separated(text_chunks(stream, encoding, part, name), reading.separator)
+        yield from separated(text_chunks(stream, encoding, part, reading, name), reading.separator)
     else:
-        yield from text_chunks(stream, encoding, part, part.name if name == part.label else name)
+        yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
-def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Iterator[tuple[str, str, bool]]:
-    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0 if part.member else part.start
+def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
+                name: str) -> Iterator[tuple[str, str, bool]]:
+    decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
+    where = part.where if name == part.name else name
     while True:
         data, pending = stream.read(DECODED), decoder.getstate()[0]
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
-            where = part.where if name == part.name else name
-            raise ValueError(wrong_encoding(where, encoding, error, offset - len(pending))) from error
-        if part.lenient and "\0" in text:
-            raise ValueError(f"{name} has a NUL character; it is no text")
+            raise ValueError(wrong_encoding(where, encoding, reading, error, offset - len(pending))) from error
+        except UnicodeError as error:  # UTF-16 without a mark
+            raise ValueError(f"{where} is not {encoding}: {error}; pass another --encoding") from error
+        if part.lenient and reading.lenient and "\0" in text:
+            raise ValueError(f"{name} has a NUL character; it is no source code")
         offset += len(data)
         yield name, text, not data and part.last
         if not data:
@@ -398,43 +437,69 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, name: str) -> Itera
 
 def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterator[tuple[str, str, bool]]:
     """The documents between separators, numbered from 1, without white space around them."""
+    pattern, longest = separator_pattern(separator), len(separator) + separator.count("\n")
     rest, number, begun = "", 1, False
     for name, text, ends in chunks:
-        found = separator in rest[-len(separator):] + text
+        found = pattern.search(rest[-longest:] + text)
         rest += text
-        *complete, rest = rest.split(separator) if found else [rest]
+        *complete, rest = pattern.split(rest) if found else [rest]
         for document in [*complete, rest] if ends else complete:
             document = document.rstrip() if begun else document.strip()
             if document or begun:
                 yield f"{name}:{number}", document, True
             number, begun = number + 1, False
         if len(rest) > 4 * CHUNK:  # no separators?
-            head, rest = rest[:-len(separator)], rest[-len(separator):]
+            head, rest = rest[:-longest], rest[-longest:]
             yield f"{name}:{number}", head if begun else head.lstrip(), False
             begun = True
 
 
-def json_rows(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
+def lines_of(chunks: Iterator[tuple[str, str, bool]]) -> Iterator[bytes]:
+    """The lines of a text, in UTF-8."""
+    line = []
+    for _, text, _ in chunks:
+        end, *others = text.split("\n")
+        line.append(end)
+        for other in others:
+            yield "".join(line).encode()
+            line = [other]
+    yield "".join(line).encode()
+
+
+def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading,
               name: str) -> Iterator[tuple[str, str, bool]]:
     for number, line in enumerate(stream, 1):
         document = f"{name}:{number}"
         try:
-            row = json.loads(line.decode(encoding).removeprefix("\ufeff")) if line.strip() else None
-            text = row and text_of(row, reading.field, document)
-            (text or "").encode()
+            text = text_of_line(line, encoding, reading, document) if line.strip() else None
         except ValueError as error:
-            if isinstance(error, json.JSONDecodeError):
-                error = f"{document} is not a line of JSON ({error})"
-            elif isinstance(error, UnicodeDecodeError):
-                error = wrong_encoding(document, encoding, error, 0)
-            elif isinstance(error, UnicodeEncodeError):
-                error = f"{document} has half a surrogate pair, which is no character"
-            if not part.lenient:
-                raise ValueError(error) from None
-            report_skipped(error)
+            refuse(str(error), part.lenient)
             continue
         if text:
             yield document, text, True
+
+
+def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str | None:
+    """The text of a line of JSON, None if there is none in it. ValueError: what is wrong with it."""
+    try:
+        row = json.loads(line.decode(encoding, reading.errors).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise ValueError(wrong_encoding(name, encoding, reading, error, 0)) from None
+    except (ValueError, RecursionError) as error:  # no JSON, or too long a number, or too deep a nesting
+        raise ValueError(f"{name} is not a line of JSON that can be read ({error})") from None
+    text = row and text_of(row, reading.field, name)
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has half a surrogate pair, which is no character") from None
+    return text
+
+
+def refuse(message: str, lenient: bool) -> None:
+    """ValueError, or if lenient, a line of the report."""
+    if not lenient:
+        raise ValueError(message)
+    report_skipped(message)
 
 
 @cache
@@ -475,16 +540,24 @@ def open_parquet(part: Part) -> Iterator[Any]:
 
 
 def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
+    pyarrow = import_pyarrow()
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
-        if field is None or "string" not in str(schema.field(field).type):
+        if field is None or not STRINGS.match(str(schema.field(field).type)):
+            columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
             raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
-                             f"{', '.join(schema.names)}; choose with --field")
+                             f"{columns}; choose with --field")
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
-            for text in batch.column(0).to_pylist():
+            for row in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
                 number += 1
+                try:
+                    text = (row or b"").decode("utf-8", reading.errors)
+                except UnicodeDecodeError as error:
+                    refuse(f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
+                           f"({error.reason}); --errors=replace reads the rest of it", part.lenient)
+                    continue
                 if reading.joined:
                     yield part.name, text or " \n", False
                 elif text:
@@ -506,13 +579,35 @@ def check_encoding(encoding: str) -> str:
     raise ValueError(f"unknown encoding {encoding!r}; try auto, utf-8, gb18030, big5 or utf-16")
 
 
-def wrong_encoding(name: str, encoding: str, error: UnicodeDecodeError, offset: int) -> str:
-    """`offset` is where the bytes of the error begin in the file."""
-    hint = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
-    if offset + error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        hint = "--encoding=utf-16"
-    return (f"{name} is not {encoding}: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} "
-            f"({error.reason}); if it is in another encoding, pass {hint}")
+def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDecodeError, offset: int) -> str:
+    """What is wrong, and what to do; `offset` is where the bytes of the error begin in the file or row."""
+    offset += error.start
+    found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
+    if reading.encoding == "auto":
+        return (f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
+                "else name the encoding with --encoding")
+    other = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
+    if offset == 0 and error.object[:2] in UTF16_MARKS:
+        other = "--encoding=utf-16"
+    return (f"{name} is not {encoding}: {found}; if it is in another encoding, pass {other}; if it is damaged, "
+            "--errors=replace reads the rest")
+
+
+def report_replaced(parts: list[Part], reading: Reading) -> None:
+    """Prints, for every file, how many of its bytes errors='replace' replaces. Reads all of them, to count."""
+    from tqdm import tqdm
+
+    counts = Counter()
+
+    def count(error: UnicodeDecodeError) -> tuple[str, int]:
+        counts[part.name] += error.end - error.start
+        return "\ufffd", error.end
+
+    codecs.register_error("count", count)
+    for part in tqdm(parts, desc="counting damage", unit=" parts", leave=False, disable=None):
+        deque(documents(part, replace(reading, errors="count")), maxlen=0)
+    for name, n in counts.items():
+        print(f"replaced {name}: {n:,} bytes that do not decode, by U+FFFD")
 
 
 def with_encoding(part: Part, reading: Reading) -> Part:
@@ -527,31 +622,36 @@ def with_encoding(part: Part, reading: Reading) -> Part:
     except ValueError:
         if not part.lenient:
             raise
-        return replace(part, encoding="utf-8")  # reading it will report it
+        return part  # reading it will report it
 
 
 def detect(head: bytes, name: str) -> str:
-    """The encoding of a file that begins with `head`: UTF-8 if that is possible, UTF-16 by its mark, else the one
-    of GB18030 and Big5 that gives Chinese. ValueError if neither does.
+    """The encoding of a file that begins with `head`: UTF-8 if that is possible, UTF-16 by its mark, UTF-8 with some
+    damage, else the one of GB18030 and Big5 that gives Chinese. ValueError if none does.
     """
     whole = len(head) < HEAD
-    if decodes(head, "utf-8", whole) is not None:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, whole)
         return "utf-8"
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{head[error.start]:02x} at offset {error.start}"
+    if head[:2] in UTF16_MARKS:
         return "utf-16"
+    if beyond_ascii(head, "utf-8", whole):
+        return "utf-8"
     shares = {}
     for encoding in ("gb18030", "big5hkscs"):  # a superset of Big5 with the characters that Windows added
-        text = [c for c in decodes(head, encoding, whole) or "" if c > "\x7f"]
+        text = beyond_ascii(head, encoding, whole)
         shares[encoding] = sum(map(FREQUENT.__contains__, text)) / max(1, len(text))
     best, other = sorted(shares, key=shares.get, reverse=True)
     if shares[best] < 0.05 or shares[best] < 3 * shares[other]:
-        raise ValueError(f"{name} is neither UTF-8 nor UTF-16, nor clearly Chinese in GB18030 or Big5; "
-                         "name its encoding with --encoding")
+        raise ValueError(f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name "
+                         "its encoding with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace")
     return best
 
 
-def decodes(data: bytes, encoding: str, whole: bool) -> str | None:
-    try:
-        return codecs.getincrementaldecoder(encoding)().decode(data, whole)
-    except UnicodeDecodeError:
-        return None
+def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:
+    """The characters that are not ASCII; none if more than 1 in 20 of them does not decode."""
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(data, whole)
+    text = [character for character in text if character > "\x7f"]
+    return text if 20 * text.count("\ufffd") <= len(text) else []

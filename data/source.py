@@ -38,6 +38,7 @@ from data.formats import (
     import_pyarrow,
     kind_of,
     parts_of,
+    report_replaced,
     report_skipped,
     walk,
 )
@@ -88,6 +89,8 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     add("--val_fraction", type=fraction, default=0.1,
         help="part of the text for validation, if nothing else says which (default: %(default)s)")
     add("--encoding", default="utf-8", help="of the text: gb18030, big5, utf-16, ... or auto (default: utf-8)")
+    add("--errors", choices=("strict", "replace"), default="strict",
+        help="where bytes do not decode: stop, or put U+FFFD in their place and say in which files (default: strict)")
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
     add("--clean", nargs="?", const="all", metavar="RULE,...",
         help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
@@ -140,10 +143,10 @@ def tokenizer_of(args: argparse.Namespace) -> Callable:
 def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
     """How the flags and a script's own `options` (fields of Reading) say to read."""
     rules = parse_rules(args.clean) if args.clean else ()
-    separator = args.separator and args.separator.replace("\\n", "\n").replace("\\t", "\t")
-    defaults = {"encoding": check_encoding(args.encoding), "field": args.field, "separator": separator,
-                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
-                "lenient": args.skip_bad}
+    separator = args.separator and args.separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
+    defaults = {"encoding": check_encoding(args.encoding), "errors": args.errors, "field": args.field,
+                "separator": separator,
+                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE)}
     return Reading(**{**defaults, **options})
 
 
@@ -182,6 +185,8 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
+    if reading.errors == "replace":
+        report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
 
 
@@ -197,9 +202,9 @@ def read_errors(path: str | Path) -> Iterator[None]:
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
     """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
-    for file in walk(path, reading) if is_folder else [path]:
+    lenient = skip_bad or is_folder and reading.lenient
+    for file in walk(path, reading, lenient) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
-        lenient = skip_bad or is_folder and reading.lenient
         try:
             parts = parts_of(file, name, reading, lenient)
         except ValueError as error:

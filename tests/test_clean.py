@@ -156,14 +156,23 @@ def test_rules_are_named_in_their_order_and_unknown_ones_refused():
         parse_rules("bom,adverts")
 
 
-def test_the_report_shows_lines_and_sums(capsys):
+def test_the_report_shows_every_removal_and_sums(capsys):
     report = Report()
     cleaner = Cleaner(RULES, lambda *removal: report.add("a.txt", *removal))
-    cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\n" * 9, ends=True)
+    cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\n" * 900, ends=True)
     report.summary()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == r"clean  a.txt:1: bom: '\ufeff'"
     assert lines[1] == f"clean  a.txt:2: ads: {ADVERTISEMENTS[1]!r}"
-    assert lines[-2] == "clean  a.txt:6: spaces: and more"
+    assert lines[2:-1] == [rf"clean  a.txt:{i}: spaces: '\u3000'" for i in range(3, 903)]
     assert lines[-1] == f"clean  bom: 1 times, 1 characters, ads: 1 times, {len(ADVERTISEMENTS[1])} characters, " \
-                        "spaces: 9 times, 9 characters"
+                        "spaces: 900 times, 900 characters"
+
+
+@pytest.mark.parametrize("rules", [NORMALIZE, RULES])
+def test_every_crlf_is_reported_with_its_line(rules):
+    found, text = [], "一\r\n二\n三\r\n四\r五\r\n\r\n"
+    cleaner = Cleaner(rules, lambda *removal: found.append(removal))
+    cleaned = "".join(cleaner.feed(character, ends=False) for character in text) + cleaner.feed("", ends=True)
+    assert cleaned == "一\n二\n三\n四\r五\n\n"
+    assert found == [(line, "newlines", "\r") for line in (1, 3, 4, 5)]

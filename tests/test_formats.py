@@ -5,13 +5,16 @@ import gzip
 import io
 import json
 import lzma
+import os
+import re
 import tarfile
 import zipfile
 
 import pytest
 
 from data import formats
-from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of
+from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of, walk
+from data.source import arguments, find, reading_of, units
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
@@ -150,6 +153,46 @@ def test_which_members_are_wanted(name, wanted):
     assert is_wanted(name, Reading(skip=("tests",))) == wanted
 
 
+needs_links = pytest.mark.skipif(os.name == "nt", reason="making links takes rights there")
+
+
+@needs_links
+def test_links_to_folders_are_followed_once_and_broken_ones_reported(tmp_path, capsys):
+    books, elsewhere = tmp_path / "books", tmp_path / "elsewhere"
+    for folder in (books / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text(folder.name, encoding="utf-8")
+    (books / "a").symlink_to(elsewhere)
+    (books / "b" / "around").symlink_to(books)
+    (elsewhere / "2.txt").symlink_to(elsewhere / "1.txt")
+    for name in ("gone", "gone.txt"):
+        (books / name).symlink_to(tmp_path / "nowhere")
+    (books / "self.txt").symlink_to(books / "self.txt")
+    found = [path.relative_to(books).as_posix() for path in walk(books, Reading())]
+    assert found == ["a/1.txt", "a/2.txt", "b/1.txt"]
+    err = capsys.readouterr().err.splitlines()
+    assert [line.split(" is a link to ")[0] for line in err] == [
+        f"skipped: {books}/{name}" for name in ("gone", "gone.txt", "self.txt")]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b.txt").write_text("b", encoding="utf-8")
+    scandir = os.scandir
+
+    def refused(path):  # as for anyone but root
+        if str(path).endswith("a"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=f"cannot read {re.escape(str(tmp_path / 'a'))}: Permission denied; "):
+        list(walk(tmp_path, Reading()))
+    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--skip_bad"])
+    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/b.txt"]
+    assert f"skipped: cannot read {tmp_path / 'a'}: Permission denied" in capsys.readouterr().err
+
+
 # ---- parts -------------------------------------------------------------------------------------------------
 
 
@@ -181,12 +224,24 @@ def test_ranges_of_rows_hold_whole_rows(tmp_path, small_parts):
     assert list(read(path).values()) == rows
 
 
-@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n"])
-def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, separator):
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n", "\n* * *\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, separator, newline):
     stories = [f"story {i}\n\n" + "Once upon a time. " * (i % 50) + "End." for i in range(300)]
-    path = write(tmp_path / "a.txt", (f"\n{separator}\n".join(stories) + separator).encode())
+    stories = [story.replace("\n", newline) for story in stories]
+    between = f"\n{separator}\n".replace("\n", newline)
+    path = write(tmp_path / "a.txt", (between.join(stories) + between).encode())
     assert len(parts_of(path, "", Reading(separator=separator))) > 10
     assert list(read(path, separator=separator).values()) == stories
+
+
+@pytest.mark.parametrize("spelled", [r"\n\n\n", r"\r\n\r\n\r\n"])
+def test_crlf_files_are_separated_however_the_newlines_are_spelled(tmp_path, spelled):
+    path = write(tmp_path / "a.txt", b"one\r\n1\r\n\r\n\r\ntwo\r\n2")
+    for flag, texts in (("--normalize", ["one\n1", "two\n2"]), ("--clean=bom", ["one\r\n1", "two\r\n2"])):
+        args = arguments("", tmp_path).parse_args(["--input", str(path), flag, "--separator", spelled])
+        [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+        assert [piece.text for piece in unit.pieces()] == texts
 
 
 def test_a_separator_that_never_comes_does_not_fill_the_memory(tmp_path, small_parts):
@@ -234,6 +289,70 @@ def test_what_is_no_chinese_is_not_guessed(raw):
         detect(raw, "book.txt")
 
 
+@pytest.mark.parametrize("encoding, byte", [("gb18030", b"\xff"), ("utf-8", b"\xff"), ("big5hkscs", b"\xff")])
+def test_one_damaged_byte_is_located_and_can_be_replaced(tmp_path, encoding, byte):
+    raw = NOVEL[:20_000].encode(encoding, "ignore")
+    at = raw.index(b"\n", 9000) + 1
+    path = write(tmp_path / "a.txt", raw[:at] + byte + raw[at:])
+    with pytest.raises(ValueError) as auto:
+        read(path, encoding="auto")
+    assert f"a.txt looks like {encoding}, but has byte 0xff at offset {at} (" in str(auto.value)
+    assert "--errors=replace" in str(auto.value) and "--encoding=auto" not in str(auto.value)
+    with pytest.raises(ValueError, match=f"is not {encoding}: byte 0xff at offset {at} .*--errors=replace"):
+        read(path, encoding=encoding)
+    whole = raw[:at].decode(encoding) + "\ufffd" + raw[at:].decode(encoding)
+    assert read(path, encoding="auto", errors="replace") == {"a.txt": whole}
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8"])
+def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_path, small_parts, capsys, encoding):
+    raw = bytearray(NOVEL.encode(encoding))
+    raw[100::999] = b"\xff" * len(raw[100::999])
+    path = write(tmp_path / "a.txt", bytes(raw))
+    write(tmp_path / "b.txt", NOVEL[:999].encode(encoding))
+    assert len(parts_of(path, "", Reading(encoding=encoding, errors="replace"))) > 20
+    whole = raw.decode(encoding, "replace")
+    assert read(path, encoding=encoding, errors="replace") == {"a.txt": whole}
+    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--encoding=auto", "--errors=replace"])
+    parts = find(args, reading_of(args))
+    assert {part.encoding for part in parts} == {encoding}
+    replaced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced ")]
+    n = len(raw) - len(raw.decode(encoding, "ignore").encode(encoding))
+    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} bytes that do not decode, by U+FFFD"]
+
+
+def test_damaged_rows_are_replaced_too(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "b"}\n')
+    assert read(path, errors="replace") == {"a.jsonl:1": "caf\ufffd", "a.jsonl:2": "b"}
+    with pytest.raises(ValueError, match="a.jsonl:1 is not utf-8: byte 0xe9 at offset 13 .*--errors=replace"):
+        read(path)
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"text": pyarrow.array([b"caf\xe9"]).view(pyarrow.string())})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", errors="replace") == {"a.parquet:1": "caf\ufffd"}
+
+
+def test_text_of_no_known_encoding_is_left_out_and_not_replaced(tmp_path, capsys):
+    write(tmp_path / "russian.txt", "Привет, мир".encode("koi8-r"))
+    write(tmp_path / "good.txt", b"good")
+    args = arguments("", tmp_path).parse_args(
+        [f"--input={tmp_path}", "--encoding=auto", "--errors=replace", "--skip_bad"])
+    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/good.txt"]
+    assert "russian.txt is neither UTF-8 (byte 0xf0 at offset 0)" in capsys.readouterr().err
+
+
+def test_rows_are_read_in_utf16_too(tmp_path):
+    texts = ["Ċ 第一回\u2028", "\u0a0a", "x" * 70_000]  # with bytes 0x0A that are no newlines
+    rows = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\r\n" for text in texts)
+    for encoding in ("utf-16", "utf-16-le"):
+        path = write(tmp_path / "a.jsonl", rows.encode(encoding))
+        assert list(read(path, encoding=encoding).values()) == texts
+    path = write(tmp_path / "a.jsonl", rows.encode("utf-16"))
+    assert list(read(path, encoding="auto")) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    with pytest.raises(ValueError, match="a.jsonl is not utf-16: .*BOM"):
+        read(write(tmp_path / "a.jsonl", rows.encode("utf-16-le")), encoding="utf-16")
+
+
 @pytest.mark.parametrize("name", ["gb-18", "hex"])
 def test_an_unknown_encoding_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown encoding '{name}'"):
@@ -275,6 +394,8 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
     ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
     ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
     ("a.jsonl", b'[1]', "a.jsonl:1 has no field .*list"),
+    ("a.jsonl", b'{"text": "a"}\n' + b'[' * 200_000, r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion"),
+    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
     ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
     ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
     ("a.txt", b"", "a.txt is empty; expected text"),
@@ -299,12 +420,37 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet has no column text or content or story of text, but: text, b"):
+    with pytest.raises(ValueError, match=r"a.parquet has no column .* of text, but: text \(int64\), b \(string\);"):
         read(tmp_path / "a.parquet")
 
 
+def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text_is_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = pyarrow.array(["a", None, "红"])
+    for column in (texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
+    for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
+        parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"a.parquet has no column text .* of text, but: text \(.*\); .*--field"):
+            read(tmp_path / "a.parquet")
+
+
+def test_a_row_of_parquet_that_is_not_utf8_is_named_or_left_out(tmp_path, capsys):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": pyarrow.array([b"ok", b"caf\xe9"]).view(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=r"bad.parquet:2 is not UTF-8: byte 0xe9 at offset 3 "):
+        read(tmp_path / "bad.parquet")
+    [part] = parts_of(tmp_path / "bad.parquet", "bad.parquet", Reading(), lenient=True)
+    assert [text for _, text, _ in documents(part, Reading())] == ["ok"]
+    assert "skipped: bad.parquet:2 is not UTF-8" in capsys.readouterr().err
+
+
 def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
-    reading = Reading(lenient=True)
+    reading = Reading(lenient=True)  # as source code is read
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text\n{"text": "b"}\n')
     [part] = parts_of(path, f"{tmp_path.name}.jsonl", reading, lenient=True)
     assert [text for _, text, _ in documents(part, reading)] == ["a", "b"]
@@ -314,3 +460,10 @@ def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
     assert "".join(text for _, text, _ in documents(part, reading)) == "xw"
     err = capsys.readouterr().err
     assert err.count("skipped: ") == 3 and "jsonl:2 is not" in err and "y.txt is not utf-8" in err and "NUL" in err
+
+
+def test_skip_bad_leaves_text_with_a_nul_in(tmp_path):
+    args = arguments("", tmp_path).parse_args(["--input", str(tmp_path), "--skip_bad", "--clean=control"])
+    write(tmp_path / "nul.txt", b"Page\0 one\n")
+    [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+    assert [piece.text for piece in unit.pieces()] == ["Page one\n"]
