@@ -59,7 +59,8 @@ class SampleConfig:
     top_p: float | None = None  # draw from the fewest tokens that have this probability together; None = all
     min_p: float | None = None  # draw from tokens of at least this share of the likeliest's probability; None = all
     repetition_penalty: float = 1.0  # above 1: tokens that are in the text already become less likely
-    seed: int = 1337  # sample number i of a seed is always the same text
+    seed: int = 1337  # sample number i of a seed is the same text however many are written, with --dtype=fp32; shorter
+        # formats round otherwise for one text than for several together, and texts may part where odds are close
     # Output
     output: str | None = None  # write the texts as JSON lines into this file; - = to standard output
     logprobs: bool = False  # JSON lines that have the log-probability of every token
@@ -67,7 +68,7 @@ class SampleConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
         # auto = bfloat16 where the processor multiplies it, else float32
-    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 2-3 times the speed
+    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 1.4-2.5 times the speed
     batch_size: int = 16  # texts that are computed together; lower saves memory
     compile: bool | Literal["auto"] = "auto"  # torch.compile, and CUDA graphs on a GPU; auto = off, as it takes
         # most of a minute to start

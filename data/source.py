@@ -289,6 +289,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "bytes": n_bytes,
         "sha256": sha256 if len(files) == 1 else digest.hexdigest(),
         "encoding": args.encoding,
+        "errors": args.errors,
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
     }
