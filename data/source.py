@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -225,6 +226,7 @@ def can_be_read(part: Part, reading: Reading) -> bool:
         return False
 
 
+@lru_cache(maxsize=1)  # a document comes in many pieces
 def printable(name: str) -> str:
     """A file's name as text that can be written: what is not UTF-8 is read as GB18030, or else gets U+FFFD."""
     return "/".join(decoded(os.fsencode(part)) for part in name.split("/"))
