@@ -187,7 +187,7 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
     parts = find(args, reading, hash_file(known))
     assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
     assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
-                                       "encoding": "utf-8", "normalize": True, "clean": []}
+                                       "encoding": "utf-8", "errors": "strict", "normalize": True, "clean": []}
     assert origin(args, parts[1:])["normalize"] is False
 
 
