@@ -621,7 +621,7 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
     and output, if not the usual."""
     path = Path(config.file).resolve() if config.file is not None else None
     source = read_source(path) if path and path.exists() else ""
-    old, has_crlf = source.replace("\r\n", "\n"), 0 < source.count("\r\n") == source.count("\n")
+    old, has_crlf = source.replace("\r\n", "\n"), 2 * source.count("\r\n") > source.count("\n")
     editor = Editor(completer, old, find_lexer(config, dataset),
                     max_bytes=config.max_bytes, min_confidence=config.min_confidence, **terminal)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP

@@ -567,7 +567,7 @@ class GPT(nn.Module):
         x, flat = self.transformer.ln_f(x), targets.reshape(-1)
         count = (flat != -1).sum().clamp(min=1)
         device = x.device.type
-        if device == "cpu" and not return_logits:
+        if device == "cpu" and not return_logits and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
             rows = x.reshape(-1, x.size(-1))
             weight, grad = self.lm_head.weight, torch.is_grad_enabled()

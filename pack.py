@@ -33,10 +33,11 @@ class PackedLinear(nn.Module):
 @torch.no_grad()
 def pack(model: nn.Module) -> None:
     """Replaces the large Linear layers of a float32 or bfloat16 model on a CPU; does nothing where that can't be.
-    A tied head becomes a copy. Neither torch.compile nor autocast nor .to() can take the model afterwards, and what
-    counts parameters no longer sees these."""
-    for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear) and linear.weight.numel() >= LARGE and can_pack(linear.weight):
+    A tied head becomes a copy. Neither torch.compile nor autocast nor .to() can take the model afterwards, it can't be
+    copied, pickled or saved, and what counts parameters no longer sees these."""
+    for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
+        linear = model.get_submodule(name)  # not a list of them, which would keep all plain weights to the end
+        if linear.weight.numel() >= LARGE and can_pack(linear.weight):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, PackedLinear(linear))
 

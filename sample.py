@@ -68,7 +68,7 @@ class SampleConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
     dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
         # auto = bfloat16 where the processor multiplies it, else float32
-    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 1.4-2.5 times the speed
+    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 1.5-2.6 times the speed
     batch_size: int = 16  # texts that are computed together; lower saves memory
     compile: bool | Literal["auto"] = "auto"  # torch.compile, and CUDA graphs on a GPU; auto = off, as it takes
         # most of a minute to start

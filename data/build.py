@@ -20,6 +20,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 from collections import deque
@@ -76,12 +77,18 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
         return
     print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
-    print(f"next   python train.py {config} --dataset={shlex.quote(str(name))}")
+    quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
+    print(f"next   python train.py {config} --dataset={quoted}")
 
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
     """A temporary folder where out_dir is, or would be: there is room, while the system's is often in memory."""
-    parent = next(parent for parent in out_dir.absolute().parents if os.path.isdir(parent))
+    def leave(*_) -> None:
+        raise SystemExit(143)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)  # which would end the process with the folder still there
+    parent = next((parent for parent in out_dir.absolute().parents if os.path.isdir(parent)), None)
     try:
         return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
     except OSError:  # it can't be written

@@ -130,7 +130,8 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
     def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
         refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
 
-    seen = set()  # folders by their true paths: links may lead around in a circle
+    # folders by their true paths: links may lead around in a circle, or out of `folder` to all that it is in
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         target = os.path.realpath(parent)
         if target in seen:
@@ -140,7 +141,7 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
         folders[:] = sorted(name for name in folders if not is_skipped(name, reading))
         for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
             is_there = os.path.exists(path)
-            if not is_there and os.path.islink(path):
+            if not is_there and os.path.islink(path) and (is_wanted(path.name, reading) or not path.suffix):
                 report_skipped(f"{path} is a link to {os.readlink(path)}, which is not there")
             elif is_wanted(path.name, reading) and (not is_there or path.is_file() and path.stat().st_size):
                 yield path  # if it is not there, permission to look is missing, and reading it will say so

@@ -669,6 +669,8 @@ def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsy
     assert edit_file(path, "\x1b") == 0 and path.read_bytes() == b"a\r\nb\n"
     assert edit_file(path, "c\x1b") == 0 and path.read_bytes() == b"a\nb\nc"
     assert (tmp_path / "x.cpp.tmp").read_text() == "mine"
+    path.write_bytes(b"a\r\nb\r\nc\n")
+    assert edit_file(path, "d\x1b") == 0 and path.read_bytes() == b"a\r\nb\r\nc\r\nd"
     assert edit_file(None, "x = 1\x04") == 0
     assert capsys.readouterr().out == "x = 1\n"
     assert edit_file(tmp_path / "new.py", "\x04") == 0 and not (tmp_path / "new.py").exists()

@@ -164,7 +164,9 @@ def test_links_to_folders_are_followed_once_and_broken_ones_reported(tmp_path, c
         (folder / "1.txt").write_text(folder.name, encoding="utf-8")
     (books / "a").symlink_to(elsewhere)
     (books / "b" / "around").symlink_to(books)
+    (books / "b" / "up").symlink_to(tmp_path)  # to all that the books are in
     (elsewhere / "2.txt").symlink_to(elsewhere / "1.txt")
+    (books / "library.so").symlink_to(tmp_path / "nowhere")
     for name in ("gone", "gone.txt"):
         (books / name).symlink_to(tmp_path / "nowhere")
     (books / "self.txt").symlink_to(books / "self.txt")

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -139,8 +140,25 @@ def test_packed_weights_are_as_near_to_float64_as_plain_ones(shape, dtype, monke
     step = Step(packed, KVCache(model.config, 3, dtype=dtype))
     steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
     error = (plain(idx, idx)[0] - exact).square().mean().sqrt()
-    for logits in (packed(idx, idx)[0], steps):
-        assert (logits - exact).square().mean().sqrt() < 1.5 * error
+    logits, loss = packed(idx, idx)
+    assert packed(idx, idx, return_logits=False)[1] == loss
+    for found in (logits, steps):
+        assert (found - exact).square().mean().sqrt() < 1.5 * error
+
+
+def test_plain_weights_go_as_packed_ones_come(monkeypatch):
+    model, alive = build(tie_weights=False), []
+    weights = [weakref.ref(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+    def count(linear):
+        alive.append(sum(weight() is not None for weight in weights))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr("pack.LARGE", 0)
+    monkeypatch.setattr("pack.can_pack", lambda weight: True)
+    monkeypatch.setattr("pack.PackedLinear", count)
+    pack(model)
+    assert alive == list(range(len(weights), 0, -1))
 
 
 def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkeypatch):
