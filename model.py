@@ -249,22 +249,25 @@ class Sampling:
 
 
 class KVCache:
-    """Keys and values of the positions seen so far; preallocated for block_size positions.
+    """Keys and values of the positions seen so far; allocated for block_size positions (a CPU's memory is taken as they
+    are filled, so a short text costs little of it).
 
     k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
     filled: an int, or a (B,) int64 tensor where rows differ; a smaller one forgets the positions from there on.
     GPT.forward appends to it. With a tensor, shapes don't depend on the length, as CUDA graphs need: all of the
-    first `reach` slots take part in attention, and a mask hides those that a row has not filled. The first `shared`
-    positions are those of row 0 for every row, and in no other row's slots; Step reads them so, GPT.forward does not.
-    ids (B, block_size + 1), only for config.smear: the id of position p in slot p + 1, and -1 before the first.
+    first `reach` slots take part in attention, and a mask hides those that a row has not filled: such a cache must be
+    `ragged`. The first `shared` positions are those of row 0 for every row, and in no other row's slots; Step reads
+    them so, GPT.forward does not. ids (B, block_size + 1), only for config.smear: the id of position p in slot p + 1,
+    and -1 before the first.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None):
+    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, ragged: bool = False):
         shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
         if dtype == torch.bfloat16 and torch.device(device or "cpu").type == "cpu":
             dtype = torch.float32  # one query's attention takes a fifth of the time there (2 cores, 450 positions)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)  # a hidden slot weighs 0, but 0 * nan is nan
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        allocate = torch.zeros if ragged else torch.empty  # a hidden slot weighs 0, but 0 * nan is nan
+        self.k = allocate(shape, device=device, dtype=dtype)
+        self.v = allocate(shape, device=device, dtype=dtype)
         self.ids = None
         if config.smear:
             self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device)
@@ -592,7 +595,7 @@ class GPT(nn.Module):
         encoded without: their shapes differ.
         """
         weight = self.transformer.wte.weight
-        cache = KVCache(self.config, batch_size, weight.device, weight.dtype)
+        cache = KVCache(self.config, batch_size, weight.device, weight.dtype, ragged=True)
         cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         for tensor in (cache.k, cache.v, cache.length) + (() if cache.ids is None else (cache.ids,)):
             torch._dynamo.mark_static_address(tensor)  # an input that the graph writes to
@@ -766,7 +769,8 @@ class Decoder:
         if self.is_compiled:
             self.cache, self.step = model.compiled[B]
         else:
-            self.cache = KVCache(model.config, B, weight.device, weight.dtype)
+            ragged = len({min(len(row), self.block_size) for row in prompts}) > 1
+            self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged)
             self.step = Step(model, self.cache)
 
     def start(self) -> torch.Tensor:
