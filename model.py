@@ -377,10 +377,16 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(y) if self.training else y
 
 
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()  # So et al. 2021 (arXiv:2109.08668)
+
+
 class MLP(nn.Module):
+    activations = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu, "relu2": relu2}
+
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.kind = config.mlp
+        self.kind, self.activate = config.mlp, self.activations[config.mlp]
         self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         if config.mlp == "swiglu":
             self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
@@ -388,13 +394,10 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        h = self.c_fc(x)
         if self.kind == "swiglu":  # Shazeer 2020 (arXiv:2002.05202)
-            h = F.silu(self.c_gate(x)) * h
-        elif self.kind == "relu2":  # So et al. 2021 (arXiv:2109.08668)
-            h = F.relu(h).square()
+            h = self.activate(self.c_gate(x)) * self.c_fc(x)
         else:
-            h = F.gelu(h, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+            h = self.activate(self.c_fc(x))
         h = self.c_proj(h)
         return self.dropout(h) if self.training else h
 
@@ -770,7 +773,7 @@ class Decoder:
             self.cache, self.step = model.compiled[B]
         else:
             ragged = len({min(len(row), self.block_size) for row in prompts}) > 1
-            self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged)
+            self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged=ragged)
             self.step = Step(model, self.cache)
 
     def start(self) -> torch.Tensor:

@@ -24,13 +24,15 @@ GREEDY = Sampling(temperature=0)
 
 @pytest.fixture(autouse=True)
 def memory_starts_as_nan(monkeypatch):
-    empty = torch.empty
+    allocate = KVCache.__init__
 
-    def filled(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+    def init(cache, *args, ragged=False, **kwargs):
+        allocate(cache, *args, ragged=ragged, **kwargs)
+        if not ragged:
+            cache.k.fill_(math.nan)
+            cache.v.fill_(math.nan)
 
-    monkeypatch.setattr(torch, "empty", filled)
+    monkeypatch.setattr(KVCache, "__init__", init)
 
 
 def seeded(seed=0):
@@ -136,10 +138,10 @@ def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], *OTHERS], ids=["gpt2", "rope", "llama", "relu2", "tanh"])
 @torch.no_grad()
 def test_packed_weights_are_as_near_to_float64_as_plain_ones(shape, dtype, monkeypatch):
-    monkeypatch.setattr("pack.LARGE", 0)
+    monkeypatch.setattr("pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
     model, idx = build(**shape), ids(3)
     exact = copy.deepcopy(model).double()(idx, idx)[0]
     plain = model.to(dtype)
@@ -161,13 +163,13 @@ def test_plain_weights_go_as_packed_ones_come(monkeypatch):
     model, alive = build(tie_weights=False), []
     weights = [weakref.ref(module.weight) for module in model.modules() if isinstance(module, torch.nn.Linear)]
 
-    def count(linear):
+    def count(weight):
         alive.append(sum(weight() is not None for weight in weights))
-        return torch.nn.Identity()
+        return weight
 
-    monkeypatch.setattr("pack.LARGE", 0)
+    monkeypatch.setattr("pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
     monkeypatch.setattr("pack.can_pack", lambda weight: True)
-    monkeypatch.setattr("pack.PackedLinear", count)
+    monkeypatch.setattr("pack.LAY_OUT", count)
     pack(model)
     assert alive == list(range(len(weights), 0, -1))
 
@@ -179,7 +181,7 @@ def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkey
 
     everything = counts(build())  # all layers are small
     assert everything == 2 * 4 + 1
-    monkeypatch.setattr("pack.LARGE", 0)
+    monkeypatch.setattr("pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
     assert counts(build().half()) == counts(build().to("meta")) == everything
     monkeypatch.setattr("pack.MULTIPLY", None)
     assert counts(build()) == everything
