@@ -283,9 +283,13 @@ def test_other_number_formats_write_text(out_dir, capsys, options):
 
 
 def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # test_generate.py compiles
     options = ("--start=宝", "--num_samples=3", "--batch_size=2", "--max_new_tokens=30")
-    assert write(out_dir, capsys, *options, "--compile") == write(out_dir, capsys, *options)
+    expected = write(out_dir, capsys, *options)
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(1) or function)  # not its own test
+    assert write(out_dir, capsys, *options, "--compile") == expected and not compiled  # slower on a CPU
+    monkeypatch.setattr(sample, "can_compile", lambda device: True)
+    assert write(out_dir, capsys, *options, "--compile") == expected and compiled
 
 
 @pytest.mark.parametrize(
