@@ -103,7 +103,7 @@ while a file is being written. The first save in the background also allocates t
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder, "last.pt")
         for background in (False, True):
-            saver = checkpoint.Saver(device, keep=2, fresh=True, background=background)
+            saver = checkpoint.Saver(device, keep=2, background=background)
             alone = [timed_step(model, optimizer, idx, saver)[0] for _ in range(5)][2:]
             for number in range(args.saves + background):
                 kind = "plain" if not background else "in the background" if number else "the first in the background"

@@ -9,11 +9,13 @@ from the file (weights_only=True), and maps it into memory, so that a look at on
     last-1.pt, last-2.pt, …    the ones before it, for when last.pt is damaged (keep_checkpoints counts last.pt too)
     lock                       held by the run that writes there
     run                        the id of the run that was started last
+    previous/                  what the run before a fresh one left: its checkpoints and metrics
 
 With --checkpoint_format=sharded each of them is a folder instead of a file (sharded.py), used in the same way.
 """
 
 import errno
+import math
 import os
 import shutil
 import socket
@@ -55,15 +57,23 @@ def save(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
         write(temporary, state)
         publish(temporary, paths, keep)
 
-    or_value_error(put, f"cannot write checkpoint {paths[0]}: {{}}; the previous one is untouched")
-
-
-def or_value_error(function: Callable[[], None], message: str) -> None:
-    """Calls function(); an error of the disk becomes a ValueError with that message, whose {} it replaces."""
     try:
-        function()
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise ValueError(message.format(error)) from error
+        put()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(not_written(paths[0], error)) from error
+
+
+def not_written(path: Path, error: BaseException) -> str:
+    """What went wrong, for the user. torch hides an error of the disk in one about its own file's positions."""
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    with suppress(OSError):
+        reason += f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free there)"
+    kept = saved(path.parent)
+    return (f"cannot write checkpoint {path}: {reason}; "
+            + (f"{kept[0].name} is untouched: make room and go on with --init_from=resume" if kept else
+               "nothing has been saved so far"))
 
 
 def write(path: Path, state: dict) -> None:
@@ -175,13 +185,13 @@ class Saver:
     thread copies them to host memory (kept for the next save; pinned and by a stream of its own on CUDA). What
     goes wrong is left in `error`, for the loop to stop at its next step; wait() raises it.
 
-    keep: as in save(), but the first save of a fresh run removes what an older run left. background=False
-    writes at once and needs no memory for a copy. before: is called before a checkpoint is written.
+    keep: as in save(), for saves as last.pt. background=False writes at once and needs no memory for a copy. before:
+    is called before a checkpoint is written.
     """
 
-    def __init__(self, device: torch.device, keep: int, fresh: bool, background: bool = True,
+    def __init__(self, device: torch.device, keep: int, background: bool = True,
                  before: Callable[[], None] = lambda: None):
-        self.device, self.keep, self.fresh, self.background, self.before = device, keep, fresh, background, before
+        self.device, self.keep, self.background, self.before = device, keep, background, before
         self.error: ValueError | None = None
         self.thread: threading.Thread | None = None
         self.copied = threading.Event()
@@ -216,19 +226,16 @@ class Saver:
                 finally:
                     self.copied.set()
             self.before()
-            save(list(paths), state, self.next_keep(paths))
+            save(list(paths), state, self.keep_of(paths))
         except ValueError as error:
             self.error = error
         except Exception as error:  # no memory for the copy, mostly
             self.error = ValueError(f"cannot save {paths[0]}: {error} (--async_save=False needs less memory)")
             self.error.__cause__ = error
 
-    def next_keep(self, paths: Sequence[Path]) -> int | None:
+    def keep_of(self, paths: Sequence[Path]) -> int | None:
         """save()'s keep, for a save by these names."""
-        if paths[-1].name != "last.pt":
-            return None
-        keep, self.fresh = 1 if self.fresh else self.keep, False
-        return keep
+        return self.keep if paths[-1].name == "last.pt" else None
 
     def copy(self, state: dict, ready: "torch.cuda.Event | None" = None) -> dict:
         """`state` with copies of its tensors in host memory; what shares its memory goes on doing so."""
@@ -319,6 +326,26 @@ def lock_file(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def set_aside(folder: Path) -> Path | None:
+    """Moves an earlier run's checkpoints and metrics in `folder` to folder/previous, in the place of those there, so
+    that a fresh run neither overwrites them nor is mixed with them. Returns folder/previous, or None if there was no
+    checkpoint. A kill on the way leaves the rest for the next call. Raises ValueError if they cannot be moved."""
+    files = saved(folder)
+    if not files:
+        return None
+    previous, moving = folder / "previous", folder / "previous.tmp"
+    try:
+        moving.mkdir(exist_ok=True)
+        for file in [*files, folder / "metrics.jsonl"]:  # metrics last: without checkpoints they are of no use
+            if file.exists():
+                replace(file, moving / file.name)
+        replace(moving, previous)
+    except OSError as error:
+        raise ValueError(f"the earlier run in {folder} cannot be moved to {previous}: {error}; move or delete it, or "
+                         "choose another out_dir") from error
+    return previous
+
+
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
@@ -404,15 +431,17 @@ def find(path: str | Path) -> Path:
     is_sharded = (path / "state.pt").is_file()
     files = [path] if path.is_file() or is_sharded else saved(path)
     if not files:
-        raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; "
-                         f"train with --out_dir={path} first, or name another")
+        earlier = path / "previous"
+        hint = f"an earlier run is in {earlier}" if saved(earlier) else f"train with --out_dir={path} first"
+        raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; {hint}, or "
+                         "name another")
     return files[0]
 
 
 def find_newest(folder: Path) -> Path:
-    """The checkpoint in a folder to resume from: of the run that was started last the one with the most steps
-    (last.pt if equal) that is whole. Damaged ones that come before it are renamed, and one line of stderr each
-    tells about them. No clock decides. Raises ValueError if none is whole."""
+    """The checkpoint in a folder to resume from: the one with the most steps (last.pt if equal) that is whole.
+    Damaged ones that come before it are renamed, and one line of stderr each tells about them. No clock decides.
+    Raises ValueError if none is whole."""
     find(folder)
     ages, damaged = {}, {}
     for file in saved(folder):
@@ -432,31 +461,32 @@ def find_newest(folder: Path) -> Path:
         raise ValueError("; ".join(map(str, damaged.values())) + "; no whole checkpoint is left to resume from")
     for file, error in damaged.items():
         aside = file.with_name(f"{file.name}.damaged")
-        print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][1]} steps), and {file.name} is now "
+        print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][0]} steps), and {file.name} is now "
               f"{aside.name}", file=sys.stderr)
         with suppress(OSError):  # a folder that cannot be written can still be evaluated
             replace(file, aside)
     return chosen
 
 
-def age(state: dict, file: Path) -> tuple[int, int, bool]:
-    """Sorts checkpoints of one folder: the run's number in it, steps, and last.pt before an equal ckpt.pt."""
-    return state.get("run", {}).get("number", 0), state.get("iter_num", 0), file.name == "last.pt"
-
-
-def next_number(folder: Path) -> int:
-    """The number of a fresh run in a folder: one more than that of any run whose checkpoints are there."""
-    numbers = [0]
-    for file in saved(folder):
-        with suppress(ValueError):
-            numbers.append(age(load(file, meta=True), file)[0])
-    return max(numbers) + 1
+def age(state: dict, file: Path) -> tuple[int, bool]:
+    """Sorts checkpoints of one folder: steps, and last.pt before an equal ckpt.pt."""
+    return state.get("iter_num", 0), file.name == "last.pt"
 
 
 def write_run_id(folder: Path, run_id: str) -> None:
     """Notes which run was started last in a folder, so that it knows its own checkpoints when it is restarted."""
     with open(folder / "run", "w", encoding="utf-8") as file:
         file.write(run_id + "\n")
+
+
+def best_of(folder: Path, run_id: str) -> float:
+    """The best validation loss that a run's ckpt.pt knows of, or inf: a run's last evaluation comes after its last.pt,
+    so that only ckpt.pt has it."""
+    with suppress(ValueError):
+        state = load(folder / "ckpt.pt", meta=True)
+        if state.get("run", {}).get("id") == run_id:
+            return float(state["best_val_loss"])
+    return math.inf
 
 
 def has_own(folder: Path) -> bool:

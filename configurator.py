@@ -24,6 +24,7 @@ import reprlib
 import shutil
 import sys
 import textwrap
+import time
 import tokenize
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+WAIT_FOR_MAIN = 20  # seconds
 BOOL_WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -209,11 +211,16 @@ def describe(cls: type) -> dict[str, tuple[str, str]]:
     return described
 
 
+class MainSaysIt(ValueError):
+    """An error that rank 0 has as well."""
+
+
 def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run main(sys.argv[1:]) and exit with what it returns (None is 0).
 
     A ValueError becomes its message on one line of stderr and exit status 2, Ctrl-C becomes a silent 130.
-    TRACEBACK=1 in the environment shows the traceback too. Of several ranks only rank 0 prints.
+    TRACEBACK=1 in the environment shows the traceback too. Of several ranks rank 0 prints at once;
+    another one waits, and prints unless torchrun has ended it by then since rank 0 did.
     """
     for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may be set to an encoding without Chinese
         if hasattr(stream, "reconfigure"):
@@ -226,12 +233,16 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         status = 141
     except ValueError as err:
-        status = 2
-        if os.environ.get("RANK", "0") == "0":
+        status, rank = 2, os.environ.get("RANK", "0")
+        if rank != "0":  # its end would be rank 0's, which may still be starting, with the same to say
+            with suppress(KeyboardInterrupt):
+                time.sleep(WAIT_FOR_MAIN)
+        if rank == "0" or not isinstance(err, MainSaysIt):
             if os.environ.get("TRACEBACK") == "1":
                 traceback.print_exc()
             message = " ".join(line.strip() for line in str(err).splitlines())
-            print(f"error: {message or type(err).__name__}", file=sys.stderr)
+            where = "" if rank == "0" else f" (rank {rank})"
+            print(f"error{where}: {message or type(err).__name__}", file=sys.stderr)
     if "RANK" in os.environ:
         # DDP keeps gloo's threads after destroy_process_group, and one that lets go of its last tensor while Python
         # shuts down aborts the process (pytorch issue 190489; 1 of 96 exits on a busy machine). All is saved: go.

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from checkpoint import allocate
+from configurator import MainSaysIt
 from model import GPT
 
 
@@ -90,7 +91,7 @@ class Ranks:
                 failure = error
         message = self.share(None if failure is None else str(failure))
         if message is not None:
-            raise failure or ValueError(message)
+            raise failure or MainSaysIt(message)
         return result
 
     def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:

@@ -14,7 +14,6 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -41,11 +40,13 @@ def save(state: dict, paths: list[Path], saver: checkpoint.Saver | None, ranks: 
         checkpoint.remove(temporary)
 
     def publish() -> None:
-        rest["index_crc32"] = zlib.crc32((temporary / INDEX).read_bytes())
-        checkpoint.write(temporary / REST, rest)
-        checkpoint.publish(temporary, paths, saver.next_keep(paths))
+        try:
+            rest["index_crc32"] = zlib.crc32((temporary / INDEX).read_bytes())
+            checkpoint.write(temporary / REST, rest)
+            checkpoint.publish(temporary, paths, saver.keep_of(paths))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(checkpoint.not_written(paths[0], error)) from error
 
-    failure = f"cannot write checkpoint {paths[0]}: {{}}; the previous one is untouched"
     ranks.on_main(prepare)
     try:
         with warnings.catch_warnings():
@@ -53,8 +54,8 @@ def save(state: dict, paths: list[Path], saver: checkpoint.Saver | None, ranks: 
             writer = dcp.FileSystemWriter(temporary)  # fsyncs its files
             dcp.save(tensors, storage_writer=writer, no_dist=ranks.world_size == 1)
     except dcp.api.CheckpointException as error:
-        raise ValueError(failure.format(next(iter(error.failures.values()))[0])) from None
-    ranks.on_main(partial(checkpoint.or_value_error, publish, failure))
+        raise ValueError(checkpoint.not_written(paths[0], next(iter(error.failures.values()))[0])) from None
+    ranks.on_main(publish)
 
 
 def flatten(state: dict) -> tuple[dict[str, torch.Tensor], dict]:

@@ -128,6 +128,8 @@ NEVER = 2**62  # a step that no run reaches
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
 MACHINE_KEYS = ("device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "print_params",
                 "peak_tflops")
+OTHER_TEXT = ("ids stand for other text; use the dataset that the model was trained on, or prepare one with the "
+              "same tokenizer")
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # what a step sees, with the dataset
 
 
@@ -174,7 +176,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     dtype = pick_dtype(config.dtype, device)
     compiled = pick_compile(config.compile, device)
     fresh = state is None and config.print_params and config.vocab_size is not None  # needs no dataset
-    dataset = None if fresh else open_dataset(config.dataset, config.vocab_size)
+    dataset = None if fresh else open_dataset(config.dataset, config.vocab_size, resumed)
     if resumed:
         changes = check_changes(config, explicit, state, dataset)
         if changes:
@@ -214,9 +216,13 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             load_optimizer(optimizer, state["optimizer"])
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
-    elif ranks.is_main and not config.eval_only:
-        run["number"] = checkpoint.next_number(out_dir)  # of several runs in one folder the last one resumes
-        checkpoint.write_run_id(out_dir, run["id"])
+        best_val_loss = min(best_val_loss, ranks.share(ranks.on_main(partial(checkpoint.best_of, out_dir, run["id"]))))
+    elif not config.eval_only:
+        previous = ranks.on_main(partial(checkpoint.set_aside, out_dir))
+        if previous:
+            say(f"note: the run that was in {out_dir} is now in {previous} (to go on with it: --out_dir={previous} "
+                "--init_from=resume)")
+        ranks.on_main(partial(checkpoint.write_run_id, out_dir, run["id"]))
     state = None  # frees the loaded file
     run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -241,7 +247,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     if not config.eval_only:
         metrics = ranks.on_main(partial(Metrics, out_dir, asdict(config), iter_num, run["last_eval_iter"]))
     if metrics:
-        saver = checkpoint.Saver(device, config.keep_checkpoints, not resumed, config.async_save, metrics.sync)
+        saver = checkpoint.Saver(device, config.keep_checkpoints, config.async_save, metrics.sync)
     raw_model, parameters = model, list(model.parameters())
     if compiled:
         say("compiling the model (takes a minute)")
@@ -342,10 +348,10 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         """Stops all processes, before anything is saved, if a loss or a gradient was not a finite number."""
         first_bad = -int(ranks.max(-bad_iter.item()))
         if first_bad != NEVER:
-            raise FloatingPointError(
-                f"the loss or gradient of iter {first_bad} is not a finite number; the last good checkpoint in "
-                f"{out_dir} is kept: go on from it with a lower learning_rate"
-            )
+            advice = (f"the last good checkpoint in {out_dir} is kept: go on from it (--init_from=resume) with a lower "
+                      "learning_rate" if resumed or saved_iter >= 0 else
+                      "nothing has been saved so far: start again with a lower learning_rate")
+            raise FloatingPointError(f"the loss or gradient of iter {first_bad} is not a finite number; {advice}")
 
     # The loop
     stop = StopSignals()
@@ -519,15 +525,14 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
         if getattr(config, key) < 1:
             problems.append(f"{key}={getattr(config, key)} must be at least 1")
     for key in ("max_iters", "warmup_iters", "save_interval", "weight_decay", "grad_clip", "min_lr"):
-        if (getattr(config, key) or 0) < 0:
-            problems.append(f"{key}={getattr(config, key)} must not be negative")
-    if config.learning_rate <= 0:
-        problems.append(f"learning_rate={config.learning_rate} must be positive")
+        if not 0 <= (getattr(config, key) or 0) < math.inf:
+            problems.append(f"{key}={getattr(config, key)} must be finite and not negative")
+    for key in ("learning_rate", "muon_learning_rate"):
+        if not 0 < getattr(config, key) < math.inf:
+            problems.append(f"{key}={getattr(config, key)} must be positive and finite")
     for key in ("max_tokens", "max_epochs", "max_minutes", "compute", "peak_tflops", "lr_decay_iters"):
         if getattr(config, key) is not None and not 0 < getattr(config, key) < math.inf:
             problems.append(f"{key}={getattr(config, key)} must be positive and finite, or None")
-    if config.muon_learning_rate <= 0:
-        problems.append(f"muon_learning_rate={config.muon_learning_rate} must be positive")
     if not 0 < config.cooldown <= 1:
         problems.append(f"cooldown={config.cooldown} must be above 0 and at most 1: a part of the run")
     for key in ("beta1", "beta2"):
@@ -582,13 +587,18 @@ def check_changes(config: TrainConfig, explicit: set[str], state: dict, dataset:
             fixed.append(key)
     data = [key for key in DATA_KEYS if key in changed]
     if state.get("run", {}).get("fingerprint", dataset.fingerprint()) != dataset.fingerprint():
-        changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens"
+        again = " (prepared again since?)" if saved.get("dataset") == config.dataset else ""
+        changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens{again}"
         data.insert(0, "dataset")  # the same tokens may have moved; of nanoGPT's nothing is known
+    other_text = ["dataset"] if "dataset" in data and not has_ids_of(dataset, state) else []
+    data = [key for key in data if key not in other_text]
     refused = [key for key in data if key not in allowed_changes(config)]
-    if fixed or refused:
+    if fixed or other_text or refused:
+        listed = ", ".join(changed[key] for key in (*fixed, *other_text, *refused))
         raise ValueError(
-            f"resuming would change {', '.join(changed[key] for key in (*fixed, *refused))}: leave that out"
+            f"resuming would change {listed}: leave that out"
             + (f", or if it is meant: --allow_changed={','.join(data)}" if refused else "")
+            + (f"; this dataset's {OTHER_TEXT}" if other_text else "")
             + ("; the model and its optimizer cannot change: fine-tune (--init_from=PATH) or train from scratch in "
                "another out_dir" if fixed else "")
         )  # fmt: skip
@@ -617,21 +627,30 @@ def make_model(config: TrainConfig, explicit: set[str], state: dict | None, data
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
         if key in explicit and reshapes(model.config, key, wanted):
-            if key == "block_size":
-                model.crop_block_size(config.block_size)
+            if key == "block_size" and wanted < saved:
+                model.crop_block_size(wanted)
+            elif key == "block_size":
+                raise ValueError(f"block_size={wanted} was asked for, but the model in {config.init_from} has {saved} "
+                                 f"and can only be cropped: use --block_size={saved} or less")
             else:
                 raise ValueError(f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: "
                                  f"leave {key} out, or train from scratch in another out_dir")
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
-    if dataset.tokenizer and state.get("tokenizer"):  # of whatever kind: the ids have to stand for the same bytes
-        same = token_table(dataset.tokenizer) == token_table(tokenizer_from_json(state["tokenizer"]))
-    else:
-        same = model.config.vocab_size in (vocab_size, dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
-    if not same or model.config.vocab_size < dataset.vocab_size:
+    if not has_ids_of(dataset, state, config.vocab_size):
         raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
-                         f"(vocabulary {model.config.vocab_size}): its ids stand for other text; use the dataset "
-                         "that the model was trained on, or prepare one with the same tokenizer")
+                         f"(vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
     return model
+
+
+def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> bool:
+    """Whether the dataset's ids stand for the same bytes as the checkpoint's, whatever the kind of their tokenizers;
+    where one has none, their number has to do (or the `vocab_size` that was asked for)."""
+    size = state["model_args"]["vocab_size"]
+    if size < dataset.vocab_size:
+        return False
+    if dataset.tokenizer and state.get("tokenizer"):
+        return token_table(dataset.tokenizer) == token_table(tokenizer_from_json(state["tokenizer"]))
+    return size in (vocab_size, dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
 
 
 def table_of_parameters(model: GPT) -> str:

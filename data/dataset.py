@@ -237,10 +237,11 @@ class Dataset:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def open_dataset(name: str | Path, vocab_size: int | None = None) -> Dataset:
+def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bool = False) -> Dataset:
     """Open a folder by path, or data/<name>. `vocab_size` is for bins without a meta.json or meta.pkl.
 
-    ValueError: not found, not prepared, damaged, an id out of range, or a vocab_size too small for the data.
+    ValueError: not found, not prepared, damaged, an id out of range, or (unless it may differ) a vocab_size too small
+    for the data.
     """
     folder = find_folder(name)
     meta, tokenizer = None, None
@@ -257,7 +258,7 @@ def open_dataset(name: str | Path, vocab_size: int | None = None) -> Dataset:
                           f"GPT-2's, {GPT2_VOCAB_SIZE} tokens", stacklevel=2)
         size = size or vocab_size or GPT2_VOCAB_SIZE
         dtype = id_dtype(size)
-    if vocab_size is not None and vocab_size < size:
+    if vocab_size is not None and vocab_size < size and not may_differ:
         raise ValueError(f"{folder}: vocab_size={vocab_size} is too small for this data, which has {size}")
     dataset = Dataset(folder, size, dtype, tokenizer, meta)
     for split in meta["splits"] if meta else SPLITS:

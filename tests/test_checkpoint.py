@@ -164,15 +164,14 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(tmp_path, m
     opened = []
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(full, "wb"))
-    with pytest.raises(ValueError, match="cannot write checkpoint .*last.pt.*untouched"):
+    with pytest.raises(ValueError, match="checkpoint .*last.pt: No space left on device .*last.pt is untouched"):
         checkpoint.save(path, {"model": torch.zeros(10_000), "model_args": {}})
     monkeypatch.undo()
     assert opened and path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
 
 
-def numbered(iter_num: int, number: int = 1) -> dict:
-    weights = {"w": torch.full((1000,), float(iter_num))}
-    return {"model": weights, "model_args": {}, "iter_num": iter_num, "run": {"number": number}}
+def numbered(iter_num: int) -> dict:
+    return {"model": {"w": torch.full((1000,), float(iter_num))}, "model_args": {}, "iter_num": iter_num}
 
 
 def steps(path: Path) -> int:
@@ -187,14 +186,54 @@ def test_resuming_takes_the_file_with_more_steps_and_sampling_the_best(tmp_path)
         assert checkpoint.find(tmp_path).name == "ckpt.pt"
 
 
-def test_of_two_runs_in_a_folder_the_later_one_resumes_whatever_the_clock_says(tmp_path):
-    checkpoint.save(tmp_path / "ckpt.pt", numbered(90, number=1))
-    assert checkpoint.next_number(tmp_path) == 2
-    checkpoint.save(tmp_path / "last.pt", numbered(5, number=2))
-    for old_time, new_time in ((1, 2), (2, 1)):
-        os.utime(tmp_path / "ckpt.pt", (old_time, old_time))
-        os.utime(tmp_path / "last.pt", (new_time, new_time))
-        assert checkpoint.find_newest(tmp_path).name == "last.pt"
+def fill(folder: Path, iter_num: int) -> dict[str, bytes]:
+    """A run's files, by name."""
+    for number in (iter_num, iter_num + 1):
+        checkpoint.save(folder / "last.pt", numbered(number), keep=2)
+    checkpoint.save(folder / "ckpt.pt", numbered(iter_num))
+    (folder / "metrics.jsonl").write_text(f"of {iter_num}", "utf-8")
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_an_earlier_run_is_set_aside_whole_in_the_place_of_the_one_before(tmp_path):
+    previous = tmp_path / "previous"
+    assert checkpoint.set_aside(tmp_path) is None and not previous.exists()
+    for iter_num in (7, 20):
+        files = fill(tmp_path, iter_num)
+        assert len(files) == 4
+        assert checkpoint.set_aside(tmp_path) == previous
+        assert contents(previous) == files and os.listdir(tmp_path) == ["previous"]
+    assert checkpoint.find_newest(previous) == previous / "last.pt"
+    with pytest.raises(ValueError, match=f"an earlier run is in {previous}"):
+        checkpoint.find(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("of a run that has saved nothing", "utf-8")
+    assert checkpoint.set_aside(tmp_path) is None and contents(previous) == files
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_a_kill_while_an_earlier_run_is_set_aside_loses_nothing(tmp_path, monkeypatch, moves):
+    fill(tmp_path, 7)
+    checkpoint.set_aside(tmp_path)
+    files, plain, left = fill(tmp_path, 20), checkpoint.replace, iter(range(moves))
+
+    def replace(*paths):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        plain(*paths)
+
+    monkeypatch.setattr(checkpoint, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.set_aside(tmp_path)
+    monkeypatch.undo()
+    found = contents(tmp_path) | contents(tmp_path / "previous.tmp")
+    assert found == files and len(contents(tmp_path / "previous")) == 4
+    if checkpoint.saved(tmp_path):
+        checkpoint.set_aside(tmp_path)
+        assert contents(tmp_path / "previous") == files
 
 
 def test_several_paths_are_one_file_and_later_saves_of_one_leave_the_others(tmp_path):
@@ -319,7 +358,7 @@ def test_nanogpts_checkpoint_is_resumed_from(tmp_path, new_format):
 
 def test_the_state_of_the_call_is_saved_though_the_tensors_change_after_before_update(tmp_path):
     model = GPT(CONFIG)
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
     expected = []
     for iter_num in range(5):
         expected.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -345,7 +384,7 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
         real(*args)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
     state = numbered(1)
     saver.save(state, tmp_path / "last.pt")
     saver.before_update()
@@ -364,7 +403,7 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
 
 
 def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
-    saver, go_on = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True), threading.Event()
+    saver, go_on = checkpoint.Saver(torch.device("cpu"), keep=2), threading.Event()
     real, order = saver.copy, []
 
     def slow(*args):
@@ -384,41 +423,26 @@ def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_failed_save_waits_as_an_error_and_no_other_follows(tmp_path, background):
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True, background=background)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2, background=background)
     saver.save(numbered(1), tmp_path / "nowhere" / "last.pt")
     saver.save(numbered(2), tmp_path / "last.pt")
     assert os.listdir(tmp_path) == []
-    with pytest.raises(ValueError, match="cannot write checkpoint .*nowhere.*untouched"):
+    with pytest.raises(ValueError, match="checkpoint .*nowhere.*: No such file.*nothing has been saved"):
         saver.wait()
 
 
 def test_what_cannot_be_saved_at_all_is_an_error_too(tmp_path):
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2, fresh=True)
+    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
     saver.save({"model": lambda: None}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="cannot save .*last.pt"):
         saver.wait()
-
-
-def test_a_fresh_run_removes_the_states_of_the_one_before_with_its_first_and_a_resumed_one_none(tmp_path):
-    for iter_num in (7, 8, 9):
-        checkpoint.save(tmp_path / "last.pt", numbered(iter_num), keep=3)
-    saver = checkpoint.Saver(torch.device("cpu"), keep=3, fresh=False)
-    saver.save(numbered(10), tmp_path / "last.pt")
-    saver.wait()
-    assert [steps(file) for file in checkpoint.saved(tmp_path)] == [10, 9, 8]
-    saver = checkpoint.Saver(torch.device("cpu"), keep=3, fresh=True)
-    saver.save(numbered(1, number=2), tmp_path / "ckpt.pt")
-    for iter_num in (2, 3):
-        saver.save(numbered(iter_num, number=2), tmp_path / "last.pt")
-    saver.wait()
-    assert [steps(file) for file in checkpoint.saved(tmp_path)] == [1, 3, 2]
 
 
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_saved_as_it_was_while_it_trains_on(tmp_path):
     device = torch.device("cuda")
     weight = torch.zeros(64, 2**20, device=device)
-    saver = checkpoint.Saver(device, keep=2, fresh=True)
+    saver = checkpoint.Saver(device, keep=2)
     for iter_num in range(4):
         weight.add_(1)
         saver.save({**numbered(iter_num), "model": {"w": weight}}, tmp_path / "last.pt")

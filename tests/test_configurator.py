@@ -252,9 +252,10 @@ def test_help_shows_every_key_with_default_type_and_comment_by_group(flag, capsy
     assert by_key["--tag"] == ["--tag=None", "str or None"]
 
 
-def run_main(tmp_path, body, **env):
+def run_main(tmp_path, body, wait=0, **env):
     script = tmp_path / "script.py"
-    script.write_text(f"from configurator import exit_on_error\n\ndef main(argv):\n    {body}\n\n"
+    script.write_text(f"import configurator\nfrom configurator import MainSaysIt, exit_on_error\n\n"
+                      f"configurator.WAIT_FOR_MAIN = {wait}\n\ndef main(argv):\n    {body}\n\n"
                       "exit_on_error(main)\n", encoding="utf-8")
     repo = str(Path(configurator.__file__).parent)
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "TRACEBACK")}
@@ -269,7 +270,9 @@ def run_main(tmp_path, body, **env):
     ("raise ValueError('one\\n  two')", {}, 2, "error: one two\n"),
     ("raise ValueError", {}, 2, "error: ValueError\n"),
     ("raise ValueError('one')", {"RANK": "0"}, 2, "error: one\n"),
-    ("raise ValueError('one')", {"RANK": "1"}, 2, ""),
+    ("raise ValueError('one')", {"RANK": "1"}, 2, "error (rank 1): one\n"),
+    ("raise MainSaysIt('one')", {"RANK": "1"}, 2, ""),
+    ("raise MainSaysIt('one')", {"RANK": "0"}, 2, "error: one\n"),
     ("raise KeyboardInterrupt", {}, 130, ""),
 ])
 def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr):

@@ -200,8 +200,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(dataset, tm
     options = ["--max_iters=30", "--init_from=resume", "--log_interval=7", f"--dtype={dtype}"]
     status = train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}", *options])
     assert status == 1
-    assert "of iter 4 is not a finite number" in capsys.readouterr().err
+    assert "of iter 4 is not a finite number; the last good checkpoint" in capsys.readouterr().err
     assert (tmp_path / "last.pt").read_bytes() == before
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'new'}", f"--dtype={dtype}"]) == 1
+    assert "of iter 0 is not a finite number; nothing has been saved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -247,13 +249,28 @@ def test_gradients_that_are_not_finite_stop_the_run_before_anything_is_saved(dat
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
 
 
-def test_a_new_run_in_a_used_folder_is_the_one_that_resumes(dataset, tmp_path):
-    run(dataset, tmp_path, "--max_iters=6")
-    old = (tmp_path / "ckpt.pt").read_bytes()
-    run(dataset, tmp_path, "--max_iters=1", "--seed=7", "--eval_interval=5")
-    (tmp_path / "ckpt.pt").write_bytes(old)
-    os.utime(tmp_path / "ckpt.pt", ns=(1, 1))
-    assert run(dataset, tmp_path, "--max_iters=2", "--init_from=resume")["rng"] == {"seed": 7, "iter_num": 2}
+def test_a_new_run_in_a_used_folder_sets_the_one_before_aside(dataset, tmp_path, capsys):
+    old = run(dataset, tmp_path, "--max_iters=6")
+    records, previous = timeless(tmp_path), tmp_path / "previous"
+    new = run(dataset, tmp_path, "--max_iters=2", "--seed=7")
+    assert f"the run that was in {tmp_path} is now in {previous}" in capsys.readouterr().out
+    assert_equal_states(torch.load(previous / "last.pt", weights_only=True), old)
+    assert timeless(previous) == records and new["rng"] == {"seed": 7, "iter_num": 2}
+    assert run(dataset, tmp_path, "--max_iters=3", "--init_from=resume")["rng"] == {"seed": 7, "iter_num": 3}
+    assert run(dataset, previous, "--max_iters=7", "--init_from=resume")["rng"] == {"seed": 1337, "iter_num": 7}
+
+
+@pytest.mark.parametrize("rate, is_better", [("1e-2", True), ("3", False)])
+def test_a_resumed_run_keeps_the_best_checkpoint_that_only_the_last_evaluation_saw(dataset, tmp_path, rate, is_better):
+    options = ("--always_save_checkpoint=False", "--eval_interval=4")
+    run(dataset, tmp_path, "--max_iters=7", *options)  # the last evaluation, after 7 steps, is not in last.pt
+    best = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    assert best["iter_num"] == 7
+    resumed = run(dataset, tmp_path, "--max_iters=8", "--init_from=resume", f"--learning_rate={rate}", *options)
+    after = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    last = [r["val_loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    assert after["iter_num"] == (8 if is_better else 7) and (last < best["best_val_loss"]) == is_better
+    assert resumed["best_val_loss"] == after["best_val_loss"] == min(last, best["best_val_loss"])
 
 
 def test_what_a_resume_may_not_change_is_refused_in_one_list(dataset, tmp_path, capsys):
@@ -397,6 +414,7 @@ def test_every_config_file_is_valid(path):
 def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch):
     run(dataset, tmp_path / "out", "--max_iters=2")
     other = write_dataset(tmp_path / "other", "0123456789" * 200)
+    larger = write_dataset(tmp_path / "larger", "".join(map(chr, range(33, 120))) * 20)
     short = write_dataset(tmp_path / "short", "ab" * 20)
     truncated = tmp_path / "truncated"
     truncated.mkdir()
@@ -418,7 +436,11 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
     cases = [
         ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume], r"change dataset .*other tokens"),
         ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume, "--allow_changed=dataset"],
-         r"vocabulary 10.*checkpoint"),
+         r"change dataset .*leave that out; this dataset's ids stand for other text"),
+        ([f"--dataset={larger}", f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"],
+         r"n_layer 2 -> 3, dataset .*other tokens: leave that out; this dataset's ids"),
+        ([f"--init_from={tmp_path / 'out'}", "--block_size=32"], r"block_size=32.*has 16 .*--block_size=16 or less"),
+        (["--learning_rate=nan", "--min_lr=inf"], r"min_lr=inf must be finite.*learning_rate=nan must be positive"),
         ([f"--dataset={other}", f"--init_from={tmp_path / 'out'}"], r"vocabulary 10.*checkpoint"),
         ([f"--dataset={short}"], r"8 tokens.*block_size=16"),
         ([f"--out_dir={truncated}", resume], r"cannot be read"),
