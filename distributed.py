@@ -152,6 +152,11 @@ class Ranks:
         return largest.item()
 
 
+def is_loss_of_peer(error: RuntimeError) -> bool:
+    """Whether a message to another rank failed, mostly because that one has ended. gloo has no type for it."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def fresh_store(rank: int, world_size: int) -> dist.Store:
     """torchrun's store under a prefix that no earlier attempt of this job has used, the same on all ranks.
 

@@ -38,7 +38,7 @@ from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
 from device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
-from distributed import Ranks, full, gather
+from distributed import Ranks, full, gather, is_loss_of_peer
 from metrics import Metrics
 from model import GPT, GPTConfig
 from optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
@@ -501,6 +501,13 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         return 1
     except torch.OutOfMemoryError:  # while it is handled, its frames hold the memory: more below
         has_room, loss = False, None
+    except RuntimeError as error:
+        if not is_loss_of_peer(error):
+            raise
+        say("error: another process of this run has ended: look for its own message above, or torchrun's below; "
+            "go on with --init_from=resume", file=sys.stderr)
+        time.sleep(2)  # torchrun calls the first end that it sees the cause: let that be the other process's
+        return 1
     finally:
         gc.unfreeze()
         stop.restore()

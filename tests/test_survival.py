@@ -7,10 +7,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_a_full_disk_stops_the_run_and_it_resumes_when_there_is_room(dataset, sm
     run(dataset, out_dir, "--max_iters=4")
     before, names = contents(out_dir), set(os.listdir(out_dir))
     fill(small_disk, leave=50_000)
-    with pytest.raises(ValueError, match=r"cannot write checkpoint .*ckpt.pt: .*; the previous one is untouched"):
+    with pytest.raises(ValueError, match=r"checkpoint .*ckpt.pt: No space left .*; ckpt.pt is untouched: make room"):
         run(dataset, out_dir, "--init_from=resume", *options)
     assert contents(out_dir) == before and set(os.listdir(out_dir)) == names
     (small_disk / "filler").unlink()
@@ -240,3 +242,20 @@ def test_a_dataset_of_10_gigabytes_takes_no_more_memory_than_one_of_10_megabytes
         records = read_metrics(tmp_path / f"out-{name}" / "metrics.jsonl")
         used[name] = max(record["memory_mb"] for record in records if record["kind"] == "train")
     assert used["large"] - used["small"] < 50, used
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds a process's children in /proc")
+def test_the_end_of_one_process_is_one_line_of_the_others_and_torchrun_names_the_cause(dataset, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = run_script(dataset, tmp_path, "--max_iters=1000000", "--eval_interval=1000000", launcher=launcher)
+    for line in process.stdout:
+        if line.startswith("iter 3:"):
+            break
+    main = (tmp_path / "lock").read_text("utf-8").split()[1]
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
+    (other,) = set(ranks) - {main}
+    os.kill(int(other), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count("error: another process of this run has ended") == 1 and "[rank0]: Traceback" not in errors
+    assert f"exitcode  : -9 (pid: {other})" in errors.split("Root Cause")[1]
