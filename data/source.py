@@ -95,7 +95,7 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
     add("--clean", nargs="?", const="all", metavar="RULE,...",
         help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
-             "with --dry_run every removal is shown")
+             "with --dry_run all text that goes is shown, line ends, spaces and blank lines are counted")
     add("--field", help="of .jsonl and .parquet rows (default: text, content or story)")
     add("--separator", help=r"what stands between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and leave out what can't be read, instead of stopping")
@@ -372,6 +372,8 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     """The documents of a part, cleaned, in pieces that begin and end where a tokenizer allows a cut."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
+    if report:
+        report.begin(part.path, part.name)
     for document, text, ends in in_slices(documents(part, reading)):
         document = printable(document)  # of a member of a compressed archive
         start = max(PIECE, len(buffer))  # before it there is no cut

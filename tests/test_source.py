@@ -345,6 +345,20 @@ def test_a_dry_run_shows_what_cleaning_takes_out_by_line_of_the_file(tmp_path, s
     assert capsys.readouterr().out == ""
 
 
+def test_a_dry_run_has_one_line_for_the_line_ends_and_spaces_of_a_file_of_many_parts(tmp_path, small_parts, capsys):
+    folder = tmp_path / "books"
+    n = len(NOVEL.splitlines())
+    for name in ("a.txt", "b.txt"):
+        write(folder / name, "".join(f"\u3000\u3000{line}\r\n\r\n\r\n" for line in NOVEL.splitlines()))
+    parts, _ = made(parse(tmp_path, "--input", folder, "--clean", "--dry_run"))
+    assert len(parts) > 20
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["clean  books/a.txt", "clean  books/b.txt"]
+    for line in lines:
+        assert set(line.partition(": ")[2].split(", ")) == {
+            f"newlines: {3 * n:,} times", f"spaces: {n:,} times", f"blank: {n:,} times"}
+
+
 # ---- splits by position ------------------------------------------------------------------------------------
 
 
