@@ -8,10 +8,11 @@
     build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
 
 Text is kept as it is, its newlines, byte-order mark and full-width spaces too, unless --normalize or --clean is
-given.
+given; only a known file (see find) is normalized unasked, and says so.
 """
 
 import argparse
+import codecs
 import ctypes
 import hashlib
 import os
@@ -170,6 +171,7 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
             if not found and not args.skip_bad:
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
             if is_known:
+                report_normalized(path, reading)
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
@@ -189,6 +191,16 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     if reading.errors == "replace":
         report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
+
+
+def report_normalized(path: Path, reading: Reading) -> None:
+    """Prints by how many bytes the text of a known file is shorter than the file, unless that was asked for."""
+    with open(path, "rb") as file:
+        text = file.read()
+    n, mark = text.count(b"\r\n"), text.startswith(codecs.BOM_UTF8)
+    if (n or mark) and not set(NORMALIZE) <= set(reading.rules):
+        print(f"newlines {path.name}: {n:,} CRLF{' and a byte-order mark' * mark} of this public copy are read as LF: "
+              f"{n + 3 * mark:,} bytes less than the file has (other files keep theirs without --normalize)")
 
 
 @contextmanager

@@ -180,11 +180,16 @@ def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
                                                     "encoding utf-8: 1 of 2 files"]
 
 
-def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
+def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
+    asked = parse(tmp_path, "--input", known, "--normalize")
+    find(asked, reading_of(asked), hash_file(known))
+    assert capsys.readouterr().out == ""
     args = parse(tmp_path, "--input", known, other)
     reading = reading_of(args)
     parts = find(args, reading, hash_file(known))
+    out = capsys.readouterr().out
+    assert out.startswith("newlines known: 1 CRLF and a byte-order mark of") and ": 4 bytes less" in out
     assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
     assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
                                        "encoding": "utf-8", "errors": "strict", "normalize": True, "clean": []}
