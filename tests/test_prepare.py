@@ -355,7 +355,11 @@ def test_hongloumeng_in_qwen2_tokens_whole_and_trimmed(tmp_path, shared_data):
     prepare("hongloumeng", *options, "--out_dir", tmp_path / "trimmed", "--trim")
     whole, trimmed = open_dataset(tmp_path / "whole"), open_dataset(tmp_path / "trimmed")
     assert (whole.dtype, trimmed.dtype) == ("uint32", "uint16")
-    assert trimmed.vocab_size <= 9_301 + 256 + 3
+    base = whole.tokenizer
+    kept = {*whole.array("train").tolist(), *base.byte_ids, *base.special_tokens.values()}
+    assert trimmed.vocab_size == len(kept)
+    for place in ("README.md", "README.zh-CN.md", "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
+        assert f"{len(kept):,}" in (DATA.parent / place).read_text(encoding="utf-8"), place
     for split in ("train", "val"):
         assert text_of(whole, split) == text_of(trimmed, split)
 
