@@ -48,6 +48,7 @@ from data.tokenizer import find_cut
 
 PIECE = 1 << 17  # characters: about what is encoded at a time
 LONGEST_PIECE = 1 << 22
+SOME = 8  # names that a report shows of many
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -162,16 +163,20 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     `reading` is lenient). The very file with the sha256 `known` is always normalized: the public copy of
     Hongloumeng has CRLF newlines by accident, and what is known of it counts them as LF.
     """
-    parts = []
+    parts, empty = [], []
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
             with read_errors(path):
                 found = list(parts_under(path, reading, args.skip_bad))
                 is_known = known and path.is_file() and hash_file(path) == known
+                if is_known:
+                    report_normalized(path, reading)
+            empty += [part.name for part in found if not part.size]
+            found = [part for part in found if part.size]
             if not found and not args.skip_bad:
-                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
+                found_empty = f", empty: {some(empty)}" * bool(empty)
+                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}{found_empty}")
             if is_known:
-                report_normalized(path, reading)
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
@@ -185,6 +190,8 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         parts = [part for part in parts if part.split != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
+    if empty:
+        print(f"left out {len(empty):,} as empty: {some(empty)}")
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
@@ -213,20 +220,22 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
-    """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
+    """The parts of a file, or of the files of a folder, of size 0 if those are empty. Lenient ones are read once, to
+    know whether they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
     lenient = skip_bad or is_folder and reading.lenient
     for file in walk(path, reading, lenient) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
         try:
-            parts = parts_of(file, name, reading, lenient)
+            is_empty = is_folder and os.path.isfile(file) and not os.path.getsize(file)
+            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient)
         except ValueError as error:
             if not lenient:
                 raise
             report_skipped(str(error))
             continue
         yield from (replace(part, name=printable(part.name)) for part in parts
-                    if not part.lenient or can_be_read(part, reading))
+                    if not part.size or not part.lenient or can_be_read(part, reading))
 
 
 def can_be_read(part: Part, reading: Reading) -> bool:
@@ -257,9 +266,10 @@ def split_of(name: str) -> str | None:
     return match and ("train" if match[1] else "val" if match[2] else "test")
 
 
-def some(names: Collection[str]) -> str:
-    """The first few of them."""
-    return ", ".join(islice(names, 8)) + ", ..." * (len(names) > 8)
+def some(names: Collection[str], n: int = 0) -> str:
+    """The first few of the names, of which there are n, if not only these."""
+    n = max(n, len(names))
+    return ", ".join(islice(names, SOME)) + f" and {n - SOME:,} more" * (n > SOME)
 
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:

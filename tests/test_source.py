@@ -180,6 +180,31 @@ def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
                                                     "encoding utf-8: 1 of 2 files"]
 
 
+def zip_of(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x" * (not name.startswith("空")))
+    return file.getvalue()
+
+
+def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, capsys):
+    write(tmp_path / "books" / "a.txt", "a")
+    write(tmp_path / "books" / "z.zip", zip_of("a.txt", "空.txt", "空.exe", "folder/"))
+    for i in range(9):
+        write(tmp_path / "books" / f"空{i}.txt", "")
+    args = parse(tmp_path, "--input", tmp_path / "books", "--encoding=auto")
+    parts, found = made(args)
+    assert set(documents(found)) == {("books/a.txt", None), ("books/z.zip/a.txt", None)}
+    assert capsys.readouterr().out.splitlines() == [
+        f"left out 10 as empty: books/z.zip/空.txt, {', '.join(f'books/空{i}.txt' for i in range(7))} and 2 more",
+        "encoding utf-8: 2 of 2 files"]
+    assert origin(args, parts)["files"] == 2
+    write(tmp_path / "none" / "空.md", "")
+    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*, empty: none/空.md"):
+        made(parse(tmp_path, "--input", tmp_path / "none"))
+
+
 def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
     asked = parse(tmp_path, "--input", known, "--normalize")
