@@ -26,6 +26,7 @@ import io
 import json
 import lzma
 import math
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -51,6 +52,8 @@ from sample import find_tokenizer
 
 # of a batch, where --batch_size doesn't say how many windows it has: on a CPU more of them don't fit into its cache
 CPU_BATCH, GPU_BATCH = 4096, 16384
+AS_BYTES = " (not UTF-8: read as bytes)"
+ESCAPED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are not UTF-8
 START, FIRST, STOP = range(3)  # columns of windows (K, 3): they read ids START to STOP-1, and score those from FIRST on
 
 
@@ -62,7 +65,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--out_dir", default="out", help="folder of the run (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
-    add("--input", type=Path, metavar="FILE", help="evaluate this UTF-8 text, or this .jsonl of a --task, instead")
+    add("--input", type=Path, metavar="FILE", help="evaluate this text (in UTF-8, unless the "
+        "model's tokens are bytes), or this .jsonl of a --task, instead")
     add("--task", choices=tuple(tasks.READ), help="what the .jsonl is, in its official format")
     add("--stride", type=int, help="new tokens a window scores, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
@@ -139,6 +143,8 @@ def main(argv: list[str]) -> None:
         result |= exact_loss(nats, n_tokens) if exact else huggingface_perplexity(nats, windows)
         if exact and tokenizer:
             result |= bits_per_unit(nats, get_ids(), tokenizer)
+        if text.endswith(AS_BYTES):  # nobody knows its characters
+            result = {key: result[key] for key in result if key not in ("characters", "bits_per_character")}
         if args.baselines:
             result["baselines"] = baselines(get_ids(), tokenizer)
     print(table(result))
@@ -183,15 +189,29 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
 
 def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
     """(name, a function that returns the ids (n,), tokenizer, end-of-text id or None) of the text of --input."""
-    tokenizer, text, name = find_tokenizer(state), tasks.read_text(args.input), str(shown(args.input))
+    if args.input.is_dir():
+        raise ValueError(f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder "
+                         "with the checkpoint's tokenizer and name that with --dataset and --split")
+    tokenizer, name = find_tokenizer(state), str(shown(args.input))
+    text, encode = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte"), tokenizer.encode
+    if ESCAPED.search(text):
+        if tokenizer.eot is not None and "\udcff" in text:
+            raise ValueError(f"--input={args.input} is not UTF-8 and has the byte 0xff, which is the checkpoint's "
+                             f"end-of-text id and never text: {tasks.CONVERT}")
+        name, encode = name + AS_BYTES, raw_bytes
     if args.join_rows:
         rows = io.StringIO(text, newline=None)  # lines end as they may
         text = "\n\n".join(row if row.strip() else "" for row in rows)
     if args.per_document and tokenizer.eot is None:
         raise ValueError(f"--per_document: the tokenizer of {name} has no end-of-text id: leave it out")
-    first, *others = [tokenizer.encode(part) for part in (text.split(EOT) if args.per_document else [text])]
+    first, *others = [encode(part) for part in (text.split(EOT) if args.per_document else [text])]
     ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
     return name, lambda: ids, tokenizer, tokenizer.eot
+
+
+def raw_bytes(text: str) -> np.ndarray:
+    """The ids (n,) of a byte tokenizer for a text that was decoded with "surrogateescape"."""
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.uint16)
 
 
 def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:

@@ -17,13 +17,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+CONVERT = "convert it first, for example with iconv -f gb18030 -t utf-8 OLD > NEW"
 
-def read_text(path: Path) -> str:
-    """ValueError if it cannot be read, is no UTF-8, or is empty."""
+
+def read_text(path: Path, any_bytes: bool = False) -> str:
+    """ValueError if it cannot be read, is empty, or is no UTF-8; but any_bytes makes lone surrogates of what is not."""
     try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--input={path} cannot be read as UTF-8 text: {error}") from error
+        text = path.read_bytes().decode("utf-8", "surrogateescape" if any_bytes else "strict")
+    except OSError as error:
+        raise ValueError(f"--input={path} cannot be read: {error.strerror or error}; expected a text file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--input={path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+                         f"({error.reason}); {CONVERT}") from error
     if not text.strip():
         raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
     return text

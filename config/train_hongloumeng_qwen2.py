@@ -1,4 +1,4 @@
-# 红楼梦 in Qwen2's tokens, of which the novel uses 9,301: trimmed to those, so that the parameters go into the model.
+# 红楼梦 in Qwen2's tokens, trimmed to the 9,332 that its training text needs, so that the parameters go into the model.
 #     python data/hongloumeng/prepare.py --tokenizer=qwen2 --tokenizer_file=tokenizer.json --trim
 #     python train.py config/train_hongloumeng_qwen2.py
 # --dataset=hongloumeng_qwen2 is the same without --trim: 29 million parameters in embeddings instead of 1.8, for ids

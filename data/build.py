@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
+from data.source import SOME, some
 from data.tokenizer import fingerprint, tokenizer_from_json
 
 FORMAT = 2  # of the parts; parts of another one are not used
@@ -244,6 +245,7 @@ class Ledger:
         keys = ("tokens", "bytes", "characters", "documents", "duplicates")
         self.counts = {split: dict.fromkeys(keys, 0) for split in SPLITS}
         self.longest = dict.fromkeys(SPLITS, (0, ""))  # characters, name
+        self.copies: list[str] = []  # names of the first duplicates
         self.open = None  # (where it goes, its row so far (1,)) of a document that goes on in the next unit
 
     def add(self, rows: np.ndarray, names: list[str]) -> np.ndarray:
@@ -266,6 +268,7 @@ class Ledger:
         for split, n in zip(SPLITS, np.bincount(where[copies], minlength=2), strict=True):
             self.counts[split]["duplicates"] += int(n)
         where[copies] = DROPPED
+        self.copies += [names[i] for i in copies[:SOME - len(self.copies)]]
         for i, split in enumerate(SPLITS):
             self.tally(rows[where == i], i)
             kept = np.flatnonzero((where == i) & rows["ends"])
@@ -581,6 +584,9 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
         if tokenizer.eot is not None:
             counts[tokenizer.eot] = 0
     print(table(ledger.counts, used))
+    if ledger.copies:
+        n = sum(counts["duplicates"] for counts in ledger.counts.values())
+        print(f"left out as copies of documents before them: {some(ledger.copies, n)}")
     print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
     for split in SPLITS:
         n, name = ledger.longest[split]

@@ -23,6 +23,7 @@ RULES = {  # rule: what it does, in the order in which the rules are applied
     "spaces": "full-width spaces: none as indents, one ordinary space elsewhere",
     "blank": "one blank line for several",
 }
+WHITE = ("bom", "newlines", "spaces", "blank")  # those that take no text out: reports count them
 LONGEST = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
 
@@ -197,18 +198,35 @@ def is_advertisement(line: str) -> bool:
 
 
 class Report:
-    """Prints everything that cleaning removes, line by line, and then the sums."""
+    """Prints the text that cleaning removes, line by line, how often in each file the rules of WHITE did something,
+    and at the end the sums."""
 
     def __init__(self):
         self.line = 0  # lines of the document before the part that is being read
         self.counts, self.characters = Counter(), Counter()
+        self.file, self.white = (), Counter()  # (path, name) of the file that is being read; its counts
+
+    def begin(self, path: str, name: str) -> None:
+        """What is added from now on is of this file, of which there may be several parts in a row."""
+        if (path, name) != self.file:
+            self.end()
+            self.file = path, name
 
     def add(self, document: str, line: int, rule: str, removed: str) -> None:
         self.counts[rule] += 1
         self.characters[rule] += len(removed)
-        print(f"clean  {document}:{self.line + line}: {rule}: {removed[:LONGEST_AD]!r}")
+        if rule in WHITE:
+            self.white[rule] += 1
+        else:
+            print(f"clean  {document}:{self.line + line}: {rule}: {removed[:LONGEST_AD]!r}")
+
+    def end(self) -> None:
+        if self.white:
+            print(f"clean  {self.file[1]}: {', '.join(f'{rule}: {n:,} times' for rule, n in self.white.items())}")
+        self.white.clear()
 
     def summary(self) -> None:
+        self.end()
         print("clean  " + (", ".join(f"{rule}: {n:,} times, {self.characters[rule]:,} characters"
                                      for rule, n in self.counts.items()) or "nothing to remove"))
 

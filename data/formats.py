@@ -122,7 +122,7 @@ def is_wanted(name: str, reading: Reading) -> bool:
 
 
 def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
-    """The files of a folder that are to be read, without empty ones, in the order of their names.
+    """The files of a folder that are to be read, in the order of their names.
 
     Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
     read; if lenient, that is reported too.
@@ -143,12 +143,14 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
             is_there = os.path.exists(path)
             if not is_there and os.path.islink(path) and (is_wanted(path.name, reading) or not path.suffix):
                 report_skipped(f"{path} is a link to {os.readlink(path)}, which is not there")
-            elif is_wanted(path.name, reading) and (not is_there or path.is_file() and path.stat().st_size):
+            elif is_wanted(path.name, reading) and (not is_there or path.is_file()):
                 yield path  # if it is not there, permission to look is missing, and reading it will say so
 
 
 def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
-    """A file as parts of about UNIT bytes, where it can be divided. ValueError: missing, empty or damaged."""
+    """A file as parts of about UNIT bytes, where it can be divided. Empty members of archives are parts of size 0.
+    ValueError: missing, empty or damaged.
+    """
     kind, compression = kind_of(path.name)
     try:
         stat = path.stat()
@@ -172,7 +174,7 @@ def cannot_read(name: str | Path, error: Exception) -> str:
 
 def zip_parts(whole: Part, reading: Reading) -> list[Part]:
     members = [info for info in open_zip(whole.path, whole.mtime_ns).infolist()
-               if info.file_size and is_wanted(info.filename, reading)]
+               if not info.is_dir() and is_wanted(info.filename, reading)]
     if any(info.flag_bits & 1 for info in members):
         raise ValueError(f"{whole.path} is protected by a password; unpack it and pass the folder")
     parts = [replace(whole, name=f"{whole.name}/{zip_name(info)}", size=info.file_size, member=info.filename,
@@ -199,7 +201,7 @@ def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
 
 def tar_parts(whole: Part, reading: Reading) -> list[Part]:
     with tarfile.open(whole.path, "r:") as archive:
-        members = [info for info in archive if info.isfile() and info.size and is_wanted(info.name, reading)]
+        members = [info for info in archive if info.isfile() and is_wanted(info.name, reading)]
     parts = [replace(whole, name=f"{whole.name}/{info.name}", size=info.size, member=info.name,
                      start=info.offset_data, stop=info.offset_data + info.size,
                      lenient=whole.lenient or reading.lenient) for info in members]
@@ -614,7 +616,7 @@ def report_replaced(parts: list[Part], reading: Reading) -> None:
 def with_encoding(part: Part, reading: Reading) -> Part:
     """The part with its encoding for 'auto', if it is a text; those of compressed archives are told later."""
     kind, compression = kind_of(part.member or part.path)
-    if reading.encoding != "auto" or kind == ".tar" or not kind and compression or kind == ".parquet":
+    if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
         return part
     with open_part(part) as stream:
         head, _ = peek(decompressed(stream, compression) if compression else stream, HEAD)

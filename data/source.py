@@ -8,10 +8,11 @@
     build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
 
 Text is kept as it is, its newlines, byte-order mark and full-width spaces too, unless --normalize or --clean is
-given.
+given; only a known file (see find) is normalized unasked, and says so.
 """
 
 import argparse
+import codecs
 import ctypes
 import hashlib
 import os
@@ -47,6 +48,7 @@ from data.tokenizer import find_cut
 
 PIECE = 1 << 17  # characters: about what is encoded at a time
 LONGEST_PIECE = 1 << 22
+SOME = 8  # names that a report shows of many
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -95,7 +97,7 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
     add("--clean", nargs="?", const="all", metavar="RULE,...",
         help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
-             "with --dry_run every removal is shown")
+             "with --dry_run all text that goes is shown, line ends, spaces and blank lines are counted")
     add("--field", help="of .jsonl and .parquet rows (default: text, content or story)")
     add("--separator", help=r"what stands between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and leave out what can't be read, instead of stopping")
@@ -161,14 +163,19 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
     `reading` is lenient). The very file with the sha256 `known` is always normalized: the public copy of
     Hongloumeng has CRLF newlines by accident, and what is known of it counts them as LF.
     """
-    parts = []
+    parts, empty = [], []
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
             with read_errors(path):
                 found = list(parts_under(path, reading, args.skip_bad))
                 is_known = known and path.is_file() and hash_file(path) == known
+                if is_known:
+                    report_normalized(path, reading)
+            empty += [part.name for part in found if not part.size]
+            found = [part for part in found if part.size]
             if not found and not args.skip_bad:
-                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}")
+                found_empty = f", empty: {some(empty)}" * bool(empty)
+                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}{found_empty}")
             if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
@@ -183,12 +190,24 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         parts = [part for part in parts if part.split != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
+    if empty:
+        print(f"left out {len(empty):,} as empty: {some(empty)}")
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
     if reading.errors == "replace":
         report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # a copy of a val document is dropped from train
+
+
+def report_normalized(path: Path, reading: Reading) -> None:
+    """Prints by how many bytes the text of a known file is shorter than the file, unless that was asked for."""
+    with open(path, "rb") as file:
+        text = file.read()
+    n, mark = text.count(b"\r\n"), text.startswith(codecs.BOM_UTF8)
+    if (n or mark) and not set(NORMALIZE) <= set(reading.rules):
+        print(f"newlines {path.name}: {n:,} CRLF{' and a byte-order mark' * mark} of this public copy are read as LF: "
+              f"{n + 3 * mark:,} bytes less than the file has (other files keep theirs without --normalize)")
 
 
 @contextmanager
@@ -201,20 +220,22 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 
 def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
-    """The parts of a file, or of the files of a folder. Lenient ones are read once, to know whether they can be."""
+    """The parts of a file, or of the files of a folder, of size 0 if those are empty. Lenient ones are read once, to
+    know whether they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
     lenient = skip_bad or is_folder and reading.lenient
     for file in walk(path, reading, lenient) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
         try:
-            parts = parts_of(file, name, reading, lenient)
+            is_empty = is_folder and os.path.isfile(file) and not os.path.getsize(file)
+            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient)
         except ValueError as error:
             if not lenient:
                 raise
             report_skipped(str(error))
             continue
         yield from (replace(part, name=printable(part.name)) for part in parts
-                    if not part.lenient or can_be_read(part, reading))
+                    if not part.size or not part.lenient or can_be_read(part, reading))
 
 
 def can_be_read(part: Part, reading: Reading) -> bool:
@@ -245,9 +266,10 @@ def split_of(name: str) -> str | None:
     return match and ("train" if match[1] else "val" if match[2] else "test")
 
 
-def some(names: Collection[str]) -> str:
-    """The first few of them."""
-    return ", ".join(islice(names, 8)) + ", ..." * (len(names) > 8)
+def some(names: Collection[str], n: int = 0) -> str:
+    """The first few of the names, of which there are n, if not only these."""
+    n = max(n, len(names))
+    return ", ".join(islice(names, SOME)) + f" and {n - SOME:,} more" * (n > SOME)
 
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
@@ -372,6 +394,8 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
     """The documents of a part, cleaned, in pieces that begin and end where a tokenizer allows a cut."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
+    if report:
+        report.begin(part.path, part.name)
     for document, text, ends in in_slices(documents(part, reading)):
         document = printable(document)  # of a member of a compressed archive
         start = max(PIECE, len(buffer))  # before it there is no cut

@@ -215,6 +215,16 @@ def test_a_copy_with_other_whitespace_is_dropped_and_stays_in_its_split(tmp_path
     assert ["all", "20", "0"] in columns and ["all", "20", "20"] in columns
 
 
+@pytest.mark.parametrize("n", [1, 8, 30])
+def test_the_report_names_the_first_copies_and_says_how_many_more_there_are(tmp_path, capsys, n):
+    documents = novel(3)
+    copies = {f"copy{i:02}": documents["book1"] for i in range(n)}
+    run(tmp_path / "out", units_of(documents | copies))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    names, _, more = line.partition(": ")[2].partition(" and ")
+    assert names.split(", ") == list(copies)[:8] and more == (f"{n - 8} more" if n > 8 else "")
+
+
 @pytest.mark.parametrize("val_fraction, n_val", [(1e-12, 1), (1 - 1e-12, 19)])
 def test_each_split_has_a_document_where_two_differ(tmp_path, val_fraction, n_val):
     dataset = run(tmp_path / "out", units_of(novel(20)), val_fraction=val_fraction)

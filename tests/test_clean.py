@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.clean import NORMALIZE, RULES, Cleaner, Report, is_advertisement, parse_rules
+from data.clean import NORMALIZE, RULES, WHITE, Cleaner, Report, is_advertisement, parse_rules
 
 
 def clean(text, rules=RULES):
@@ -156,17 +156,27 @@ def test_rules_are_named_in_their_order_and_unknown_ones_refused():
         parse_rules("bom,adverts")
 
 
-def test_the_report_shows_every_removal_and_sums(capsys):
+def test_the_report_shows_all_text_that_goes_and_counts_what_takes_none_out(capsys):
     report = Report()
-    cleaner = Cleaner(RULES, lambda *removal: report.add("a.txt", *removal))
-    cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\n" * 900, ends=True)
+    for name in ("a.txt", "b.txt"):
+        report.begin(name, name)
+        cleaner = Cleaner(RULES, lambda *removal, name=name: report.add(name, *removal))
+        cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\r\n" * 900 + "\n\n\x00y", ends=True)
     report.summary()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == r"clean  a.txt:1: bom: '\ufeff'"
-    assert lines[1] == f"clean  a.txt:2: ads: {ADVERTISEMENTS[1]!r}"
-    assert lines[2:-1] == [rf"clean  a.txt:{i}: spaces: '\u3000'" for i in range(3, 903)]
-    assert lines[-1] == f"clean  bom: 1 times, 1 characters, ads: 1 times, {len(ADVERTISEMENTS[1])} characters, " \
-                        "spaces: 900 times, 900 characters"
+    for name, shown in (("a.txt", lines[:3]), ("b.txt", lines[3:6])):
+        assert shown == [f"clean  {name}:2: ads: {ADVERTISEMENTS[1]!r}", rf"clean  {name}:905: control: '\x00'",
+                         f"clean  {name}: newlines: 900 times, bom: 1 times, spaces: 900 times, blank: 1 times"]
+    assert lines[6:] == ["clean  newlines: 1,800 times, 1,800 characters, bom: 2 times, 2 characters, ads: 2 times, "
+                         f"{2 * len(ADVERTISEMENTS[1])} characters, spaces: 1,800 times, 1,800 characters, "
+                         "blank: 2 times, 2 characters, control: 2 times, 2 characters"]
+
+
+def test_what_the_report_only_counts_takes_no_text_out(shared_data):
+    for name in ("hongloumeng.txt", "xiyouji.txt"):
+        text = shared_data(name).read_bytes().decode()
+        kept = clean("\r\n".join(text.splitlines()), WHITE)
+        assert kept.split() == text.removeprefix("\ufeff").split() and len(kept) < len(text)
 
 
 @pytest.mark.parametrize("rules", [NORMALIZE, RULES])

@@ -206,6 +206,21 @@ def test_characters_are_counted_through_any_tokenizer(tmp_path, capsys):
         assert result["tokens"] == len(tokenizer.encode(TEXT * 3)) - 1
 
 
+def test_bytes_that_are_not_utf8_are_evaluated_as_they_are_where_tokens_are_bytes(bytes_run, tmp_path, capsys):
+    folder, model, _ = bytes_run
+    content = TEXT.encode("gb18030", "replace") + b"\x80\xfe caf\xe9\r\n"
+    (tmp_path / "old.txt").write_bytes(content)
+    result = run(capsys, f"--out_dir={folder}", f"--input={tmp_path / 'old.txt'}")
+    nats = reference(exact_logits(model), np.frombuffer(content, np.uint8).astype(int), 8, 8)
+    assert result["tokens"] == result["bytes"] == len(content) - 1
+    assert result["loss"] == pytest.approx(np.mean(nats), abs=1e-6)
+    assert "old.txt (not UTF-8: read as bytes)" in result["text"]
+    assert not {"characters", "bits_per_character"} & result.keys()  # nobody knows them
+    save(tmp_path, build(), CharTokenizer("abc"))
+    with pytest.raises(ValueError, match="old.txt is not UTF-8: byte .* at offset .*; convert it first.*iconv"):
+        run(capsys, f"--out_dir={tmp_path}", f"--input={tmp_path / 'old.txt'}")
+
+
 def test_a_text_with_markers_equals_the_dataset_of_its_documents(bytes_run, tmp_path, capsys):
     folder, _, ids = bytes_run
     pieces = "".join(EOT if i == 255 else chr(i) for i in ids).encode("latin-1").split(EOT.encode())
@@ -470,22 +485,25 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
 @pytest.mark.parametrize("options, message", [
     (["--stride=9"], "stride=9 must be 1 to block_size=8"), (["--stride=0"], "stride=0"),
     (["--block_size=9"], "block_size=9 must be 1 to 8"), (["--split=test"], "no test.bin; this dataset has train, val"),
-    (["--batch_size=0"], "batch_size=0"), (["--input=nowhere.txt"], "nowhere.txt cannot be read"),
+    (["--batch_size=0"], "batch_size=0"), (["--input=nowhere.txt"], "nowhere.txt cannot be read: No such"),
     (["--task=lambada"], "needs its questions"),
     (["--task=hellaswag", "--input={lambada}"], "line 1: 'activity_label'"),
     (["--task=lambada", "--input={lambada}", "--stride=2"], "--stride is for a text"), (["--frob"], "--frob"),
     (["--input={lambada}", "--split=val"], "leave --dataset and --split out"), (["--join_rows"], "--join_rows"),
     (["--definition=huggingface", "--per_document"], "--definition=huggingface"), (["--init_from=nothing"], "nothing"),
     (["--input={empty}"], "is empty"), (["--input={one}"], "1 tokens, a prediction needs 2"),
-    (["--input={latin}"], "cannot be read as UTF-8"),
+    (["--input={image}"], "not UTF-8 and has the byte 0xff, which is .*end-of-text id.*iconv"),
+    (["--task=lambada", "--input={latin}"], "latin is not UTF-8: byte 0xe9 at offset 3 .*iconv -f gb18030"),
+    (["--input={chars}"], "chars is a folder, expected a text file: name one, or prepare .*--dataset and --split"),
+    (["--task=lambada", "--input={chars}"], "chars cannot be read: .*; expected a text file"),
     (["--task=lambada", "--input={broken}"], "broken, line 2: not JSON"), (["--dataset=nowhere"], "nowhere"),
     (["--dataset={chars}"], "does not match the checkpoint"), (["--task=lambada", "--input={word}"], "line 1: no word"),
     (["--task=hellaswag", "--input={unlabelled}"], "line 1: label ''"),
 ])  # fmt: skip
 def test_bad_requests_are_refused_in_one_line(bytes_run, questions_file, tmp_path, options, message):
     files = {
-        "empty": b" \n", "one": b"a", "latin": b"caf\xe9", "broken": b'{"text": "a b"}\n{"text": "a\n',
-        "word": b'{"text": "word"}',
+        "empty": b" \n", "one": b"a", "latin": b"caf\xe9", "image": b"\xff\xd8\xff",
+        "broken": b'{"text": "a b"}\n{"text": "a\n', "word": b'{"text": "word"}',
         "unlabelled": json.dumps(hellaswag_record(["a"], "")).encode(),
     }  # fmt: skip
     for name, content in files.items():

@@ -32,7 +32,7 @@ def read(path, **options):
     """{document: text} of a file, checking that every document ends once and that none overlap."""
     reading = Reading(**options)
     found, ended = {}, set()
-    for part in parts_of(path, path.name, reading):
+    for part in (part for part in parts_of(path, path.name, reading) if part.size):  # as find() leaves empty ones out
         for document, text, ends in documents(part, reading):
             assert document not in ended
             found[document] = found.get(document, "") + text

@@ -108,13 +108,18 @@ def test_tinyshakespeare_has_nanogpts_numbers(tmp_path, shared_data):
     assert counts(tmp_path) == (65, 1_003_854, 111_540)
 
 
-def test_hongloumeng_has_the_known_numbers(tmp_path, shared_data):
+def test_hongloumeng_has_the_known_numbers(tmp_path, shared_data, capsys):
     path = shared_data("hongloumeng.txt")
     prepare("hongloumeng", "--input", path, "--out_dir", tmp_path)
+    [explained] = [line for line in capsys.readouterr().out.splitlines() if "CRLF" in line]
     assert counts(tmp_path) == (4_435, 791_045, 87_894)
     dataset = open_dataset(tmp_path)
     with open(path, encoding="utf-8") as file:  # Python's own universal newlines, as nanoGPT reads
         assert text_of(dataset, "train") + text_of(dataset, "val") == file.read()
+    dropped = path.stat().st_size - dataset.bytes("train") - dataset.bytes("val")
+    assert dropped and f": {dropped:,} bytes less than the file has" in explained
+    for readme in ("README.md", "README.zh-CN.md"):  # where they say that text is kept
+        assert f"{dropped:,}" in (DATA.parent / readme).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name, options", [
@@ -350,7 +355,11 @@ def test_hongloumeng_in_qwen2_tokens_whole_and_trimmed(tmp_path, shared_data):
     prepare("hongloumeng", *options, "--out_dir", tmp_path / "trimmed", "--trim")
     whole, trimmed = open_dataset(tmp_path / "whole"), open_dataset(tmp_path / "trimmed")
     assert (whole.dtype, trimmed.dtype) == ("uint32", "uint16")
-    assert trimmed.vocab_size <= 9_301 + 256 + 3
+    base = whole.tokenizer
+    kept = {*whole.array("train").tolist(), *base.byte_ids, *base.special_tokens.values()}
+    assert trimmed.vocab_size == len(kept)
+    for place in ("README.md", "README.zh-CN.md", "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
+        assert f"{len(kept):,}" in (DATA.parent / place).read_text(encoding="utf-8"), place
     for split in ("train", "val"):
         assert text_of(whole, split) == text_of(trimmed, split)
 

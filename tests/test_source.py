@@ -180,11 +180,41 @@ def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
                                                     "encoding utf-8: 1 of 2 files"]
 
 
-def test_only_the_known_file_itself_is_normalized_unasked(tmp_path):
+def zip_of(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x" * (not name.startswith("空")))
+    return file.getvalue()
+
+
+def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, capsys):
+    write(tmp_path / "books" / "a.txt", "a")
+    write(tmp_path / "books" / "z.zip", zip_of("a.txt", "空.txt", "空.exe", "folder/"))
+    for i in range(9):
+        write(tmp_path / "books" / f"空{i}.txt", "")
+    args = parse(tmp_path, "--input", tmp_path / "books", "--encoding=auto")
+    parts, found = made(args)
+    assert set(documents(found)) == {("books/a.txt", None), ("books/z.zip/a.txt", None)}
+    assert capsys.readouterr().out.splitlines() == [
+        f"left out 10 as empty: books/z.zip/空.txt, {', '.join(f'books/空{i}.txt' for i in range(7))} and 2 more",
+        "encoding utf-8: 2 of 2 files"]
+    assert origin(args, parts)["files"] == 2
+    write(tmp_path / "none" / "空.md", "")
+    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*, empty: none/空.md"):
+        made(parse(tmp_path, "--input", tmp_path / "none"))
+
+
+def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
+    asked = parse(tmp_path, "--input", known, "--normalize")
+    find(asked, reading_of(asked), hash_file(known))
+    assert capsys.readouterr().out == ""
     args = parse(tmp_path, "--input", known, other)
     reading = reading_of(args)
     parts = find(args, reading, hash_file(known))
+    out = capsys.readouterr().out
+    assert out.startswith("newlines known: 1 CRLF and a byte-order mark of") and ": 4 bytes less" in out
     assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
     assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
                                        "encoding": "utf-8", "errors": "strict", "normalize": True, "clean": []}
@@ -343,6 +373,20 @@ def test_a_dry_run_shows_what_cleaning_takes_out_by_line_of_the_file(tmp_path, s
         "clean  a.txt:6001: ads: '喜书网（www.xitxt.net)免费电子书下载'", "clean  ads: 1 times, 25 characters"]
     made(parse(tmp_path, "--input", path, "--clean=ads"))
     assert capsys.readouterr().out == ""
+
+
+def test_a_dry_run_has_one_line_for_the_line_ends_and_spaces_of_a_file_of_many_parts(tmp_path, small_parts, capsys):
+    folder = tmp_path / "books"
+    n = len(NOVEL.splitlines())
+    for name in ("a.txt", "b.txt"):
+        write(folder / name, "".join(f"\u3000\u3000{line}\r\n\r\n\r\n" for line in NOVEL.splitlines()))
+    parts, _ = made(parse(tmp_path, "--input", folder, "--clean", "--dry_run"))
+    assert len(parts) > 20
+    *lines, _ = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["clean  books/a.txt", "clean  books/b.txt"]
+    for line in lines:
+        assert set(line.partition(": ")[2].split(", ")) == {
+            f"newlines: {3 * n:,} times", f"spaces: {n:,} times", f"blank: {n:,} times"}
 
 
 # ---- splits by position ------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@
 
 They go to data/hongloumeng, data/hongloumeng_bpe, data/hongloumeng_qwen2 and data/hongloumeng_qwen2_trimmed, if
 there is no --out_dir. The tokenizer.json of Qwen2 is a file of the Hugging Face repository Qwen/Qwen2-0.5B, and
-is fetched from there (or from HF_ENDPOINT) without --tokenizer_file. It has 151,646 ids, of which the novel uses
-9,301; --trim leaves those, so that a small model does not spend its parameters on the others.
+is fetched from there (or from HF_ENDPOINT) without --tokenizer_file. It has 151,646 ids, of which --trim leaves
+9,332 (those that the training text uses, and the single bytes), so that a small model does not spend its parameters
+on the others.
 """
 
 import re
