@@ -45,6 +45,8 @@ from sample import find_tokenizer
 MAX_BYTES = 32  # of a suggestion
 CHUNK = 64  # tokens encoded between two looks at whether the request still matters
 BACK = 4  # tokens before the cursor that may turn out to be the beginning of a longer one
+LEXED = 1000  # lines of a text that is highlighted as a whole
+BLOCK = 200  # lines of a longer one that are highlighted together
 LONGEST = 32  # characters of text that a token is taken to stand for at most, on average
 
 
@@ -466,7 +468,6 @@ class Editor:
         from prompt_toolkit.document import Document
         from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
         from prompt_toolkit.layout.processors import TabsProcessor
-        from prompt_toolkit.lexers import PygmentsLexer
         from prompt_toolkit.output import create_output
         from prompt_toolkit.styles import Style
 
@@ -477,7 +478,7 @@ class Editor:
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
-        pane = BufferControl(self.buffer, lexer=PygmentsLexer(lexer),
+        pane = BufferControl(self.buffer, lexer=highlighter(lexer),
                              input_processors=[ghost_processor(self), TabsProcessor(char1=" ", char2=" ")])
         status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
         self.app = Application(
@@ -589,6 +590,34 @@ def ghost_processor(editor: Editor):
             )
 
     return Ghost()
+
+
+def highlighter(lexer: type):
+    """prompt_toolkit's lexer from Pygments', which reads 60,000 lines in 2 seconds: too long for every key. Of a long
+    text only blocks that are in sight are read, each from the class or def before it on."""
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
+
+    plain, sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
+
+    class Highlighter(Lexer):
+        def lex_document(self, document):
+            if document.line_count <= LEXED:
+                return plain.lex_document(document)
+            blocks = {}
+
+            def line(number: int):
+                begin = number - number % BLOCK
+                if begin not in blocks:
+                    first, _ = sync.get_sync_start_position(document, begin)
+                    part = Document("\n".join(document.lines[first : begin + BLOCK]))
+                    blocks[begin] = first, plain.lex_document(part)
+                first, line_of_part = blocks[begin]
+                return line_of_part(number - first)
+
+            return line
+
+    return Highlighter()
 
 
 def key_bindings(editor: Editor):

@@ -621,6 +621,31 @@ def test_enter_indents_as_the_model_says_or_as_the_line_before(line, indent, exp
     assert text == f"{line}\n{expected}X"
 
 
+def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.lexers import PygmentsLexer
+    from pygments.lexers import PythonLexer
+
+    sizes = []
+
+    class Counted(PythonLexer):
+        def get_tokens_unprocessed(self, text, *args):
+            sizes.append(len(text))
+            return super().get_tokens_unprocessed(text, *args)
+
+    functions = [f'def f{i}(x):\n    """One\n    two\n    """\n    return "{i}" + x\n' for i in range(400)]
+    for text in ("\n".join(functions), "\n".join(functions[:9])):
+        document = Document(text)
+        expected = PygmentsLexer(PythonLexer).lex_document(document)
+        found = complete.highlighter(Counted).lex_document(document)
+        for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
+            assert found(number) == expected(number)
+    sizes.clear()
+    complete.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    assert 0 < sum(sizes) < 20_000  # not a million
+
+
 def test_a_line_of_white_space_is_left_empty_and_tab_without_ghost_indents():
     text, _ = use_editor({}, [("if x:\r", ("", "    ")), ("\r", ("", "\n    ")), ("\tx", ("", "x"))])
     assert text == "if x:\n\n        x"
