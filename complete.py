@@ -67,7 +67,8 @@ class CompleteConfig:
     min_confidence: float = 0.2  # least probability that the whole suggestion is right
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 if native
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
+        # auto = bfloat16 where the processor multiplies it, else float32
     quantize: Literal["auto", "none", "int8"] = "auto"  # weights in 8 bits; auto = on a CPU with AVX-512,
         # unless a dtype is given
     threads: int | None = None  # of the CPU; None = as many as it has cores

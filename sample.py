@@ -37,8 +37,6 @@ from pack import pack
 from pretrained import load_pretrained
 from quantize import quantize
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
 
 @dataclass
 class SampleConfig:
@@ -439,7 +437,7 @@ def pick_weights_dtype(config: SampleConfig, device: torch.device) -> torch.dtyp
     """auto: bfloat16 where the processor multiplies it natively, else float32; it is the memory that takes the time."""
     if config.dtype == "auto" and (device.type != "cuda" and config.quantize == "int8"):
         return torch.float32  # of what is left, which is little
-    dtype = pick_dtype(DTYPES.get(config.dtype, config.dtype), device)
+    dtype = pick_dtype(config.dtype, device)
     return torch.float32 if config.dtype == "auto" and dtype == torch.float16 else dtype
 
 

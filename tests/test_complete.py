@@ -355,6 +355,15 @@ def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatc
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
 
 
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_number_formats_have_short_names(out_dir, name, capsys):
+    long = {"fp32": "float32", "bf16": "bfloat16"}[name]
+    for dtype in (name, long):
+        options = [f"--out_dir={out_dir}", "--device=cpu", f"--dtype={dtype}", "--prompt=import num"]
+        assert complete.main(options) == 0
+    assert len(set(capsys.readouterr().out.split("\n")[:2])) == 1
+
+
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
     model, tokenizer = learned["byte"]
     config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
