@@ -15,6 +15,7 @@ A text in JSON (--output, --logprobs) is a line {"prompt", "sample", "text", "fi
 """
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -346,7 +347,7 @@ def overlap(text: str, stop: str) -> int:
 def validate(config: SampleConfig) -> None:
     Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty).validate()
     read_stops(config.stop)
-    for key, low in {"num_samples": 0, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
+    for key, low in {"num_samples": 1, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
     if config.best_of > 1 and config.temperature == 0:
@@ -355,6 +356,10 @@ def validate(config: SampleConfig) -> None:
         raise ValueError("--interactive goes with none of --prompts, --output, --logprobs and --best_of")
     if config.interactive and config.start == "-":
         raise ValueError("--interactive reads what you type: give the beginning by --start=TEXT or --start=FILE:PATH")
+    if config.output not in (None, "-"):
+        path = Path(config.output)
+        if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise ValueError(f"--output={path} cannot be written: name a file in a folder that exists and is writable")
     if not -(2**62) < config.seed < 2**62:  # sample i takes seed + i, of which a generator has 64 bits
         raise ValueError(f"seed={config.seed} must be within ±2^62")
 
