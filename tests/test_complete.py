@@ -444,16 +444,22 @@ def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "Expecting"),
+        ("{", "line is not JSON.*Expecting.*found: {$"),
+        ("import numpy as", "line is not JSON.*found: import numpy as$"),
         ("[1]", "a JSON object"),
         ('{"text": "x"}', "prompt"),
         ('{"prompt": 5}', "prompt is 5"),
         ('{"prompt": "x", "max_bytes": 0}', "max_bytes is 0"),
         ('{"prompt": "x", "max_tokens": true}', "max_tokens is True"),
+        ('{"prompt": "x", "max_bytes": 1.5}', "max_bytes is 1.5, expected a whole number"),
+        ('{"prompt": "x", "min_confidence": "1"}', "min_confidence is '1', expected a number"),
+        ('{"prompt": "x", "min_confidence": 7}', "min_confidence is 7, expected a probability"),
+        ('{"prompt": "x", "min_confidence": -0.1}', "min_confidence is -0.1, expected a probability"),
+        ('{"prompt": "x", "min_confidence": NaN}', "min_confidence is nan, expected a probability"),
         ('{"prompt": "x", "temperature": 1}', "'temperature'"),
         ('{"prompt": "\\ud800"}', r"U\+D800"),
-        ('{"prompt": "\udcff"}', "can't decode"),
-        ("[" * 100_000, "recursion|nested"),
+        ('{"prompt": "\udcff"}', "line is not JSON.*can't decode"),
+        ("[" * 100_000, r"line is not JSON.*(recursion|nested).*found: \[{40}$"),
     ],
 )
 def test_a_bad_request_is_answered_by_an_error_in_one_line(byte_completer, line, message):
