@@ -780,11 +780,18 @@ def check_terminal(config: CompleteConfig) -> None:
 
 
 def check_file(path: Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+    folder, is_there = path.resolve().parent, path.exists()
+    if is_there and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no plain file"
         raise ValueError(f"--file={path} {what}, expected a file's path")
-    if path.exists():
-        read_source(path)
+    if not folder.is_dir():
+        raise ValueError(f"--file={path} is in a folder that does not exist, expected a file's path")
+    # root may write whatever the mode says: a file that nobody is to write is meant to stay as it is
+    if is_there and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
+        raise ValueError(f"--file={path} is read-only: make it writable (chmod u+w), or edit a copy")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--file={path} is in a folder that you may not write to: edit a copy elsewhere")
+    read_source(path)
 
 
 if __name__ == "__main__":

@@ -726,12 +726,29 @@ def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().out == "x = 1"
 
 
-@pytest.mark.parametrize("name, message", [("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8")])
+@pytest.mark.parametrize("name, message", [
+    ("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8"), ("sealed", "is read-only"),
+    ("pipe", "no plain file"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "latin").write_bytes(b"\xe9")
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / "sealed").write_bytes(b"a")
+    (tmp_path / "sealed").chmod(0o444)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=message) as caught:
         complete.check_file(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a")
+    complete.check_file(path)
+    for sealed, message in ((path, "is read-only"), (tmp_path, "folder that you may not write to")):
+        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
+        with pytest.raises(ValueError, match=message):
+            complete.check_file(path)
 
 
 def test_an_unknown_language_is_refused():
