@@ -7,7 +7,9 @@
 
 In the editor: Tab accepts the suggestion, Ctrl-Right or Alt-F one word of it, Backspace dismisses it, Enter begins a
 line with the indentation that the model foresees (or else that of the line before), Ctrl-Z undoes, Esc or Ctrl-D
-leaves and prints the text, or writes it to --file. Ctrl-C leaves the file alone: what was typed goes to FILE.unsaved.
+leaves and prints the text, or writes it to --file. Ctrl-C leaves the file alone: what was typed goes to FILE.unsaved
+(or the next free name, FILE.unsaved.1), as it does if the terminal is closed or another program has changed the file;
+without --file a closed terminal leaves it in text.unsaved.
 
 A request of --jsonl may also have "suffix" (the text behind the cursor), "max_bytes", "max_tokens", "min_confidence"
 and "id", which comes back; its answer has "completion" and "confidence", or else "error".
@@ -24,10 +26,10 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal
 
@@ -485,6 +487,7 @@ class Editor:
 
         self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor that it is for
         self.indent, self.state = None, ""  # the model's indentation for the next line, and the status line's word
+        self.status = 0  # 128 + the number of a signal that came
         self.worker = Worker(completer, self.found, **options)
         self.buffer = Buffer(document=Document(text), multiline=True)
         self.buffer.on_text_changed += lambda _: self.follow()
@@ -511,15 +514,22 @@ class Editor:
     def run(self) -> int:
         self.worker.start()
         try:
-            return self.app.run(pre_run=self.ask)
+            return self.app.run(pre_run=self.begin, handle_sigint=False)
+        except (EOFError, OSError):  # the terminal was closed: nothing can be read or shown any more
+            return self.status or 128 + 1  # 1 = SIGHUP
         finally:
             self.worker.stop()
 
+    def begin(self) -> None:
+        if self.status:
+            self.leave(self.status)
+        self.ask()
+
     def interrupt(self, number: int, frame) -> None:
-        """A signal's handler."""
-        if self.app.loop is None:
-            raise SystemExit(128 + number)
-        self.app.loop.call_soon_threadsafe(self.leave, 128 + number)
+        """A signal's handler. One that comes when the editor was left is too late: the text is being saved."""
+        self.status = 128 + number
+        if self.app.loop is not None:
+            self.app.loop.call_soon_threadsafe(self.leave, self.status)
 
     def leave(self, status: int) -> None:
         if not self.app.is_done:
@@ -652,8 +662,7 @@ def key_bindings(editor: Editor):
     bind("c-z", editor.buffer.undo, save_before=lambda event: False)
     for names in ("escape", "c-d"):
         bind(names, lambda: editor.leave(0))
-    for names in ("c-c", "<sigint>"):
-        bind(names, lambda: editor.leave(130))
+    bind("c-c", lambda: editor.leave(130))
     return keys
 
 
@@ -661,48 +670,122 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
     """Opens the editor and, in the end, prints or writes its text -> exit status. terminal: prompt_toolkit's input
     and output, if not the usual."""
     path = Path(config.file).resolve() if config.file is not None else None
-    source = read_source(path) if path and path.exists() else ""
-    old, has_crlf = source.replace("\r\n", "\n"), 2 * source.count("\r\n") > source.count("\n")
+    found = read_source(path) if path else None
+    source = (found or b"").decode("utf-8")
+    old, (end, note) = source.replace("\r\n", "\n"), line_end(source)
     editor = Editor(completer, old, find_lexer(config, dataset),
                     max_bytes=config.max_bytes, min_confidence=config.min_confidence, **terminal)
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), editor.interrupt)
-    status = editor.run()
-    text = editor.text.replace("\n", "\r\n") if has_crlf else editor.text
-    if path is None:
-        sys.stdout.write(text + "\n" * (not text.endswith("\n") and bool(text)))
-    elif editor.text != old:
-        target = path if status == 0 else path.with_name(f"{path.name}.unsaved")
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    status = 1
+    with handling(editor.interrupt):
         try:
-            write_source(target, text)
-        except OSError as error:
-            sys.stdout.write(text)
-            raise ValueError(f"cannot write {target}: {error}; the text is printed instead") from error
-        if status:
-            print(f"note: {path.name} is as it was, the text is in {target}", file=sys.stderr)
+            status = editor.run()
+        finally:  # whatever went wrong, first the text
+            gone = [stream for stream in terminals if not stream.isatty()]  # the window was closed
+            for stream in gone:  # or what is written there fails, at exit if not before
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            content = editor.text.replace("\n", end).encode("utf-8", "surrogateescape")  # bytes as they were typed
+            if path is None and sys.stdout in gone and content:
+                write_unsaved(Path.cwd() / "text", content)
+            elif path is None:
+                print_text(content)
+            elif editor.text != old:
+                save(path, found, content, status)
+                if note and status == 0:
+                    print(f"note: {path.name} had {note}", file=sys.stderr)
     return status
 
 
-def read_source(path: Path) -> str:
+@contextmanager
+def handling(handler: Callable) -> Iterator[None]:
+    """Meanwhile the signals that end a program go to the handler."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--file={path} cannot be read as UTF-8 text: {error}") from error
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)
 
 
-def write_source(path: Path, text: str) -> None:
+def line_end(source: str) -> tuple[str, str]:
+    """-> (the commoner line end, which becomes that of all lines; a note on the other if there is such)."""
+    counts = {"LF": source.count("\n") - source.count("\r\n"), "CRLF": source.count("\r\n")}
+    few, many = sorted(counts, key=counts.get) if counts["LF"] != counts["CRLF"] else ("CRLF", "LF")
+    note = f"{counts[few]} {few} among {counts[many]} {many} line ends: all are {many} now" if counts[few] else ""
+    return {"LF": "\n", "CRLF": "\r\n"}[many], note
+
+
+def save(path: Path, found: bytes | None, content: bytes, status: int) -> None:
+    """Writes the text into the file or, after an editor that was broken off or where another program has written the
+    file meanwhile, into a new one beside it. found: what was in the file, None = there was none."""
+    try:
+        is_changed = (path.read_bytes() if path.exists() else None) != found
+        if status or is_changed:
+            target = write_unsaved(path, content)
+        else:
+            write_source(path, content)
+    except OSError as error:
+        print_text(content)
+        raise ValueError(f"cannot write {path}: {error}; the text is printed instead") from error
+    if status:
+        print(f"note: {path.name} is left as it is, the text is in {target}", file=sys.stderr)
+    elif is_changed:
+        raise ValueError(f"another program has changed {path} meanwhile: it is left alone, your text is in {target}; "
+                         "compare the two")
+
+
+def print_text(content: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content + b"\n" * (not content.endswith(b"\n") and bool(content)))
+    sys.stdout.buffer.flush()
+
+
+def read_source(path: Path) -> bytes | None:
+    """The file's bytes, which are UTF-8; None = there is no such file."""
+    try:
+        content = path.read_bytes()
+        content.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"--file={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--file={path} is not UTF-8 text ({error}): convert it before, as by "
+                         f"`iconv -f GBK -t UTF-8 {path} > new.txt`, with the encoding that it has") from error
+    return content
+
+
+def write_source(path: Path, content: bytes) -> None:
     """Replaces the file in one step, so that a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     file = open(temporary, "xb")  # a file of that name is someone else's
     try:
         with file:
-            file.write(text.encode("utf-8"))
+            file.write(content)
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_unsaved(path: Path, content: bytes) -> Path:
+    """Writes PATH.unsaved, or the first of PATH.unsaved.1, .2, ... that there is not yet -> its path."""
+    for number in count():
+        target = path.with_name(f"{path.name}.unsaved" + f".{number}" * bool(number))
+        try:
+            open(target, "xb").close()  # now the name is taken
+        except FileExistsError:
+            continue
+        try:
+            if path.exists():
+                shutil.copymode(path, target)
+            write_source(target, content)
+            return target
+        except OSError:
+            target.unlink()
+            raise
 
 
 def find_lexer(config: CompleteConfig, dataset: str) -> type:
