@@ -7,7 +7,9 @@
 
 In the editor: Tab accepts the suggestion, Ctrl-Right or Alt-F one word of it, Backspace dismisses it, Enter begins a
 line with the indentation that the model foresees (or else that of the line before), Ctrl-Z undoes, Esc or Ctrl-D
-leaves and prints the text, or writes it to --file. Ctrl-C leaves the file alone: what was typed goes to FILE.unsaved.
+leaves and prints the text, or writes it to --file. Ctrl-C leaves the file alone: what was typed goes to FILE.unsaved
+(or the next free name, FILE.unsaved.1), as it does if the terminal is closed or another program has changed the file;
+without --file a closed terminal leaves it in text.unsaved.
 
 A request of --jsonl may also have "suffix" (the text behind the cursor), "max_bytes", "max_tokens", "min_confidence"
 and "id", which comes back; its answer has "completion" and "confidence", or else "error".
@@ -24,10 +26,10 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +47,8 @@ from sample import find_tokenizer
 MAX_BYTES = 32  # of a suggestion
 CHUNK = 64  # tokens encoded between two looks at whether the request still matters
 BACK = 4  # tokens before the cursor that may turn out to be the beginning of a longer one
+LEXED = 1000  # lines of a text that is highlighted as a whole
+BLOCK = 200  # lines of a longer one that are highlighted together
 LONGEST = 32  # characters of text that a token is taken to stand for at most, on average
 
 
@@ -65,7 +69,8 @@ class CompleteConfig:
     min_confidence: float = 0.2  # least probability that the whole suggestion is right
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the weights; auto = bfloat16 if native
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
+        # auto = bfloat16 where the processor multiplies it, else float32
     quantize: Literal["auto", "none", "int8"] = "auto"  # weights in 8 bits; auto = on a CPU with AVX-512,
         # unless a dtype is given
     threads: int | None = None  # of the CPU; None = as many as it has cores
@@ -389,8 +394,9 @@ def answer(completer: Completer, config: CompleteConfig, line: bytes) -> dict:
     """The answer to one line of --jsonl: completion and confidence, or error, and the request's id if it has one."""
     request = None
     try:
-        request = json.loads(line)
+        request = parse(line)
         kinds = {"prompt": str, "suffix": str, "max_bytes": int, "max_tokens": int, "min_confidence": (int, float)}
+        names = {str: "text", int: "a whole number", (int, float): "a number"}
         if not isinstance(request, dict) or "prompt" not in request:
             raise ValueError('a request is a JSON object with a "prompt"')
         options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
@@ -398,9 +404,11 @@ def answer(completer: Completer, config: CompleteConfig, line: bytes) -> dict:
             if key not in kinds and key != "id":
                 raise ValueError(f"unknown key {key!r}, known: {', '.join(kinds)}, id")
             if key in kinds and (not isinstance(value, kinds[key]) or isinstance(value, bool)):
-                raise ValueError(f"{key} is {value!r}, expected {'text' if kinds[key] is str else 'a number'}")
+                raise ValueError(f"{key} is {value!r}, expected {names[kinds[key]]}")
             if key.startswith("max_") and value < 1:
                 raise ValueError(f"{key} is {value}, expected at least 1")
+            if key == "min_confidence" and not 0 <= value <= 1:
+                raise ValueError(f"{key} is {value}, expected a probability, from 0 to 1")
             if key not in ("prompt", "id"):
                 options[key] = value
         found = complete(completer, request["prompt"], **options)
@@ -408,6 +416,14 @@ def answer(completer: Completer, config: CompleteConfig, line: bytes) -> dict:
     except Exception as error:  # whatever it is, the next request may be better
         reply = {"error": " ".join(str(error).split()) or type(error).__name__}
     return ({"id": request["id"]} if isinstance(request, dict) and "id" in request else {}) | reply
+
+
+def parse(line: bytes):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        begin = line.strip()[:40].decode("utf-8", "replace")
+        raise ValueError(f'the line is not JSON ({error}), expected {{"prompt": "..."}}, found: {begin}') from error
 
 
 # ---- the editor ------------------------------------------------------------------------------------------
@@ -466,18 +482,18 @@ class Editor:
         from prompt_toolkit.document import Document
         from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
         from prompt_toolkit.layout.processors import TabsProcessor
-        from prompt_toolkit.lexers import PygmentsLexer
         from prompt_toolkit.output import create_output
         from prompt_toolkit.styles import Style
 
         self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor that it is for
         self.indent, self.state = None, ""  # the model's indentation for the next line, and the status line's word
+        self.status = 0  # 128 + the number of a signal that came
         self.worker = Worker(completer, self.found, **options)
         self.buffer = Buffer(document=Document(text), multiline=True)
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
-        pane = BufferControl(self.buffer, lexer=PygmentsLexer(lexer),
+        pane = BufferControl(self.buffer, lexer=highlighter(lexer),
                              input_processors=[ghost_processor(self), TabsProcessor(char1=" ", char2=" ")])
         status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
         self.app = Application(
@@ -498,15 +514,22 @@ class Editor:
     def run(self) -> int:
         self.worker.start()
         try:
-            return self.app.run(pre_run=self.ask)
+            return self.app.run(pre_run=self.begin, handle_sigint=False)
+        except (EOFError, OSError):  # the terminal was closed: nothing can be read or shown any more
+            return self.status or 128 + 1  # 1 = SIGHUP
         finally:
             self.worker.stop()
 
+    def begin(self) -> None:
+        if self.status:
+            self.leave(self.status)
+        self.ask()
+
     def interrupt(self, number: int, frame) -> None:
-        """A signal's handler."""
-        if self.app.loop is None:
-            raise SystemExit(128 + number)
-        self.app.loop.call_soon_threadsafe(self.leave, 128 + number)
+        """A signal's handler. One that comes when the editor was left is too late: the text is being saved."""
+        self.status = 128 + number
+        if self.app.loop is not None:
+            self.app.loop.call_soon_threadsafe(self.leave, self.status)
 
     def leave(self, status: int) -> None:
         if not self.app.is_done:
@@ -591,6 +614,34 @@ def ghost_processor(editor: Editor):
     return Ghost()
 
 
+def highlighter(lexer: type):
+    """prompt_toolkit's lexer from Pygments', which reads 60,000 lines in 2 seconds: too long for every key. Of a long
+    text only blocks that are in sight are read, each from the class or def before it on."""
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
+
+    plain, sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
+
+    class Highlighter(Lexer):
+        def lex_document(self, document):
+            if document.line_count <= LEXED:
+                return plain.lex_document(document)
+            blocks = {}
+
+            def line(number: int):
+                begin = number - number % BLOCK
+                if begin not in blocks:
+                    first, _ = sync.get_sync_start_position(document, begin)
+                    part = Document("\n".join(document.lines[first : begin + BLOCK]))
+                    blocks[begin] = first, plain.lex_document(part)
+                first, line_of_part = blocks[begin]
+                return line_of_part(number - first)
+
+            return line
+
+    return Highlighter()
+
+
 def key_bindings(editor: Editor):
     from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings
@@ -611,8 +662,7 @@ def key_bindings(editor: Editor):
     bind("c-z", editor.buffer.undo, save_before=lambda event: False)
     for names in ("escape", "c-d"):
         bind(names, lambda: editor.leave(0))
-    for names in ("c-c", "<sigint>"):
-        bind(names, lambda: editor.leave(130))
+    bind("c-c", lambda: editor.leave(130))
     return keys
 
 
@@ -620,48 +670,122 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
     """Opens the editor and, in the end, prints or writes its text -> exit status. terminal: prompt_toolkit's input
     and output, if not the usual."""
     path = Path(config.file).resolve() if config.file is not None else None
-    source = read_source(path) if path and path.exists() else ""
-    old, has_crlf = source.replace("\r\n", "\n"), 2 * source.count("\r\n") > source.count("\n")
+    found = read_source(path) if path else None
+    source = (found or b"").decode("utf-8")
+    old, (end, note) = source.replace("\r\n", "\n"), line_end(source)
     editor = Editor(completer, old, find_lexer(config, dataset),
                     max_bytes=config.max_bytes, min_confidence=config.min_confidence, **terminal)
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), editor.interrupt)
-    status = editor.run()
-    text = editor.text.replace("\n", "\r\n") if has_crlf else editor.text
-    if path is None:
-        sys.stdout.write(text + "\n" * (not text.endswith("\n") and bool(text)))
-    elif editor.text != old:
-        target = path if status == 0 else path.with_name(f"{path.name}.unsaved")
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    status = 1
+    with handling(editor.interrupt):
         try:
-            write_source(target, text)
-        except OSError as error:
-            sys.stdout.write(text)
-            raise ValueError(f"cannot write {target}: {error}; the text is printed instead") from error
-        if status:
-            print(f"note: {path.name} is as it was, the text is in {target}", file=sys.stderr)
+            status = editor.run()
+        finally:  # whatever went wrong, first the text
+            gone = [stream for stream in terminals if not stream.isatty()]  # the window was closed
+            for stream in gone:  # or what is written there fails, at exit if not before
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            content = editor.text.replace("\n", end).encode("utf-8", "surrogateescape")  # bytes as they were typed
+            if path is None and sys.stdout in gone and content:
+                write_unsaved(Path.cwd() / "text", content)
+            elif path is None:
+                print_text(content)
+            elif editor.text != old:
+                save(path, found, content, status)
+                if note and status == 0:
+                    print(f"note: {path.name} had {note}", file=sys.stderr)
     return status
 
 
-def read_source(path: Path) -> str:
+@contextmanager
+def handling(handler: Callable) -> Iterator[None]:
+    """Meanwhile the signals that end a program go to the handler."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--file={path} cannot be read as UTF-8 text: {error}") from error
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)
 
 
-def write_source(path: Path, text: str) -> None:
+def line_end(source: str) -> tuple[str, str]:
+    """-> (the commoner line end, which becomes that of all lines; a note on the other if there is such)."""
+    counts = {"LF": source.count("\n") - source.count("\r\n"), "CRLF": source.count("\r\n")}
+    few, many = sorted(counts, key=counts.get) if counts["LF"] != counts["CRLF"] else ("CRLF", "LF")
+    note = f"{counts[few]} {few} among {counts[many]} {many} line ends: all are {many} now" if counts[few] else ""
+    return {"LF": "\n", "CRLF": "\r\n"}[many], note
+
+
+def save(path: Path, found: bytes | None, content: bytes, status: int) -> None:
+    """Writes the text into the file or, after an editor that was broken off or where another program has written the
+    file meanwhile, into a new one beside it. found: what was in the file, None = there was none."""
+    try:
+        is_changed = (path.read_bytes() if path.exists() else None) != found
+        if status or is_changed:
+            target = write_unsaved(path, content)
+        else:
+            write_source(path, content)
+    except OSError as error:
+        print_text(content)
+        raise ValueError(f"cannot write {path}: {error}; the text is printed instead") from error
+    if status:
+        print(f"note: {path.name} is left as it is, the text is in {target}", file=sys.stderr)
+    elif is_changed:
+        raise ValueError(f"another program has changed {path} meanwhile: it is left alone, your text is in {target}; "
+                         "compare the two")
+
+
+def print_text(content: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content + b"\n" * (not content.endswith(b"\n") and bool(content)))
+    sys.stdout.buffer.flush()
+
+
+def read_source(path: Path) -> bytes | None:
+    """The file's bytes, which are UTF-8; None = there is no such file."""
+    try:
+        content = path.read_bytes()
+        content.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"--file={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--file={path} is not UTF-8 text ({error}): convert it before, as by "
+                         f"`iconv -f GBK -t UTF-8 {path} > new.txt`, with the encoding that it has") from error
+    return content
+
+
+def write_source(path: Path, content: bytes) -> None:
     """Replaces the file in one step, so that a full disk leaves the old one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     file = open(temporary, "xb")  # a file of that name is someone else's
     try:
         with file:
-            file.write(text.encode("utf-8"))
+            file.write(content)
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_unsaved(path: Path, content: bytes) -> Path:
+    """Writes PATH.unsaved, or the first of PATH.unsaved.1, .2, ... that there is not yet -> its path."""
+    for number in count():
+        target = path.with_name(f"{path.name}.unsaved" + f".{number}" * bool(number))
+        try:
+            open(target, "xb").close()  # now the name is taken
+        except FileExistsError:
+            continue
+        try:
+            if path.exists():
+                shutil.copymode(path, target)
+            write_source(target, content)
+            return target
+        except OSError:
+            target.unlink()
+            raise
 
 
 def find_lexer(config: CompleteConfig, dataset: str) -> type:
@@ -739,11 +863,18 @@ def check_terminal(config: CompleteConfig) -> None:
 
 
 def check_file(path: Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+    folder, is_there = path.resolve().parent, path.exists()
+    if is_there and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no plain file"
         raise ValueError(f"--file={path} {what}, expected a file's path")
-    if path.exists():
-        read_source(path)
+    if not folder.is_dir():
+        raise ValueError(f"--file={path} is in a folder that does not exist, expected a file's path")
+    # root may write whatever the mode says: a file that nobody is to write is meant to stay as it is
+    if is_there and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
+        raise ValueError(f"--file={path} is read-only: make it writable (chmod u+w), or edit a copy")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--file={path} is in a folder that you may not write to: edit a copy elsewhere")
+    read_source(path)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ PEAK_TFLOPS = {
     "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
 }  # fmt: skip
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short names
+
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device of this process: under torchrun, GPU number local_rank. Raises ValueError if it is not there."""
@@ -59,7 +61,9 @@ def keep_memory() -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere."""
+    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere. Short
+    names are taken too."""
+    name = DTYPES.get(name, name)
     if name == "float16" and device.type == "mps":
         raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
     if name != "auto":

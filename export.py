@@ -26,6 +26,7 @@ import checkpoint
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
+from device import pick_dtype
 from model import GPT, GPTConfig
 from pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from sample import find_tokenizer
@@ -38,7 +39,7 @@ class ExportConfig:
     init_from: str = "resume"  # 'resume' = the checkpoint in out_dir, or a checkpoint, a folder, 'gpt2*'
     out_dir: str = "out"  # folder of the run
     hf_dir: str = ""  # folder to write; it must not exist, or be empty
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights in the file
+    dtype: Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "float32"  # of the weights in the file
 
 
 def main(argv: list[str]) -> None:
@@ -55,11 +56,13 @@ def main(argv: list[str]) -> None:
     shape = GPTConfig(**state["model_args"])
     kind, tokenizer = architecture(shape), find_tokenizer(state)
     model = checkpoint.build_model(state, take=True)  # its weights are those of the mapped file
+    dtype = pick_dtype(config.dtype, torch.device("cpu"))
+    dtype_name = str(dtype).removeprefix("torch.")
     temporary = make_temporary(folder)
     try:
-        tensors = hf_tensors(model, kind, getattr(torch, config.dtype))
+        tensors = hf_tensors(model, kind, dtype)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "config.json", hf_config(shape, kind, tokenizer.eot, config.dtype))
+        write_json(temporary / "config.json", hf_config(shape, kind, tokenizer.eot, dtype_name))
         write_json(temporary / "generation_config.json", generation_config(shape, tokenizer))
         write_tokenizer(temporary, tokenizer, shape.block_size)
         card = model_card(folder.resolve().name, kind, state, model, tokenizer)
@@ -70,7 +73,7 @@ def main(argv: list[str]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
-    print(f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {config.dtype} weights, "
+    print(f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
           f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids")
     warn_llama_cpp(shape, tokenizer)
 

@@ -235,6 +235,8 @@ class Sampling:
 
     def validate(self) -> None:
         """Raises ValueError for a number out of range."""
+        if not math.isfinite(self.temperature):
+            raise ValueError(f"temperature={self.temperature} must be a finite number")
         for name, low, high in (
             ("temperature", 0, math.inf), ("top_k", 0, math.inf), ("top_p", 0, 1), ("min_p", 0, 1)
         ):  # fmt: skip

@@ -15,6 +15,7 @@ A text in JSON (--output, --logprobs) is a line {"prompt", "sample", "text", "fi
 """
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -36,8 +37,6 @@ from model import GPT, Sampling
 from pack import pack
 from pretrained import load_pretrained
 from quantize import quantize
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass
@@ -348,7 +347,7 @@ def overlap(text: str, stop: str) -> int:
 def validate(config: SampleConfig) -> None:
     Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty).validate()
     read_stops(config.stop)
-    for key, low in {"num_samples": 0, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
+    for key, low in {"num_samples": 1, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
     if config.best_of > 1 and config.temperature == 0:
@@ -357,6 +356,10 @@ def validate(config: SampleConfig) -> None:
         raise ValueError("--interactive goes with none of --prompts, --output, --logprobs and --best_of")
     if config.interactive and config.start == "-":
         raise ValueError("--interactive reads what you type: give the beginning by --start=TEXT or --start=FILE:PATH")
+    if config.output not in (None, "-"):
+        path = Path(config.output)
+        if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+            raise ValueError(f"--output={path} cannot be written: name a file in a folder that exists and is writable")
     if not -(2**62) < config.seed < 2**62:  # sample i takes seed + i, of which a generator has 64 bits
         raise ValueError(f"seed={config.seed} must be within ±2^62")
 
@@ -439,7 +442,7 @@ def pick_weights_dtype(config: SampleConfig, device: torch.device) -> torch.dtyp
     """auto: bfloat16 where the processor multiplies it natively, else float32; it is the memory that takes the time."""
     if config.dtype == "auto" and (device.type != "cuda" and config.quantize == "int8"):
         return torch.float32  # of what is left, which is little
-    dtype = pick_dtype(DTYPES.get(config.dtype, config.dtype), device)
+    dtype = pick_dtype(config.dtype, device)
     return torch.float32 if config.dtype == "auto" and dtype == torch.float16 else dtype
 
 

@@ -5,6 +5,7 @@ import os
 import queue
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -355,6 +356,15 @@ def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatc
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
 
 
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_number_formats_have_short_names(out_dir, name, capsys):
+    long = {"fp32": "float32", "bf16": "bfloat16"}[name]
+    for dtype in (name, long):
+        options = [f"--out_dir={out_dir}", "--device=cpu", f"--dtype={dtype}", "--prompt=import num"]
+        assert complete.main(options) == 0
+    assert len(set(capsys.readouterr().out.split("\n")[:2])) == 1
+
+
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
     model, tokenizer = learned["byte"]
     config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
@@ -435,16 +445,22 @@ def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "Expecting"),
+        ("{", "line is not JSON.*Expecting.*found: {$"),
+        ("import numpy as", "line is not JSON.*found: import numpy as$"),
         ("[1]", "a JSON object"),
         ('{"text": "x"}', "prompt"),
         ('{"prompt": 5}', "prompt is 5"),
         ('{"prompt": "x", "max_bytes": 0}', "max_bytes is 0"),
         ('{"prompt": "x", "max_tokens": true}', "max_tokens is True"),
+        ('{"prompt": "x", "max_bytes": 1.5}', "max_bytes is 1.5, expected a whole number"),
+        ('{"prompt": "x", "min_confidence": "1"}', "min_confidence is '1', expected a number"),
+        ('{"prompt": "x", "min_confidence": 7}', "min_confidence is 7, expected a probability"),
+        ('{"prompt": "x", "min_confidence": -0.1}', "min_confidence is -0.1, expected a probability"),
+        ('{"prompt": "x", "min_confidence": NaN}', "min_confidence is nan, expected a probability"),
         ('{"prompt": "x", "temperature": 1}', "'temperature'"),
         ('{"prompt": "\\ud800"}', r"U\+D800"),
-        ('{"prompt": "\udcff"}', "can't decode"),
-        ("[" * 100_000, "recursion|nested"),
+        ('{"prompt": "\udcff"}', "line is not JSON.*can't decode"),
+        ("[" * 100_000, r"line is not JSON.*(recursion|nested).*found: \[{40}$"),
     ],
 )
 def test_a_bad_request_is_answered_by_an_error_in_one_line(byte_completer, line, message):
@@ -621,6 +637,31 @@ def test_enter_indents_as_the_model_says_or_as_the_line_before(line, indent, exp
     assert text == f"{line}\n{expected}X"
 
 
+def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.lexers import PygmentsLexer
+    from pygments.lexers import PythonLexer
+
+    sizes = []
+
+    class Counted(PythonLexer):
+        def get_tokens_unprocessed(self, text, *args):
+            sizes.append(len(text))
+            return super().get_tokens_unprocessed(text, *args)
+
+    functions = [f'def f{i}(x):\n    """One\n    two\n    """\n    return "{i}" + x\n' for i in range(400)]
+    for text in ("\n".join(functions), "\n".join(functions[:9])):
+        document = Document(text)
+        expected = PygmentsLexer(PythonLexer).lex_document(document)
+        found = complete.highlighter(Counted).lex_document(document)
+        for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
+            assert found(number) == expected(number)
+    sizes.clear()
+    complete.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    assert 0 < sum(sizes) < 20_000  # not a million
+
+
 def test_a_line_of_white_space_is_left_empty_and_tab_without_ghost_indents():
     text, _ = use_editor({}, [("if x:\r", ("", "    ")), ("\r", ("", "\n    ")), ("\tx", ("", "x"))])
     assert text == "if x:\n\n        x"
@@ -641,12 +682,12 @@ def test_an_error_of_the_model_is_shown_and_typing_goes_on():
     assert (text, status) == ("abc", 0)
 
 
-def edit_file(path: Path | None, keys: str, **config) -> int:
+def edit_file(path: Path | None, keys: str | bytes, **config) -> int:
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
 
     with create_pipe_input() as keyboard:
-        keyboard.send_text(keys)
+        keyboard.send_bytes(keys if isinstance(keys, bytes) else keys.encode())
         settings = CompleteConfig(file=path and str(path), **config)
         return complete.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
 
@@ -683,15 +724,130 @@ def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(complete, "write_source", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x04")
-    assert capsys.readouterr().out == "x = 1"
+    assert capsys.readouterr().out == "x = 1\n"  # so that the error stands on a line of its own
+    monkeypatch.setattr(complete, "write_unsaved", full)
+    with pytest.raises(ValueError, match="cannot write .*No space left"):
+        edit_file(tmp_path / "x.py", "x = 1\x03")
+    assert capsys.readouterr().out == "x = 1\n"
 
 
-@pytest.mark.parametrize("name, message", [("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8")])
+@pytest.mark.parametrize(
+    "source, text, note",
+    [
+        (b"a\r\nb\nc\r\n", b"a\r\nb\r\nc\r\n!", "1 LF among 2 CRLF line ends: all are CRLF now"),
+        (b"a\r\nb\nc\n", b"a\nb\nc\n!", "1 CRLF among 2 LF line ends: all are LF now"),
+        (b"a\r\nb\n", b"a\nb\n!", "1 CRLF among 1 LF line ends: all are LF now"),
+        (b"a\r\n", b"a\r\n!", ""),
+        (b"a\n", b"a\n!", ""),
+    ],
+)
+def test_lines_that_end_in_another_way_than_most_are_changed_with_a_note(tmp_path, capsys, source, text, note):
+    path = tmp_path / "x.txt"
+    path.write_bytes(source)
+    assert edit_file(path, "!\x04") == 0
+    assert path.read_bytes() == text
+    assert capsys.readouterr().err == (f"note: x.txt had {note}\n" if note else "")
+
+
+def test_a_byte_that_is_not_utf8_is_saved_and_printed_as_it_was_typed(tmp_path, capfdbinary):
+    path = tmp_path / "x.txt"
+    assert edit_file(path, b"caf\xe9\x04") == 0 and path.read_bytes() == b"caf\xe9"
+    path.write_bytes(b"a\n")
+    assert edit_file(path, b"\xff\xed\xa0\x80\x03") == 130 and path.read_bytes() == b"a\n"
+    assert (tmp_path / "x.txt.unsaved").read_bytes() == b"a\n\xff\xed\xa0\x80"
+    capfdbinary.readouterr()
+    assert edit_file(None, b"caf\xe9\x04") == 0
+    assert capfdbinary.readouterr().out == b"caf\xe9\n"
+
+
+@pytest.mark.parametrize("before, after", [(b"old\n", b"other\n"), (b"old\n", None), (None, b"other\n"), (None, b"")])
+def test_a_file_that_another_program_has_changed_is_not_overwritten(tmp_path, monkeypatch, before, after):
+    path, plain = tmp_path / "x.txt", Editor.run
+
+    def put(content: bytes | None) -> None:
+        path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+
+    monkeypatch.setattr(Editor, "run", lambda editor: (put(after), plain(editor))[1])
+    put(before)
+    with pytest.raises(ValueError, match=r"another program has changed .*x\.txt.*x\.txt\.unsaved") as caught:
+        edit_file(path, "mine\x04")
+    assert "\n" not in str(caught.value)
+    assert (path.read_bytes() if path.exists() else None) == after
+    assert (tmp_path / "x.txt.unsaved").read_bytes() == (before or b"") + b"mine"
+    put(before)
+    assert edit_file(path, "\x04") == 0  # nothing typed, nothing written
+    assert (path.read_bytes() if path.exists() else None) == after
+
+
+def test_an_unsaved_text_is_written_beside_earlier_ones_with_the_files_mode(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    (tmp_path / "x.txt.unsaved").write_bytes(b"of yesterday")
+    (tmp_path / "x.txt.unsaved.1").symlink_to("nowhere")
+    assert [edit_file(path, f"{n}\x03") for n in range(2)] == [130, 130]
+    assert (tmp_path / "x.txt.unsaved").read_bytes() == b"of yesterday"
+    assert [(tmp_path / f"x.txt.unsaved.{n}").read_bytes() for n in (2, 3)] == [b"0", b"1"]
+    assert (tmp_path / "x.txt.unsaved.2").stat().st_mode & 0o777 == 0o600
+    assert len(list(tmp_path.iterdir())) == 5 and not (tmp_path / "nowhere").exists()
+
+
+def test_an_error_of_the_editor_leaves_the_text_in_a_file(tmp_path, monkeypatch, capsys):
+    def broken(editor):
+        editor.buffer.insert_text("mine")
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(Editor, "run", broken)
+    with pytest.raises(RuntimeError, match="no idea"):
+        edit_file(tmp_path / "x.txt", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt.unsaved"]
+    assert (tmp_path / "x.txt.unsaved").read_bytes() == b"mine"
+    with pytest.raises(RuntimeError, match="no idea"):
+        edit_file(None, "")
+    assert capsys.readouterr().out == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path, monkeypatch, name):
+    number, path, plain, run = getattr(signal, name), tmp_path / "x.txt", complete.write_source, Editor.run
+    handler = signal.getsignal(number)
+
+    def interrupted(*args) -> None:
+        signal.raise_signal(number)
+        plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(complete, "write_source", interrupted)
+        assert edit_file(path, "a\x04") == 0 and path.read_bytes() == b"a"
+    with monkeypatch.context() as patch:
+        patch.setattr(Editor, "run", lambda editor: (signal.raise_signal(number), run(editor))[1])
+        assert edit_file(path, "") == 128 + number and path.read_bytes() == b"a"
+    assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("name, message", [
+    ("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8.*iconv"), ("sealed", "is read-only"),
+    ("pipe", "no plain file"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "latin").write_bytes(b"\xe9")
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / "sealed").write_bytes(b"a")
+    (tmp_path / "sealed").chmod(0o444)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=message) as caught:
         complete.check_file(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a")
+    complete.check_file(path)
+    for sealed, message in ((path, "is read-only"), (tmp_path, "folder that you may not write to")):
+        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
+        with pytest.raises(ValueError, match=message):
+            complete.check_file(path)
 
 
 def test_an_unknown_language_is_refused():
@@ -702,20 +858,20 @@ def test_an_unknown_language_is_refused():
 class Terminal:
     """A program in a pseudo-terminal, and its screen."""
 
-    def __init__(self, command: list[str], rows: int = 12, columns: int = 80):
+    def __init__(self, command: list[str], rows: int = 12, columns: int = 80, cwd: Path = ROOT):
         pyte = pytest.importorskip("pyte")
         pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, np.array([rows, columns, 0, 0], np.uint16).tobytes())
         environment = {**os.environ, "TERM": "xterm-256color", "TERMINFO": ""}
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment,
-                                        start_new_session=True)  # fmt: skip
+                                        start_new_session=True, cwd=cwd)  # fmt: skip
         os.close(slave)
         self.screen = pyte.Screen(columns, rows)
         self.stream = pyte.ByteStream(self.screen)
 
-    def press(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
+    def press(self, keys: str | bytes) -> None:
+        os.write(self.master, keys if isinstance(keys, bytes) else keys.encode())
 
     def wait_for(self, condition) -> None:
         deadline = time.monotonic() + 60
@@ -767,6 +923,27 @@ def test_the_editor_in_a_terminal(out_dir, tmp_path):
     assert terminal.process.wait() == 0
     assert path.read_text(encoding="utf-8") == "import numpy as np\n\ndef print_hello_world():\n    "
     os.close(terminal.master)
+
+
+def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path):
+    """With SIGHUP before it, as of a window, and without, as of a lost connection; without --file, too."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"old\n")
+    program = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
+    terminals = {name: Terminal([*program, f"--file={tmp_path / name}"]) for name in ("a", "b")}
+    terminals["text"] = Terminal(program, cwd=tmp_path)
+    for name, terminal in terminals.items():
+        terminal.wait_for(lambda screen=terminal.screen: "Esc leave" in "\n".join(screen.display))
+        terminal.press(b"caf\xe9!")
+        number = 1 if name == "text" else 2
+        terminal.wait_for(lambda terminal=terminal, number=number: "!" in terminal.line(number)[0])
+    terminals["b"].process.send_signal(signal.SIGHUP)
+    for name, terminal in terminals.items():
+        os.close(terminal.master)
+        assert terminal.process.wait(60) == 129
+        assert (tmp_path / f"{name}.unsaved").read_bytes() == (b"" if name == "text" else b"old\n") + b"caf\xe9!"
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"old\n"
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 # ---- bench.py's complete and lines -----------------------------------------------------------------------

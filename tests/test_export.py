@@ -159,9 +159,9 @@ def test_what_is_there_already_is_not_overwritten(tmp_path):
         export.main([run])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_the_rounded_weights(dtype, tmp_path):
-    export.main([small_run(tmp_path), f"--hf_dir={tmp_path / 'hf'}", f"--dtype={dtype}"])
+@pytest.mark.parametrize("name, dtype", [("bfloat16", "bfloat16"), ("float16", "float16"), ("bf16", "bfloat16")])
+def test_half_precision_is_the_rounded_weights(name, dtype, tmp_path):
+    export.main([small_run(tmp_path), f"--hf_dir={tmp_path / 'hf'}", f"--dtype={name}"])
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {f"torch.{dtype}"}
     ours = checkpoint.load(tmp_path / "out" / "ckpt.pt")["model"]["transformer.wte.weight"]

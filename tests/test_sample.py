@@ -300,6 +300,9 @@ def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
         (["--start=FILE:nowhere.txt"], "nowhere.txt"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--temperature=-1"], "temperature=-1"),
+        (["--temperature=nan"], "temperature=nan must be a finite number"),
+        (["--temperature=inf"], "temperature=inf must be a finite number"),
+        (["--num_samples=0"], "num_samples=0 must be at least 1"),
         (["--top_p=1.5"], "top_p=1.5"),
         (["--min_p=2"], "min_p=2"),
         (["--repetition_penalty=0"], "repetition_penalty=0"),
@@ -319,6 +322,19 @@ def test_bad_requests_are_refused_in_one_line(out_dir, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         sample.main([f"--out_dir={out_dir}", "--device=cpu", *options])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere/x.jsonl", "folder/sealed/x.jsonl"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, name):
+    """There is no model."""
+    sealed = tmp_path / "folder" / "sealed"
+    sealed.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).is_dir() and Path(path) != sealed)  # also for root
+    with pytest.raises(ValueError, match="--output=.* cannot be written"):
+        sample.main(["--out_dir=none", f"--output={tmp_path / name}"])
+    with pytest.raises(ValueError, match="no checkpoint"):
+        sample.main(["--out_dir=none", f"--output={tmp_path / 'folder' / 'x.jsonl'}"])
+    assert list((tmp_path / "folder").iterdir()) == [sealed]
 
 
 def test_a_line_of_prompts_that_is_no_prompt_is_named(out_dir, tmp_path):
