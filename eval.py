@@ -43,7 +43,7 @@ from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
 from data.tokenizer import EOT, token_table
-from device import pick_device
+from device import DTYPES, pick_device, pick_dtype
 from distributed import Ranks
 from model import CHUNK, GPT
 from pack import pack
@@ -81,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help="windows a batch (default: those of "
         f"{CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})")
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best there is)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+    add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32",
         help="of the matrix products; the two short ones are faster on a GPU and change the loss by some 0.001")
     return parser
 
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
     model = checkpoint.build_model(state, dropout=0.0).to(device).eval()
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
-    dtype = getattr(torch, args.dtype)
+    dtype = pick_dtype(args.dtype, device)
     if dtype == torch.float32:
         pack(model)
 
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     result = {
         "checkpoint": str(source), "iter": iter_num, "parameters": n_params,
         "task": args.task or "text", "text": text, "tokens": n_tokens, "windows": len(windows),
-        "block_size": block_size, "device": device.type, "dtype": args.dtype,
+        "block_size": block_size, "device": device.type, "dtype": str(dtype).removeprefix("torch."),
         "processes": ranks.world_size, "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
     if args.task:

@@ -278,24 +278,26 @@ def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
         for number in range(config.num_samples)
     ]
     texts = [text for sample in samples for text in sample]
-    with ExitStack() as stack:
-        lines = None
-        if config.output not in (None, "-"):
-            try:
+    try:
+        with ExitStack() as stack:
+            lines = None
+            if config.output not in (None, "-"):
                 lines = stack.enter_context(open(config.output, "w", encoding="utf-8", newline="\n"))
-            except OSError as error:
-                raise ValueError(f"--output={config.output} cannot be written: {error.strerror}") from error
-        elif config.output == "-" or config.logprobs:
-            lines = sys.stdout
-        is_quiet = lines in (None, sys.stdout) or not sys.stderr.isatty()
-        bar = stack.enter_context(tqdm(total=len(texts), unit="text", disable=is_quiet))
-        page = Page(samples, config, lines)
-        for start in range(0, len(texts), config.batch_size):
-            batch = texts[start : start + config.batch_size]
-            page.update()  # the prompt, before the model has read it
-            for _ in writer.write(batch):
-                page.update()
-            bar.update(len(batch))
+            elif config.output == "-" or config.logprobs:
+                lines = sys.stdout
+            is_quiet = lines in (None, sys.stdout) or not sys.stderr.isatty()
+            bar = stack.enter_context(tqdm(total=len(texts), unit="text", disable=is_quiet))
+            page = Page(samples, config, lines)
+            for start in range(0, len(texts), config.batch_size):
+                batch = texts[start : start + config.batch_size]
+                page.update()  # the prompt, before the model has read it
+                for _ in writer.write(batch):
+                    page.update()
+                bar.update(len(batch))
+    except BrokenPipeError:  # standard output's reader went away
+        raise
+    except OSError as error:
+        raise ValueError(f"{config.output or 'standard output'} cannot be written: {error.strerror}") from error
 
 
 def converse(writer: Writer, text: str) -> None:

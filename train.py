@@ -116,7 +116,8 @@ class TrainConfig:
     # System
     backend: str = "auto"  # of torch.distributed: 'nccl', 'gloo'; auto = nccl on CUDA
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto = bfloat16 where native
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # auto = bfloat16 where
+        # the processor multiplies it
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
     parallel: Literal["ddp", "fsdp"] = "ddp"  # processes hold the whole model each, or a share of it (FSDP2)
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more work

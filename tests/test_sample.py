@@ -1,5 +1,6 @@
 """sample.py: text from a checkpoint alone."""
 
+import errno
 import io
 import json
 import os
@@ -350,3 +351,17 @@ def test_the_script_writes_utf8_whatever_the_consoles_encoding(out_dir):
     assert process.stdout.decode("utf-8").startswith("宝玉")
     refused = subprocess.run([*command[:-2], "--start=Q"], capture_output=True, text=True, encoding="utf-8")
     assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+
+
+class Full(io.BytesIO):
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("output", ["--output=/dev/full", "standard output"])
+def test_a_full_disk_is_one_clear_error(out_dir, monkeypatch, output):
+    options = [output] if output.startswith("--") else []
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(Full()))
+    with pytest.raises(ValueError, match=f"{output.removeprefix('--output=')} cannot be written: No space left"):
+        sample.main([f"--out_dir={out_dir}", "--device=cpu", "--max_new_tokens=5", *options])
