@@ -9,7 +9,7 @@ from the file (weights_only=True), and maps it into memory, so that a look at on
     last-1.pt, last-2.pt, …    the ones before it, for when last.pt is damaged (keep_checkpoints counts last.pt too)
     lock                       held by the run that writes there
     run                        the id of the run that was started last
-    previous/                  what the run before a fresh one left: its checkpoints and metrics
+    previous-1/, …             checkpoints and metrics of earlier runs, which a fresh run found there
 
 With --checkpoint_format=sharded each of them is a folder instead of a file (sharded.py), used in the same way.
 """
@@ -26,6 +26,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -72,7 +73,7 @@ def not_written(path: Path, error: BaseException) -> str:
         reason += f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free there)"
     kept = saved(path.parent)
     return (f"cannot write checkpoint {path}: {reason}; "
-            + (f"{kept[0].name} is untouched: make room and go on with --init_from=resume" if kept else
+            + (f"{kept[0].name} is untouched: go on from it (--init_from=resume) when that is mended" if kept else
                "nothing has been saved so far"))
 
 
@@ -327,19 +328,23 @@ def lock_file(file: IO[str]) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves an earlier run's checkpoints and metrics in `folder` to folder/previous, in the place of those there, so
-    that a fresh run neither overwrites them nor is mixed with them. Returns folder/previous, or None if there was no
-    checkpoint. A kill on the way leaves the rest for the next call. Raises ValueError if they cannot be moved."""
+    """Moves an earlier run's checkpoints and metrics in `folder` to a new folder/previous-N, so that a fresh run
+    neither replaces them nor is mixed with them. Returns that folder, or None if there was no checkpoint. last.pt goes
+    last: a kill on the way leaves a run that resumes. Raises ValueError if files cannot be moved."""
     files = saved(folder)
     if not files:
         return None
-    previous, moving = folder / "previous", folder / "previous.tmp"
+    files = sorted(files, key=lambda file: (file.name == "last.pt", file.name == "ckpt.pt"))
+    files.insert(-1, folder / "metrics.jsonl")
     try:
-        moving.mkdir(exist_ok=True)
-        for file in [*files, folder / "metrics.jsonl"]:  # metrics last: without checkpoints they are of no use
+        for number in count(1):
+            previous = folder / f"previous-{number}"
+            with suppress(FileExistsError):
+                previous.mkdir()
+                break
+        for file in files:
             if file.exists():
-                replace(file, moving / file.name)
-        replace(moving, previous)
+                os.replace(file, previous / file.name)
     except OSError as error:
         raise ValueError(f"the earlier run in {folder} cannot be moved to {previous}: {error}; move or delete it, or "
                          "choose another out_dir") from error
@@ -431,8 +436,9 @@ def find(path: str | Path) -> Path:
     is_sharded = (path / "state.pt").is_file()
     files = [path] if path.is_file() or is_sharded else saved(path)
     if not files:
-        earlier = path / "previous"
-        hint = f"an earlier run is in {earlier}" if saved(earlier) else f"train with --out_dir={path} first"
+        earlier = [folder for folder in path.glob("previous-*") if saved(folder)]
+        newest = max(earlier, key=lambda folder: folder.stat().st_mtime, default=None)
+        hint = f"an earlier run is in {newest}" if newest else f"train with --out_dir={path} first"
         raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; {hint}, or "
                          "name another")
     return files[0]

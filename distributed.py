@@ -94,6 +94,24 @@ class Ranks:
             raise failure or MainSaysIt(message)
         return result
 
+    def on_all(self, function: Callable[[], Any]) -> Any:
+        """Calls function() on every rank and returns what it returns there. A ValueError on any is raised on all."""
+        result, failure = None, None
+        try:
+            result = function()
+        except ValueError as error:
+            failure = error
+        if not dist.is_initialized():
+            if failure:
+                raise failure
+            return result
+        messages = [None] * self.world_size
+        dist.all_gather_object(messages, failure and str(failure))
+        rank, message = next(((rank, m) for rank, m in enumerate(messages) if m is not None), (0, None))
+        if message is not None:
+            raise (failure or ValueError(f"rank {rank}: {message}")) if self.is_main else MainSaysIt(message)
+        return result
+
     def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:
         """The model in shards on `device`, one group for each block and one for the rest, in float32.
 

@@ -18,6 +18,7 @@ On each of two machines, which share out_dir; after a crash of any process they 
 
 import gc
 import math
+import os
 import secrets
 import signal
 import sys
@@ -156,9 +157,15 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         validate(config, ranks)
     say = partial(print, flush=True) if ranks.is_main else lambda *_, **__: None
 
-    def lock_out_dir() -> None:
-        if ranks.is_main and not config.eval_only:
-            held.enter_context(checkpoint.lock(out_dir))
+    run_id, locked = secrets.token_hex(8), False
+
+    def lock_out_dir() -> bool:
+        if config.eval_only:
+            return False
+        held.enter_context(checkpoint.lock(out_dir))
+        if not resumed:  # what an earlier run left is not its own: torchrun may start it again before it saves
+            checkpoint.write_run_id(out_dir, run_id)
+        return True
 
     # What to start from: nothing, a run of this folder, or the weights of another
     state = None
@@ -167,17 +174,20 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         ranks.on_main(lock_out_dir)
         newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
         # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
-        state = checkpoint.load(newest, mapped=device.type != "cpu", meta=True)
+        state = ranks.on_all(lambda: checkpoint.load(newest, mapped=device.type != "cpu", meta=True))
         take_saved_config(config, explicit, state)
         validate(config, ranks)
-    elif config.init_from != "scratch":
-        state = load_pretrained(config.init_from, verify=True)
+    else:
+        if not config.print_params:
+            locked = ranks.share(ranks.on_main(lambda: (out_dir / "run").exists() and lock_out_dir()))
+        if config.init_from != "scratch":
+            state = ranks.on_all(lambda: load_pretrained(config.init_from, verify=True))
 
     # The machine, the data, the model
     dtype = pick_dtype(config.dtype, device)
     compiled = pick_compile(config.compile, device)
     fresh = state is None and config.print_params and config.vocab_size is not None  # needs no dataset
-    dataset = None if fresh else open_dataset(config.dataset, config.vocab_size, resumed)
+    dataset = None if fresh else ranks.on_all(lambda: open_dataset(config.dataset, config.vocab_size, resumed))
     if resumed:
         changes = check_changes(config, explicit, state, dataset)
         if changes:
@@ -193,7 +203,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         return 0
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short, before work
-    if not resumed:
+    if not resumed and not locked:
         ranks.on_main(lock_out_dir)
 
     if fsdp:
@@ -207,7 +217,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     # float16's small gradients need scaling; on CUDA and the CPU alike
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     iter_num, best_val_loss = 0, 1e9
-    run = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": secrets.token_hex(8)}
+    run = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
     if resumed:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
@@ -218,12 +228,6 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         best_val_loss = min(best_val_loss, ranks.share(ranks.on_main(partial(checkpoint.best_of, out_dir, run["id"]))))
-    elif not config.eval_only:
-        previous = ranks.on_main(partial(checkpoint.set_aside, out_dir))
-        if previous:
-            say(f"note: the run that was in {out_dir} is now in {previous} (to go on with it: --out_dir={previous} "
-                "--init_from=resume)")
-        ranks.on_main(partial(checkpoint.write_run_id, out_dir, run["id"]))
     state = None  # frees the loaded file
     run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -246,6 +250,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
 
     metrics = saver = None  # rank 0 alone has them
     if not config.eval_only:
+        ranks.sum([0.0])  # all have read what they start from, which may be in out_dir
+        previous = None if resumed else ranks.on_main(partial(checkpoint.set_aside, out_dir))
+        if previous:
+            say(f"note: the run that was in {out_dir} is now in {previous}: delete it if it is of no use, or go on "
+                f"with it (--out_dir={previous} --init_from=resume)")
         metrics = ranks.on_main(partial(Metrics, out_dir, asdict(config), iter_num, run["last_eval_iter"]))
     if metrics:
         saver = checkpoint.Saver(device, config.keep_checkpoints, config.async_save, metrics.sync)
@@ -503,10 +512,10 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     except torch.OutOfMemoryError:  # while it is handled, its frames hold the memory: more below
         has_room, loss = False, None
     except RuntimeError as error:
-        if not is_loss_of_peer(error):
+        if not is_loss_of_peer(error) or os.environ.get("TRACEBACK") == "1":
             raise
-        say("error: another process of this run has ended: look for its own message above, or torchrun's below; "
-            "go on with --init_from=resume", file=sys.stderr)
+        say("error: another process of this run has ended, or no longer answers: look for its own message above, or "
+            f"torchrun's below; go on with --init_from=resume ({str(error).splitlines()[0][:200]})", file=sys.stderr)
         time.sleep(2)  # torchrun calls the first end that it sees the cause: let that be the other process's
         return 1
     finally:
@@ -598,7 +607,7 @@ def check_changes(config: TrainConfig, explicit: set[str], state: dict, dataset:
         again = " (prepared again since?)" if saved.get("dataset") == config.dataset else ""
         changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens{again}"
         data.insert(0, "dataset")  # the same tokens may have moved; of nanoGPT's nothing is known
-    other_text = ["dataset"] if "dataset" in data and not has_ids_of(dataset, state) else []
+    other_text = ["dataset"] if "dataset" in data and not has_ids_of(dataset, state, config.vocab_size) else []
     data = [key for key in data if key not in other_text]
     refused = [key for key in data if key not in allowed_changes(config)]
     if fixed or other_text or refused:

@@ -199,41 +199,39 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_an_earlier_run_is_set_aside_whole_in_the_place_of_the_one_before(tmp_path):
-    previous = tmp_path / "previous"
-    assert checkpoint.set_aside(tmp_path) is None and not previous.exists()
-    for iter_num in (7, 20):
-        files = fill(tmp_path, iter_num)
-        assert len(files) == 4
+def test_earlier_runs_are_set_aside_each_in_a_folder_of_its_own(tmp_path):
+    assert checkpoint.set_aside(tmp_path) is None and os.listdir(tmp_path) == []
+    runs = {}
+    for number, iter_num in ((1, 20), (2, 7)):
+        previous = tmp_path / f"previous-{number}"
+        runs[previous] = fill(tmp_path, iter_num)
+        assert len(runs[previous]) == 4
         assert checkpoint.set_aside(tmp_path) == previous
-        assert contents(previous) == files and os.listdir(tmp_path) == ["previous"]
-    assert checkpoint.find_newest(previous) == previous / "last.pt"
+        assert {folder: contents(folder) for folder in tmp_path.iterdir()} == runs
     with pytest.raises(ValueError, match=f"an earlier run is in {previous}"):
         checkpoint.find(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("of a run that has saved nothing", "utf-8")
-    assert checkpoint.set_aside(tmp_path) is None and contents(previous) == files
+    assert checkpoint.set_aside(tmp_path) is None
+    assert {folder: contents(folder) for folder in runs} == runs
 
 
-@pytest.mark.parametrize("moves", range(5))
-def test_a_kill_while_an_earlier_run_is_set_aside_loses_nothing(tmp_path, monkeypatch, moves):
-    fill(tmp_path, 7)
-    checkpoint.set_aside(tmp_path)
-    files, plain, left = fill(tmp_path, 20), checkpoint.replace, iter(range(moves))
+@pytest.mark.parametrize("moves", range(4))
+def test_a_kill_while_an_earlier_run_is_set_aside_leaves_one_that_resumes(tmp_path, monkeypatch, moves):
+    files, plain, left = fill(tmp_path, 20), os.replace, iter(range(moves))
 
     def replace(*paths):
         if next(left, None) is None:
             raise KeyboardInterrupt
         plain(*paths)
 
-    monkeypatch.setattr(checkpoint, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.set_aside(tmp_path)
     monkeypatch.undo()
-    found = contents(tmp_path) | contents(tmp_path / "previous.tmp")
-    assert found == files and len(contents(tmp_path / "previous")) == 4
-    if checkpoint.saved(tmp_path):
-        checkpoint.set_aside(tmp_path)
-        assert contents(tmp_path / "previous") == files
+    assert contents(tmp_path) | contents(tmp_path / "previous-1") == files
+    assert steps(checkpoint.find_newest(tmp_path)) == 21
+    assert checkpoint.set_aside(tmp_path) == tmp_path / "previous-2"
+    assert contents(tmp_path / "previous-1") | contents(tmp_path / "previous-2") == files
 
 
 def test_several_paths_are_one_file_and_later_saves_of_one_leave_the_others(tmp_path):

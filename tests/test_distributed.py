@@ -289,7 +289,7 @@ def test_a_failed_write_of_shards_is_one_line_and_leaves_the_old_ones(folder, mo
     model = checkpoint.build_model(before)
     state = {**before, "model": model.state_dict(keep_vars=True)}
     saver = checkpoint.Saver(torch.device("cpu"), keep=2)
-    with pytest.raises(ValueError, match="cannot write checkpoint .*No space left .* is untouched: make room"):
+    with pytest.raises(ValueError, match="cannot write checkpoint .*No space left .* is untouched: go on from it"):
         sharded.save(state, [folder / "last.pt"], saver, distributed.Ranks())
     assert_equal_states(before, checkpoint.load(folder / "last.pt"))
 
@@ -309,8 +309,37 @@ def test_a_restarted_run_takes_its_own_checkpoint_but_not_an_older_run_s(dataset
     config = train.TrainConfig()
     assert train.goes_on(config, tmp_path, restarted=True)
     assert not train.goes_on(config, tmp_path, restarted=False)
-    checkpoint.write_run_id(tmp_path, "a new run, which a kill hit before its first save")
+    with pytest.raises(ValueError, match="no dataset"):  # a new run, which fails before it has saved anything
+        train.main([*argv, "--max_iters=4", "--dataset=none"])
     assert not train.goes_on(config, tmp_path, restarted=True)
+    assert train.goes_on(train.TrainConfig(init_from="auto"), tmp_path, restarted=True)
+
+
+ONE_RANK_FAILS = """
+import os, train
+from configurator import exit_on_error
+
+plain = train.open_dataset
+
+def open_dataset(*args):
+    if os.environ["RANK"] == "1":
+        raise ValueError("not on this machine")
+    return plain(*args)
+
+train.open_dataset = open_dataset
+exit_on_error(train.main)
+"""
+
+
+def test_an_error_of_one_rank_is_told_by_rank_0(dataset, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ONE_RANK_FAILS, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    result = subprocess.run([*launcher, *SMALL, *GEOMETRY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"],
+                            capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert result.returncode == 1 and "[rank" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert errors == ["error: rank 1: not on this machine"]
 
 
 def test_each_attempt_gets_a_store_of_its_own_and_all_its_ranks_the_same(monkeypatch):

@@ -61,7 +61,7 @@ def test_a_full_disk_stops_the_run_and_it_resumes_when_there_is_room(dataset, sm
     run(dataset, out_dir, "--max_iters=4")
     before, names = contents(out_dir), set(os.listdir(out_dir))
     fill(small_disk, leave=50_000)
-    with pytest.raises(ValueError, match=r"checkpoint .*ckpt.pt: No space left .*; ckpt.pt is untouched: make room"):
+    with pytest.raises(ValueError, match=r"checkpoint .*ckpt.pt: No space left .*; ckpt.pt is untouched: go on"):
         run(dataset, out_dir, "--init_from=resume", *options)
     assert contents(out_dir) == before and set(os.listdir(out_dir)) == names
     (small_disk / "filler").unlink()

@@ -251,13 +251,16 @@ def test_gradients_that_are_not_finite_stop_the_run_before_anything_is_saved(dat
 
 def test_a_new_run_in_a_used_folder_sets_the_one_before_aside(dataset, tmp_path, capsys):
     old = run(dataset, tmp_path, "--max_iters=6")
-    records, previous = timeless(tmp_path), tmp_path / "previous"
+    records, previous = timeless(tmp_path), tmp_path / "previous-1"
     new = run(dataset, tmp_path, "--max_iters=2", "--seed=7")
     assert f"the run that was in {tmp_path} is now in {previous}" in capsys.readouterr().out
     assert_equal_states(torch.load(previous / "last.pt", weights_only=True), old)
     assert timeless(previous) == records and new["rng"] == {"seed": 7, "iter_num": 2}
     assert run(dataset, tmp_path, "--max_iters=3", "--init_from=resume")["rng"] == {"seed": 7, "iter_num": 3}
     assert run(dataset, previous, "--max_iters=7", "--init_from=resume")["rng"] == {"seed": 1337, "iter_num": 7}
+    tuned = run(dataset, tmp_path, "--max_iters=0", f"--init_from={tmp_path}")  # the weights that are set aside
+    assert all(torch.equal(tuned["model"][name], new) for name, new in torch.load(
+        tmp_path / "previous-2" / "ckpt.pt", weights_only=True)["model"].items())
 
 
 @pytest.mark.parametrize("rate, is_better", [("1e-2", True), ("3", False)])
