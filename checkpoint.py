@@ -498,7 +498,9 @@ def best_of(folder: Path, run_id: str) -> float:
 def has_own(folder: Path) -> bool:
     """Whether the run that was started last in a folder has saved a checkpoint there."""
     note = folder / "run"
-    run_id = note.read_text(encoding="utf-8").strip() if note.exists() else None
+    if not note.exists():  # nanoGPT's, whose checkpoints have no id either
+        return False
+    run_id = note.read_text(encoding="utf-8").strip()
     for file in saved(folder):
         with suppress(ValueError):
             if load(file, meta=True).get("run", {}).get("id") == run_id:

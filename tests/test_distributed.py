@@ -313,6 +313,10 @@ def test_a_restarted_run_takes_its_own_checkpoint_but_not_an_older_run_s(dataset
         train.main([*argv, "--max_iters=4", "--dataset=none"])
     assert not train.goes_on(config, tmp_path, restarted=True)
     assert train.goes_on(train.TrainConfig(init_from="auto"), tmp_path, restarted=True)
+    (tmp_path / "run").unlink()
+    state = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    torch.save({key: state[key] for key in ("model", "model_args")}, tmp_path / "ckpt.pt")  # as nanoGPT leaves it
+    assert not train.goes_on(config, tmp_path, restarted=True)
 
 
 ONE_RANK_FAILS = """
