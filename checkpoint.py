@@ -303,8 +303,8 @@ def lock(folder: Path) -> IO[str]:
               "there", file=sys.stderr)
     with suppress(OSError):
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        # past the file's buffer, which a full disk would fill for close() to fail
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         for stale in folder.glob("*.pt.tmp"):
             remove(stale)
         for old in folder.glob("*.pt.old"):
@@ -328,14 +328,14 @@ def lock_file(file: IO[str]) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves an earlier run's checkpoints and metrics in `folder` to a new folder/previous-N, so that a fresh run
+    """Moves an earlier run's checkpoints and curves in `folder` to a new folder/previous-N, so that a fresh run
     neither replaces them nor is mixed with them. Returns that folder, or None if there was no checkpoint. last.pt goes
     last: a kill on the way leaves a run that resumes. Raises ValueError if files cannot be moved."""
     files = saved(folder)
     if not files:
         return None
     files = sorted(files, key=lambda file: (file.name == "last.pt", file.name == "ckpt.pt"))
-    files.insert(-1, folder / "metrics.jsonl")
+    files[-1:-1] = folder / "metrics.jsonl", folder / "tensorboard"
     try:
         for number in count(1):
             previous = folder / f"previous-{number}"
@@ -438,9 +438,9 @@ def find(path: str | Path) -> Path:
     if not files:
         earlier = [folder for folder in path.glob("previous-*") if saved(folder)]
         newest = max(earlier, key=lambda folder: folder.stat().st_mtime, default=None)
-        hint = f"an earlier run is in {newest}" if newest else f"train with --out_dir={path} first"
+        hint = f"an earlier run is in {newest}: name that" if newest else f"train with --out_dir={path} first"
         raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; {hint}, or "
-                         "name another")
+                         "another")
     return files[0]
 
 
@@ -480,9 +480,12 @@ def age(state: dict, file: Path) -> tuple[int, bool]:
 
 
 def write_run_id(folder: Path, run_id: str) -> None:
-    """Notes which run was started last in a folder, so that it knows its own checkpoints when it is restarted."""
-    with open(folder / "run", "w", encoding="utf-8") as file:
-        file.write(run_id + "\n")
+    """Notes which run was started last in a folder, so that it knows its own checkpoints when it is restarted. Raises
+    ValueError if that can't be written."""
+    try:
+        (folder / "run").write_text(run_id + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {folder / 'run'}: {error.strerror}") from error
 
 
 def best_of(folder: Path, run_id: str) -> float:

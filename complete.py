@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -686,7 +687,7 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             content = editor.text.replace("\n", end).encode("utf-8", "surrogateescape")  # bytes as they were typed
             if path is None and sys.stdout in gone and content:
-                write_unsaved(Path.cwd() / "text", content)
+                rescue(Path.cwd() / "text", content)
             elif path is None:
                 print_text(content)
             elif editor.text != old:
@@ -722,7 +723,7 @@ def save(path: Path, found: bytes | None, content: bytes, status: int) -> None:
     try:
         is_changed = (path.read_bytes() if path.exists() else None) != found
         if status or is_changed:
-            target = write_unsaved(path, content)
+            target = rescue(path, content)
         else:
             write_source(path, content)
     except OSError as error:
@@ -768,6 +769,14 @@ def write_source(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rescue(path: Path, content: bytes) -> Path:
+    """As write_unsaved, where that can't be in the system's folder for temporary files."""
+    try:
+        return write_unsaved(path, content)
+    except OSError:
+        return write_unsaved(Path(tempfile.gettempdir()) / path.name, content)
 
 
 def write_unsaved(path: Path, content: bytes) -> Path:

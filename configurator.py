@@ -17,6 +17,7 @@ Field types may be int, float, bool, str, None, Literal[...] and unions of these
 import ast
 import dataclasses
 import difflib
+import errno
 import inspect
 import io
 import os
@@ -218,7 +219,7 @@ class MainSaysIt(ValueError):
 def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Run main(sys.argv[1:]) and exit with what it returns (None is 0).
 
-    A ValueError becomes its message on one line of stderr and exit status 2, Ctrl-C becomes a silent 130.
+    A ValueError, or a full disk, becomes its message on one line of stderr and exit status 2, Ctrl-C a silent 130.
     TRACEBACK=1 in the environment shows the traceback too. Of several ranks rank 0 prints at once;
     another one waits, and prints unless torchrun has ended it by then since rank 0 did.
     """
@@ -227,12 +228,17 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()  # here a full disk can still be told
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # the reader went away, as in `sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         status = 141
-    except ValueError as err:
+    except (ValueError, OSError) as err:
+        if isinstance(err, OSError):
+            if err.errno != errno.ENOSPC:
+                raise
+            err = ValueError(f"{err.filename or 'standard output or a file'} cannot be written: {err.strerror}")
         status, rank = 2, os.environ.get("RANK", "0")
         if rank != "0":  # its end would be rank 0's, which may still be starting, with the same to say
             with suppress(KeyboardInterrupt):
@@ -249,4 +255,8 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk, of which was told; Python would try once more and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)

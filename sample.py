@@ -297,7 +297,8 @@ def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
     except BrokenPipeError:  # standard output's reader went away
         raise
     except OSError as error:
-        raise ValueError(f"{config.output or 'standard output'} cannot be written: {error.strerror}") from error
+        where = "standard output" if config.output in (None, "-") else f"--output={config.output}"
+        raise ValueError(f"{where} cannot be written: {error.strerror}") from error
 
 
 def converse(writer: Writer, text: str) -> None:

@@ -199,6 +199,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_at_the_start_is_one_line_too(tmp_path):
+    for name in ("lock", "run"):
+        (tmp_path / name).symlink_to("/dev/full")
+    checkpoint.lock(tmp_path).close()  # without a note of who has it
+    with pytest.raises(ValueError, match="cannot write .*run: No space left"):
+        checkpoint.write_run_id(tmp_path, "1")
+
+
 def test_earlier_runs_are_set_aside_each_in_a_folder_of_its_own(tmp_path):
     assert checkpoint.set_aside(tmp_path) is None and os.listdir(tmp_path) == []
     runs = {}

@@ -979,3 +979,9 @@ def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
         assert bench.next_and_rest(byte_completer, before, rest.encode()) == expected
         right.append(expected)
     assert (False, False) in right and (True, True) in right
+
+
+def test_a_text_that_its_folder_does_not_take_goes_to_the_one_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(complete.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert complete.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
+    assert (tmp_path / "x.py.unsaved").read_bytes() == b"abc"
