@@ -37,16 +37,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import checkpoint
+from checkpoints import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import eval_windows, open_dataset
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
-from device import keep_memory, pick_compile, pick_device, pick_dtype
+from system.device import keep_memory, pick_compile, pick_device, pick_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
-from optim import make_optimizer
-from pack import pack
-from quantize import quantize
+from training.optim import make_optimizer
+from inference.pack import pack
+from inference.quantize import quantize
 from train import TrainConfig, make_model
 
 

@@ -36,13 +36,13 @@ from typing import Literal
 
 import torch
 
-import checkpoint
+from checkpoints import checkpoint
 from configurator import configure, exit_on_error
-from device import pick_device, pick_dtype
+from system.device import pick_device, pick_dtype
 from model import GPT, KVCache, Step
-from pack import pack
-from pretrained import load_pretrained
-from quantize import quantize
+from inference.pack import pack
+from checkpoints.pretrained import load_pretrained
+from inference.quantize import quantize
 from sample import find_tokenizer
 
 MAX_BYTES = 32  # of a suggestion

@@ -37,17 +37,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import tasks
+from checkpoints import checkpoint
+from evaluation import tasks
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
 from data.tokenizer import EOT, token_table
-from device import DTYPES, pick_device, pick_dtype
-from distributed import Ranks
+from system.device import DTYPES, pick_device, pick_dtype
+from system.distributed import Ranks
 from model import CHUNK, GPT
-from pack import pack
-from pretrained import load_pretrained
+from inference.pack import pack
+from checkpoints.pretrained import load_pretrained
 from sample import find_tokenizer
 
 # of a batch, where --batch_size doesn't say how many windows it has: on a CPU more of them don't fit into its cache

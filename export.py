@@ -22,13 +22,13 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-import checkpoint
+from checkpoints import checkpoint
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
-from device import pick_dtype
+from system.device import pick_dtype
 from model import GPT, GPTConfig
-from pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
+from checkpoints.pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from sample import find_tokenizer
 
 NAMES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}

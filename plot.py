@@ -12,7 +12,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from configurator import configure, exit_on_error
-from metrics import read_metrics
+from training.metrics import read_metrics
 
 
 @dataclass

@@ -90,7 +90,7 @@ def report() -> int:
     import json
 
     from data.dataset import open_dataset
-    from metrics import read_metrics
+    from training.metrics import read_metrics
     from sample import main as sample
 
     records = read_metrics(Path(OUT_DIR, "metrics.jsonl"))

@@ -28,15 +28,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
+from checkpoints import checkpoint
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
 from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, token_table, tokenizer_from_json
-from device import pick_compile, pick_device, pick_dtype
+from system.device import pick_compile, pick_device, pick_dtype
 from model import GPT, Sampling
-from pack import pack
-from pretrained import load_pretrained
-from quantize import quantize
+from inference.pack import pack
+from checkpoints.pretrained import load_pretrained
+from inference.quantize import quantize
 
 
 @dataclass

@@ -33,17 +33,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-import checkpoint
-import sharded
+from checkpoints import checkpoint
+from checkpoints import sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
-from device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
-from distributed import Ranks, full, gather, is_loss_of_peer
-from metrics import Metrics
+from system.device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
+from system.distributed import Ranks, full, gather, is_loss_of_peer
+from training.metrics import Metrics
 from model import GPT, GPTConfig
-from optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
-from pretrained import load_pretrained
+from training.optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
+from checkpoints.pretrained import load_pretrained
 
 
 @dataclass

@@ -34,7 +34,7 @@ def shared_data():
 @pytest.fixture
 def packed_layers():
     """pack(), which says in its .count how many layers of the model are packed; skips where none can be."""
-    from pack import PackedLinear, can_pack, pack
+    from inference.pack import PackedLinear, can_pack, pack
 
     def counting(model):
         pack(model)

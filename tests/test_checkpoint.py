@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
+from checkpoints import checkpoint
 from model import GPT, GPTConfig
-from optim import make_optimizer
+from training.optim import make_optimizer
 
 CONFIG = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=False)
 
@@ -134,7 +134,8 @@ def test_weights_that_contradict_model_args_are_refused_with_both_shapes():
 
 
 KILLED_WHILE_SAVING = """
-import os, signal, sys, torch, checkpoint
+import os, signal, sys, torch
+from checkpoints import checkpoint
 from pathlib import Path
 real = os.{call}
 def die(*args, **kwargs):
@@ -151,7 +152,7 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, call):
     checkpoint.save(path, {"model": torch.ones(3), "model_args": {}})
     before = path.read_bytes()
     script = KILLED_WHILE_SAVING.format(call=call)
-    process = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(checkpoint.__file__).parent)
+    process = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(checkpoint.__file__).parents[1])
     assert process.returncode == -9
     assert path.read_bytes() == before
 
@@ -471,10 +472,10 @@ def test_a_second_lock_is_refused_with_the_holder_until_the_first_is_closed(tmp_
 
 
 def test_a_killed_holder_leaves_no_lock_and_its_half_written_file_is_removed(tmp_path):
-    script = ("import sys, time, pathlib, checkpoint; held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
+    script = ("import sys, time, pathlib; from checkpoints import checkpoint; held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
               "print(1, flush=True); time.sleep(600)")
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE,
-                              cwd=Path(checkpoint.__file__).parent)
+                              cwd=Path(checkpoint.__file__).parents[1])
     assert holder.stdout.readline()
     with pytest.raises(ValueError, match=f"in use by process {holder.pid} "):
         checkpoint.lock(tmp_path)
@@ -500,7 +501,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-import checkpoint, optim
+from checkpoints import checkpoint
+from training import optim
 
 def status(key):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -528,7 +530,7 @@ def test_resuming_holds_one_copy_of_weights_and_moments(tmp_path):
     optimizer.step()
     checkpoint.save(tmp_path / "last.pt", state_of(model, optimizer=optimizer.state_dict()))
     process = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "last.pt")], capture_output=True, text=True,
-                             cwd=Path(checkpoint.__file__).parent)
+                             cwd=Path(checkpoint.__file__).parents[1])
     assert process.returncode == 0, process.stderr
     peak, now = map(float, process.stdout.split())
     size = sum(p.nbytes for p in model.parameters()) / 2**20  # 48 MiB; a second copy of anything would be seen

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 import bench
-import checkpoint
+from checkpoints import checkpoint
 import complete
 from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig, Step
-from optim import make_optimizer
-from pack import PackedLinear, can_pack
-from quantize import Int8Linear
+from training.optim import make_optimizer
+from inference.pack import PackedLinear, can_pack
+from inference.quantize import Int8Linear
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = '''import numpy as np
@@ -349,7 +349,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 ])  # fmt: skip
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
     loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
     kinds = {type(module) for module in loaded.model.modules()}
     assert (Int8Linear in kinds) == expected

@@ -14,7 +14,7 @@ import train
 from configurator import configure
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, CharTokenizer
-from distributed import Ranks
+from system.distributed import Ranks
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import device as module
-from device import peak_flops_of, pick_compile, pick_device, pick_dtype
+from system import device as module
+from system.device import peak_flops_of, pick_compile, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 

@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from test_train import ROOT, SMALL, assert_equal_states, timeless, write_dataset
 
-import checkpoint
-import distributed
+from checkpoints import checkpoint
+from system import distributed
 import sample
-import sharded
+from checkpoints import sharded
 import train
-from metrics import read_metrics
+from training.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts processes by fork")
 GEOMETRY = ["--gradient_accumulation_steps=4", "--batch_size=2", "--grad_clip=0.5", "--eval_interval=5"]

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import checkpoint
+from checkpoints import checkpoint
 import eval as evaluation
-import tasks
+from evaluation import tasks
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from model import GPT, GPTConfig
@@ -185,7 +185,7 @@ def test_the_batch_size_does_not_change_the_loss(bytes_run, capsys, batch_size):
 
 def test_packed_weights_do_not_change_the_loss(bytes_run, capsys, monkeypatch, packed_layers):
     plain = run(capsys, f"--out_dir={bytes_run[0]}")
-    monkeypatch.setattr("pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
     monkeypatch.setattr(evaluation, "pack", packed_layers)
     for batch_size in (1, 7):
         packed = run(capsys, f"--out_dir={bytes_run[0]}", f"--batch_size={batch_size}")
@@ -342,7 +342,7 @@ DRIVER = """
 import os
 import torch.distributed as dist
 import eval
-from distributed import Ranks
+from system.distributed import Ranks
 
 start, stop = Ranks.start, Ranks.stop
 Ranks.start = lambda ranks, *args: dist.is_initialized() or start(ranks, *args)  # one group for several runs

@@ -9,9 +9,9 @@ from test_train import SMALL, assert_equal_states, write_dataset
 from torch.nn import functional as F
 
 import train
-from metrics import read_metrics
+from training.metrics import read_metrics
 from model import GPT, GPTConfig
-from optim import make_optimizer
+from training.optim import make_optimizer
 
 pytestmark = pytest.mark.gpu
 SHAPES = {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from metrics import Metrics, read_metrics
+from training.metrics import Metrics, read_metrics
 
 CONFIG = {"wandb_log": False, "tensorboard_log": False}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize, set_rates
+from training.optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize, set_rates
 
 CONFIG = GPTConfig(block_size=8, vocab_size=16, n_layer=2, n_head=4, n_embd=16, n_kv_head=2, mlp="swiglu")
 

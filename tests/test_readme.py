@@ -31,7 +31,8 @@ def commands(name: str) -> list[str]:
 def clone(folder: Path) -> None:
     """What a fresh clone holds, with small texts where the downloads would go."""
     ignore = shutil.ignore_patterns("*.bin", "meta.json", "input.txt", "*.part", "__pycache__")
-    for name in ("config", "data"):
+    packages = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
+    for name in ("config", *packages):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)

@@ -19,9 +19,9 @@ import pytest
 import torch
 from test_train import ROOT, SMALL, assert_equal_states, run, run_script, timeless, write_dataset
 
-import checkpoint
+from checkpoints import checkpoint
 import train
-from metrics import Metrics, read_metrics
+from training.metrics import Metrics, read_metrics
 
 
 @pytest.fixture(scope="module")

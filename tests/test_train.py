@@ -18,7 +18,7 @@ import torch
 import train
 from data.dataset import DatasetWriter
 from data.tokenizer import CharTokenizer
-from metrics import read_metrics
+from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}

@@ -30,12 +30,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  an optimizer imports it; once here, not in every process
 
-import checkpoint  # noqa: E402
+from checkpoints import checkpoint  # noqa: E402
 import train  # noqa: E402
 from configurator import configure, exit_on_error  # noqa: E402
 from data.dataset import DatasetWriter  # noqa: E402
 from data.tokenizer import CharTokenizer  # noqa: E402
-from metrics import read_metrics  # noqa: E402
+from training.metrics import read_metrics  # noqa: E402
 
 
 @dataclass

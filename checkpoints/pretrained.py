@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-import checkpoint
+from checkpoints import checkpoint
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-import checkpoint
-from distributed import Ranks
+from checkpoints import checkpoint
+from system.distributed import Ranks
 
 INDEX, REST = ".metadata", "state.pt"
 

@@ -9,8 +9,8 @@ import math
 import torch
 import torch.distributed as dist
 
-from device import pick_dtype
-from distributed import place
+from system.device import pick_dtype
+from system.distributed import place
 
 MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # of Muon, as in its author's speed runs
 

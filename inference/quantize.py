@@ -1,6 +1,6 @@
 """Weights in eight bits: a quarter of the memory to read for every token, which is where its time goes on a CPU.
 
-    from quantize import quantize
+    from inference.quantize import quantize
     quantize(model)     # in place, for inference; model.stream and model.generate as before
 
 A weight matrix (N, K) becomes int8 with one scale for each of its N rows. Activations stay as they are, except on

@@ -1,6 +1,6 @@
 """Weights laid out as a CPU's matrix products read them: the same numbers, and inference up to twice as fast.
 
-    from pack import pack
+    from inference.pack import pack
     pack(model)     # in place, for inference, once the model has its number format; otherwise as before
 
 nn.Linear finds its weights in rows; oneDNN reads them in blocks, in an order that it picks for the processor. On the

@@ -367,7 +367,7 @@ def load(path: str | Path, verify: bool = False, mapped: bool = True, meta: bool
     path = Path(path)
     try:
         if path.is_dir():
-            from sharded import load as load_sharded  # it imports this file
+            from checkpoints.sharded import load as load_sharded  # it imports this file
 
             state = load_sharded(path, verify, meta)
         else:

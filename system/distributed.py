@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from checkpoint import allocate
+from checkpoints.checkpoint import allocate
 from configurator import MainSaysIt
 from model import GPT
 
