@@ -42,17 +42,21 @@ from configurator import configure, exit_on_error
 from data.dataset import eval_windows, open_dataset
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
-from system.device import keep_memory, pick_compile, pick_device, pick_dtype
-from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
-from training.optim import make_optimizer
 from inference.pack import pack
 from inference.quantize import quantize
+from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
+from system.device import keep_memory, pick_compile, pick_device, pick_dtype
 from train import TrainConfig, make_model
+from training.optim import make_optimizer
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    made = Parser(prog=f"bench.py {name}", description=description, allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(
+        prog=f"bench.py {name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument("--json", action="store_true", help="also print the figures as one line of JSON")
     return made
 
@@ -84,10 +88,13 @@ def machine() -> str:
 
 
 def save(argv: list[str]) -> None:
-    made = parser("save", """How long training waits for a checkpoint: a GPT with AdamW, by default of GPT-2's size.
+    made = parser(
+        "save",
+        """How long training waits for a checkpoint: a GPT with AdamW, by default of GPT-2's size.
 
 The stall is the time that the loop waits, also given as a share of what a plain save takes; a step is timed alone and
-while a file is being written. The first save in the background also allocates the memory for its copy.""")
+while a file is being written. The first save in the background also allocates the memory for its copy.""",
+    )
     for name, default in (("n_layer", 12), ("n_embd", 768), ("vocab_size", 50304), ("block_size", 64)):
         made.add_argument(f"--{name}", type=int, default=default)
     made.add_argument("--saves", type=int, default=3, help="of each kind (default 3); medians are shown")
@@ -124,8 +131,9 @@ while a file is being written. The first save in the background also allocates t
     report("save", rows, args.json)
 
 
-def timed_save(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: checkpoint.Saver,
-               path: Path) -> tuple[float, float, list[float]]:
+def timed_save(
+    model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: checkpoint.Saver, path: Path
+) -> tuple[float, float, list[float]]:
     """Seconds until the file is on the disk, seconds that the loop waited, and those of each step meanwhile."""
     start, steps = time.perf_counter(), []
     saver.save({"model": model.state_dict(), "model_args": {}, "optimizer": optimizer.state_dict()}, path)
@@ -138,8 +146,9 @@ def timed_save(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, 
     return time.perf_counter() - start, stall, steps
 
 
-def timed_step(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor,
-               saver: checkpoint.Saver) -> tuple[float, float]:
+def timed_step(
+    model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: checkpoint.Saver
+) -> tuple[float, float]:
     """Seconds of a step of training on idx (B, T), and those of them that it waited for the saver."""
     start = time.perf_counter()
     model(idx, idx, return_logits=False)[1].backward()
@@ -190,14 +199,25 @@ def time_to_loss(argv: list[str]) -> None:
             evaluating, row = 0.0, None
             for record in evals:
                 evaluating += record["eval_seconds"]
-                times = {"tokens": record["tokens"], "training s": record["seconds"] - evaluating,
-                         "with evaluation s": record["seconds"]}
+                times = {
+                    "tokens": record["tokens"],
+                    "training s": record["seconds"] - evaluating,
+                    "with evaluation s": record["seconds"],
+                }
                 if record["val_loss"] <= args.target and row is None:
                     row = {f"to {args.target:g}: {key}": value for key, value in times.items()}
             row = row or {f"to {args.target:g}: {key}": "not reached" for key in times}
             best = min(record["val_loss"] for record in evals)
-            rows.append({"run": name, "seed": seed, **row, **{f"in all: {k}": v for k, v in times.items()},
-                         "last val loss": evals[-1]["val_loss"], "best": best})
+            rows.append(
+                {
+                    "run": name,
+                    "seed": seed,
+                    **row,
+                    **{f"in all: {k}": v for k, v in times.items()},
+                    "last val loss": evals[-1]["val_loss"],
+                    "best": best,
+                }
+            )
     report(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
@@ -220,8 +240,19 @@ def ablation(argv: list[str]) -> None:
     made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
     config, explicit = configure(TrainConfig, [args.config])
-    keys = ("optimizer", "pos", "tie_weights", "init", "schedule", "dropout", "qk_norm", "norm", "mlp", "softcap",
-            "smear")
+    keys = (
+        "optimizer",
+        "pos",
+        "tie_weights",
+        "init",
+        "schedule",
+        "dropout",
+        "qk_norm",
+        "norm",
+        "mlp",
+        "softcap",
+        "smear",
+    )
     changes = {"as it is": []}
     for key in keys:
         if key in explicit and getattr(config, key) != PLAIN[key]:
@@ -237,9 +268,16 @@ def ablation(argv: list[str]) -> None:
     for name, last in ends.items():
         losses = [record["val_loss"] for record in last]
         mean = statistics.mean(losses)
-        rows.append({"with": name, "steps": statistics.mean(record["iter"] for record in last),
-                     "validation loss": mean, "lowest": min(losses), "highest": max(losses),
-                     "worse by": mean - rows[0]["validation loss"] if rows else 0.0})
+        rows.append(
+            {
+                "with": name,
+                "steps": statistics.mean(record["iter"] for record in last),
+                "validation loss": mean,
+                "lowest": min(losses),
+                "highest": max(losses),
+                "worse by": mean - rows[0]["validation loss"] if rows else 0.0,
+            }
+        )
     report(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)
 
 
@@ -293,11 +331,16 @@ def train(argv: list[str]) -> None:
         with torch.device("meta"):
             flops = GPT(shape_of(config, n_ids)).flops_per_token() * tokens
         mfu = steps[-1]["mfu"] * steps[-1]["time_ms"] / middle["time_ms"] if "mfu" in steps[-1] else None
-        row = {"run": Path(args.config).stem, **({key: value} if key else {}), "ms/iter": middle["time_ms"],
-               "tokens/s": 1000 * tokens / middle["time_ms"],
-               "TFLOP/s": flops / middle["time_ms"] / 1e9, "MFU %": 100 * mfu if mfu else "unknown",
-               "waiting for data ms": middle["data_wait_ms"],
-               "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6}
+        row = {
+            "run": Path(args.config).stem,
+            **({key: value} if key else {}),
+            "ms/iter": middle["time_ms"],
+            "tokens/s": 1000 * tokens / middle["time_ms"],
+            "TFLOP/s": flops / middle["time_ms"] / 1e9,
+            "MFU %": 100 * mfu if mfu else "unknown",
+            "waiting for data ms": middle["data_wait_ms"],
+            "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6,
+        }
         if args.baseline:
             plain = plain_loop(config, n_ids, args.steps)
             row |= {"plain ms/iter": plain, "share": middle["time_ms"] / plain}
@@ -310,11 +353,11 @@ def train(argv: list[str]) -> None:
 def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
     """Writes val.bin and, of n_bytes, train.bin: 16 MB of random ids over and over. Returns vocab_size."""
     ids = np.random.default_rng(0).integers(0, vocab_size, 2**23)
-    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")[:n_bytes // (2 if vocab_size <= 2**16 else 4)]
+    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")[: n_bytes // (2 if vocab_size <= 2**16 else 4)]
     ids.tofile(folder / "val.bin")
     with open(folder / "train.bin", "wb") as file:
         for first in range(0, n_bytes, ids.nbytes):
-            file.write(ids.tobytes()[:n_bytes - first])
+            file.write(ids.tobytes()[: n_bytes - first])
     return vocab_size
 
 
@@ -358,16 +401,24 @@ sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")"""
 
 
-def peer_loop(folder: Path, config: TrainConfig, dataset: str, vocab_size: int,
-              steps: int) -> tuple[float, float | str]:
+def peer_loop(
+    folder: Path, config: TrainConfig, dataset: str, vocab_size: int, steps: int
+) -> tuple[float, float | str]:
     """Median milliseconds of a step of nanoGPT's train.py in that folder with the same shape, batch and ids, compiled
     where ours is; and the most memory its tensors took on a GPU, 10^6 bytes."""
     device = pick_device(config.device)
     Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
     same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
     options = {key: getattr(config, key) for key in same} | {
-        "dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps, "log_interval": 1,
-        "eval_interval": 10**6, "eval_iters": 1, "compile": pick_compile(config.compile, device), "wandb_log": False,
+        "dataset": dataset,
+        "out_dir": dataset,
+        "device": device.type,
+        "max_iters": steps,
+        "log_interval": 1,
+        "eval_interval": 10**6,
+        "eval_iters": 1,
+        "compile": pick_compile(config.compile, device),
+        "wandb_log": False,
     }
     command = [sys.executable, "-c", PEER, *[f"--{key}={value}" for key, value in options.items()]]
     done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
@@ -469,8 +520,11 @@ def time_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype
             total = LinearCrossEntropy.apply(x, weight, targets, 0.0, dtype, True)
         else:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                total = F.linear_cross_entropy(x, weight, targets) if kind == "linear_cross_entropy" else \
-                    F.cross_entropy(F.linear(x, weight).float(), targets)
+                total = (
+                    F.linear_cross_entropy(x, weight, targets)
+                    if kind == "linear_cross_entropy"
+                    else F.cross_entropy(F.linear(x, weight).float(), targets)
+                )
         total.backward()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[2:]), peak_memory() - before
@@ -513,8 +567,16 @@ def evaluation(argv: list[str]) -> None:
                 done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, encoding="utf-8")
                 runs.append((json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start))
             result, seconds = min(runs, key=lambda run: run[0]["seconds"])
-            rows.append({"processes": n, "seconds": result["seconds"], "tokens/s": result["tokens_per_second"],
-                         "times as fast": None, "whole command, s": seconds, "loss": f"{result['loss']:.9f}"})
+            rows.append(
+                {
+                    "processes": n,
+                    "seconds": result["seconds"],
+                    "tokens/s": result["tokens_per_second"],
+                    "times as fast": None,
+                    "whole command, s": seconds,
+                    "loss": f"{result['loss']:.9f}",
+                }
+            )
             rows[-1]["times as fast"] = rows[0]["seconds"] / result["seconds"]
     report("eval", rows, args.json)
 
@@ -562,8 +624,10 @@ def generate(argv: list[str]) -> None:
                     rates[batch] = batch * (args.tokens - 1) / (whole - start)  # without the prompt
                     first = first or start
             found.append((tool, kind, rates, first))
-        best = {tool: max((rates[1] for t, _, rates, _ in found if t == tool), default=None) for tool in
-                ("ours", "uncached", "transformers")}
+        best = {
+            tool: max((rates[1] for t, _, rates, _ in found if t == tool), default=None)
+            for tool in ("ours", "uncached", "transformers")
+        }
         for tool, kind, rates, first in found:
             many, ours = rates.get(args.batch), tool == "ours"
             rows.append({
@@ -626,9 +690,17 @@ def transformers_writer(model: GPT, dtype: torch.dtype):
     theirs.to(model.lm_head.weight.device, dtype)
 
     def run(prompts, tokens):
-        text = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
-                               min_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0)
+        text = theirs.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
         return text[:, prompts.size(1) :].T.tolist()
+
     return run
 
 
@@ -707,11 +779,19 @@ def type_into_editor(completer, text: str, keys: str, config) -> dict[str, list[
     times = {"its echo": [], "the first of the suggestion": [], "the whole suggestion": []}
     output = Vt100_Output(io.StringIO(), lambda: Size(rows=40, columns=120), term="xterm-256color")
     with create_pipe_input() as keyboard:
-        editor = Editor(completer, text, PythonLexer, input=keyboard, output=output,
-                        max_bytes=config.max_bytes, min_confidence=config.min_confidence)
+        editor = Editor(
+            completer,
+            text,
+            PythonLexer,
+            input=keyboard,
+            output=output,
+            max_bytes=config.max_bytes,
+            min_confidence=config.min_confidence,
+        )
         drawn = queue.Queue()  # (time, text before the cursor, ghost text, whether the suggestion is whole)
         editor.app.after_render += lambda _: drawn.put(
-            (time.perf_counter(), editor.before, editor.ghost, editor.state != "..."))
+            (time.perf_counter(), editor.before, editor.ghost, editor.state != "...")
+        )
 
         def type_all() -> None:
             before = None
@@ -774,10 +854,12 @@ def lines(argv: list[str]) -> None:
         found.append((*next_and_rest(completer, before, rest.encode()), shown.text, rest.startswith(shown.text)))
     next_right, rest_right, texts, are_right = zip(*found, strict=True)
     right = [text for text, is_right in zip(texts, are_right, strict=True) if text and is_right]
-    shares = [("the next token is right", sum(next_right), len(found)),
-              ("the rest of the line is right", sum(rest_right), len(found)),
-              (f"a suggestion is shown (confidence {floor:g})", sum(map(bool, texts)), len(found)),
-              ("such a suggestion is right", len(right), sum(map(bool, texts)))]
+    shares = [
+        ("the next token is right", sum(next_right), len(found)),
+        ("the rest of the line is right", sum(rest_right), len(found)),
+        (f"a suggestion is shown (confidence {floor:g})", sum(map(bool, texts)), len(found)),
+        ("such a suggestion is right", len(right), sum(map(bool, texts))),
+    ]
     rows = [{"of": n, "times": share, "%": 100 * k / max(1, n)} for share, k, n in shares]
     report(f"lines of {dataset.name}", rows, args.json)
     print(f"characters of a right suggestion: {sum(map(len, right)) / max(1, len(right)):.1f} on average")
@@ -819,13 +901,18 @@ def prepare(argv: list[str]) -> None:
     made = parser("prepare", prepare.__doc__)
     made.add_argument("--input", type=Path, nargs="+", help="text to repeat (default: Python's standard library)")
     made.add_argument("--mb", type=int, nargs="+", default=[200, 2000], help="sizes in 10^6 bytes (default: 200 2000)")
-    made.add_argument("--tokenizers", nargs="+", default=["byte", "char", "gpt2", "bpe"],
-                      choices=["byte", "char", "gpt2", "bpe"], help="(default: all; bpe: 8,192 ids learned from 10 MB)")
+    made.add_argument(
+        "--tokenizers",
+        nargs="+",
+        default=["byte", "char", "gpt2", "bpe"],
+        choices=["byte", "char", "gpt2", "bpe"],
+        help="(default: all; bpe: 8,192 ids learned from 10 MB)",
+    )
     made.add_argument("--tokenizer_file", type=Path, help="folder with GPT-2's encoder.json (default: as prepare.py)")
     made.add_argument("--cores", type=int, default=2, help="(default: 2)")
     args = made.parse_args(argv)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:args.cores])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     rows, text = [], real_text(args.input)
     with tempfile.TemporaryDirectory() as folder:
         learned = Path(folder, "tokenizer.json")
@@ -836,16 +923,30 @@ def prepare(argv: list[str]) -> None:
                 os.sync()  # the disk would still be writing these while the first command writes
             for name in args.tokenizers:
                 if name == "bpe" and not learned.exists():
-                    trained = BPETokenizer.train([text[:10**7]], 8192)
+                    trained = BPETokenizer.train([text[: 10**7]], 8192)
                     learned.write_text(trained.to_json()["tokenizer"], encoding="utf-8")
                 file = {"bpe": learned, "gpt2": args.tokenizer_file}.get(name)
-                command = [sys.executable, "data/text/prepare.py", f"--input={files[0].parent}", f"--tokenizer={name}",
-                           f"--workers={args.cores}", f"--out_dir={Path(folder, 'out')}"]
+                command = [
+                    sys.executable,
+                    "data/text/prepare.py",
+                    f"--input={files[0].parent}",
+                    f"--tokenizer={name}",
+                    f"--workers={args.cores}",
+                    f"--out_dir={Path(folder, 'out')}",
+                ]
                 seconds, peak = run_and_watch(command + ([f"--tokenizer_file={file}"] if file else []))
                 library = library_rate(name, file, files, args.cores) if name in LIBRARIES else None
-                rows.append({"tokenizer": name, "MB": size, "seconds": seconds, "MB/s": size / seconds,
-                             "library MB/s": library or "", "share": library and size / seconds / library or "",
-                             "peak MB": peak})
+                rows.append(
+                    {
+                        "tokenizer": name,
+                        "MB": size,
+                        "seconds": seconds,
+                        "MB/s": size / seconds,
+                        "library MB/s": library or "",
+                        "share": library and size / seconds / library or "",
+                        "peak MB": peak,
+                    }
+                )
                 shutil.rmtree(Path(folder, "out"))
             shutil.rmtree(files[0].parent)
     report("prepare", rows, args.json)
@@ -871,7 +972,7 @@ def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
     while n_bytes > 0:
         at = len(files) * step % (len(text) - step)
         files.append(folder / f"{len(files):05}.txt")
-        n_bytes -= files[-1].write_bytes(f"{len(files)}\n{text[at:at + step]}".encode())
+        n_bytes -= files[-1].write_bytes(f"{len(files)}\n{text[at : at + step]}".encode())
     return files
 
 
@@ -901,8 +1002,11 @@ def resident(pid: int) -> int:
     0 where there is no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-        children = [child for task in Path(f"/proc/{pid}/task").iterdir()
-                    for child in (task / "children").read_text(encoding="utf-8").split()]
+        children = [
+            child
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text(encoding="utf-8").split()
+        ]
     except OSError:  # it ended, or this isn't Linux
         return 0
     kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
@@ -913,7 +1017,7 @@ def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int
     """10^6 bytes a second of the library's own batch encoder, on the first 200 MB of the files."""
     tokenizer, n_bytes, seconds = make_tokenizer(name, file=file), 0, 0.0
     for first in range(0, len(files), 32):
-        raw = [file.read_bytes() for file in files[first:first + 32]]
+        raw = [file.read_bytes() for file in files[first : first + 32]]
         texts = [text.decode() for text in raw]
         start = time.perf_counter()
         LIBRARIES[name](tokenizer, texts, n_threads)
@@ -957,16 +1061,29 @@ def tokenizers(argv: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             data, out = Path(folder, "data"), Path(folder, "out")
             file = [f"--tokenizer_file={args.qwen2}"] if args.qwen2 and "qwen2" in name else []
-            run_script("data/hongloumeng/prepare.py", *VOCABULARIES[name], *file, f"--out_dir={data}",
-                       *(["--input", *map(str, args.input)] if args.input else []))
+            run_script(
+                "data/hongloumeng/prepare.py",
+                *VOCABULARIES[name],
+                *file,
+                f"--out_dir={data}",
+                *(["--input", *map(str, args.input)] if args.input else []),
+            )
             dataset = open_dataset(data)
             row = train_for(args.tflop * 1e12, dataset, [*options, f"--seed={args.seed}"], out)
             result = json.loads(run_script("eval.py", f"--out_dir={out}").splitlines()[-1])
             rows.append({"tokenizer": name} | row | {"bits per byte": result["bits_per_byte"]})
             length = math.ceil(80 * 3 / row["bytes/token"])  # tokens of about 80 Chinese characters
-            text = run_script("sample.py", f"--out_dir={out}", f"--start={args.prompt}", "--num_samples=1",
-                              f"--max_new_tokens={length}", "--temperature=0.8", "--top_k=200", f"--seed={args.seed}",
-                              "--output=-")
+            text = run_script(
+                "sample.py",
+                f"--out_dir={out}",
+                f"--start={args.prompt}",
+                "--num_samples=1",
+                f"--max_new_tokens={length}",
+                "--temperature=0.8",
+                "--top_k=200",
+                f"--seed={args.seed}",
+                "--output=-",
+            )
             samples[name] = json.loads(text.splitlines()[-1])["text"]
     report(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
     for name, text in samples.items():
@@ -975,9 +1092,17 @@ def tokenizers(argv: list[str]) -> None:
 
 def train_for(flops: float, dataset, options: list[str], out_dir: Path) -> dict:
     """Trains a model on `dataset` for so many operations; what it cost. The best of five checkpoints is kept."""
-    options = [str(Path(__file__).parent / "config/quickstart.py"), "--n_layer=4", "--n_embd=256", "--block_size=256",
-               "--max_minutes=None", "--eval_iters=4", "--always_save_checkpoint=False", *options,
-               f"--dataset={dataset.folder}"]
+    options = [
+        str(Path(__file__).parent / "config/quickstart.py"),
+        "--n_layer=4",
+        "--n_embd=256",
+        "--block_size=256",
+        "--max_minutes=None",
+        "--eval_iters=4",
+        "--always_save_checkpoint=False",
+        *options,
+        f"--dataset={dataset.folder}",
+    ]
     config, explicit = configure(TrainConfig, options)
     model = make_model(config, explicit, None, dataset, torch.Generator(), "meta")
     tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
@@ -1045,9 +1170,19 @@ def gpu(argv: list[str]) -> None:
 
 
 BENCHMARKS = {  # name: function of the arguments that follow it
-    "ablation": ablation, "complete": complete, "eval": evaluation, "generate": generate, "gpu": gpu, "lines": lines,
-    "loss": loss, "prepare": prepare, "profile": profile, "save": save, "time_to_loss": time_to_loss,
-    "tokenizers": tokenizers, "train": train,
+    "ablation": ablation,
+    "complete": complete,
+    "eval": evaluation,
+    "generate": generate,
+    "gpu": gpu,
+    "lines": lines,
+    "loss": loss,
+    "prepare": prepare,
+    "profile": profile,
+    "save": save,
+    "time_to_loss": time_to_loss,
+    "tokenizers": tokenizers,
+    "train": train,
 }
 
 

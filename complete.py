@@ -37,13 +37,13 @@ from typing import Literal
 import torch
 
 from checkpoints import checkpoint
-from configurator import configure, exit_on_error
-from system.device import pick_device, pick_dtype
-from model import GPT, KVCache, Step
-from inference.pack import pack
 from checkpoints.pretrained import load_pretrained
+from configurator import configure, exit_on_error
+from inference.pack import pack
 from inference.quantize import quantize
+from model import GPT, KVCache, Step
 from sample import find_tokenizer
+from system.device import DTypeName, pick_device, pick_dtype
 
 MAX_BYTES = 32  # of a suggestion
 CHUNK = 64  # tokens encoded between two looks at whether the request still matters
@@ -70,10 +70,8 @@ class CompleteConfig:
     min_confidence: float = 0.2  # least probability that the whole suggestion is right
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
-        # auto = bfloat16 where the processor multiplies it, else float32
-    quantize: Literal["auto", "none", "int8"] = "auto"  # weights in 8 bits; auto = on a CPU with AVX-512,
-        # unless a dtype is given
+    dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor multiplies it, else float32
+    quantize: Literal["auto", "none", "int8"] = "auto"  # int8 weights; auto = on AVX-512, unless a dtype is given
     threads: int | None = None  # of the CPU; None = as many as it has cores
 
 
@@ -494,8 +492,11 @@ class Editor:
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
-        pane = BufferControl(self.buffer, lexer=highlighter(lexer),
-                             input_processors=[ghost_processor(self), TabsProcessor(char1=" ", char2=" ")])
+        pane = BufferControl(
+            self.buffer,
+            lexer=highlighter(lexer),
+            input_processors=[ghost_processor(self), TabsProcessor(char1=" ", char2=" ")],
+        )
         status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
         self.app = Application(
             layout=Layout(HSplit([Window(pane, left_margins=[NumberedMargin()], wrap_lines=True), status])),
@@ -674,8 +675,14 @@ def edit(completer: Completer, config: CompleteConfig, dataset: str, **terminal)
     found = read_source(path) if path else None
     source = (found or b"").decode("utf-8")
     old, (end, note) = source.replace("\r\n", "\n"), line_end(source)
-    editor = Editor(completer, old, find_lexer(config, dataset),
-                    max_bytes=config.max_bytes, min_confidence=config.min_confidence, **terminal)
+    editor = Editor(
+        completer,
+        old,
+        find_lexer(config, dataset),
+        max_bytes=config.max_bytes,
+        min_confidence=config.min_confidence,
+        **terminal,
+    )
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
     status = 1
     with handling(editor.interrupt):
@@ -732,8 +739,9 @@ def save(path: Path, found: bytes | None, content: bytes, status: int) -> None:
     if status:
         print(f"note: {path.name} is left as it is, the text is in {target}", file=sys.stderr)
     elif is_changed:
-        raise ValueError(f"another program has changed {path} meanwhile: it is left alone, your text is in {target}; "
-                         "compare the two")
+        raise ValueError(
+            f"another program has changed {path} meanwhile: it is left alone, your text is in {target}; compare the two"
+        )
 
 
 def print_text(content: bytes) -> None:
@@ -752,8 +760,10 @@ def read_source(path: Path) -> bytes | None:
     except OSError as error:
         raise ValueError(f"--file={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"--file={path} is not UTF-8 text ({error}): convert it before, as by "
-                         f"`iconv -f GBK -t UTF-8 {path} > new.txt`, with the encoding that it has") from error
+        raise ValueError(
+            f"--file={path} is not UTF-8 text ({error}): convert it before, as by "
+            f"`iconv -f GBK -t UTF-8 {path} > new.txt`, with the encoding that it has"
+        ) from error
     return content
 
 
@@ -863,8 +873,10 @@ def check_terminal(config: CompleteConfig) -> None:
         import prompt_toolkit  # noqa: F401
         import pygments  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"the editor needs the package {error.name}: pip install prompt_toolkit Pygments; or use "
-                         "--prompt, --stdin or --jsonl") from None
+        raise ValueError(
+            f"the editor needs the package {error.name}: pip install prompt_toolkit Pygments; or use "
+            "--prompt, --stdin or --jsonl"
+        ) from None
     if not sys.stdin.isatty() or not (sys.stdout.isatty() or sys.stderr.isatty()):
         raise ValueError("standard input is no terminal: the editor needs one; use --prompt, --stdin or --jsonl")
     if config.file is not None:

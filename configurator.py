@@ -9,8 +9,8 @@ A config file is plain Python that assigns to keys (`batch_size = 64`). The curr
 its scope, so `lr_decay_iters = max_iters` works. Imports, functions, classes and names that start with an
 underscore are the file's own business; any other name must be a key.
 
-The dataclass documents itself: the comment at the end of a field's line is the field's description (a comment
-line that is indented deeper continues it), and a comment line at the fields' own indent heads a group.
+The dataclass documents itself: the comment at the end of a field's line is the field's description, and comment lines
+of their own head a group.
 Field types may be int, float, bool, str, None, Literal[...] and unions of these.
 """
 

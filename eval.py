@@ -38,17 +38,17 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import checkpoint
-from evaluation import tasks
+from checkpoints.pretrained import load_pretrained
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
 from data.tokenizer import EOT, token_table
+from evaluation import tasks
+from inference.pack import pack
+from model import CHUNK, GPT
+from sample import find_tokenizer
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
-from model import CHUNK, GPT
-from inference.pack import pack
-from checkpoints.pretrained import load_pretrained
-from sample import find_tokenizer
 
 # of a batch, where --batch_size doesn't say how many windows it has: on a CPU more of them don't fit into its cache
 CPU_BATCH, GPU_BATCH = 4096, 16384
@@ -58,31 +58,56 @@ START, FIRST, STOP = range(3)  # columns of windows (K, 3): they read ids START 
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="eval.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--init_from", default="resume", help="'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'")
     add("--out_dir", default="out", help="folder of the run (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
-    add("--input", type=Path, metavar="FILE", help="evaluate this text (in UTF-8, unless the "
-        "model's tokens are bytes), or this .jsonl of a --task, instead")
+    add(
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="evaluate this text (in UTF-8, unless the model's tokens are bytes), or this .jsonl of a --task, instead",
+    )
     add("--task", choices=tuple(tasks.READ), help="what the .jsonl is, in its official format")
     add("--stride", type=int, help="new tokens a window scores, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
-    add("--per_document", action="store_true", help="context never crosses an end-of-text id; in a text file the "
-        f"marker {EOT} stands for it (otherwise it is text like any other)")
-    add("--definition", choices=("exact", "huggingface"), default="exact", help="huggingface: windows of block_size "
+    add(
+        "--per_document",
+        action="store_true",
+        help="context never crosses an end-of-text id; in a text file the "
+        f"marker {EOT} stands for it (otherwise it is text like any other)",
+    )
+    add(
+        "--definition",
+        choices=("exact", "huggingface"),
+        default="exact",
+        help="huggingface: windows of block_size "
         "ids, of which the first is never scored, and the mean of the windows' means, as in the numbers that its "
-        "page 'Perplexity of fixed-length models' gives for GPT-2 on WikiText-2")
-    add("--join_rows", action="store_true", help="join the lines of FILE as that page does the rows of WikiText: "
-        "with two newlines between, blank ones emptied")
+        "page 'Perplexity of fixed-length models' gives for GPT-2 on WikiText-2",
+    )
+    add(
+        "--join_rows",
+        action="store_true",
+        help="join the lines of FILE as that page does the rows of WikiText: "
+        "with two newlines between, blank ones emptied",
+    )
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
-    add("--batch_size", type=int, help="windows a batch (default: those of "
-        f"{CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})")
+    add(
+        "--batch_size",
+        type=int,
+        help=f"windows a batch (default: those of {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})",
+    )
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best there is)")
-    add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32",
-        help="of the matrix products; the two short ones are faster on a GPU and change the loss by some 0.001")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", *DTYPES),
+        default="float32",
+        help="of the matrix products; the two short ones are faster on a GPU and change the loss by some 0.001",
+    )
     return parser
 
 
@@ -164,8 +189,10 @@ def validate(args: argparse.Namespace) -> None:
     if args.join_rows and not args.input:
         raise ValueError("--join_rows joins the lines of a text file: give it with --input=FILE")
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):
-        raise ValueError("--definition=huggingface is the perplexity of one text and nothing else: leave "
-                         "--task, --per_document and --baselines out")
+        raise ValueError(
+            "--definition=huggingface is the perplexity of one text and nothing else: leave "
+            "--task, --per_document and --baselines out"
+        )
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
     if args.baselines:
@@ -179,8 +206,9 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
         raise ValueError(f"block_size={block_size} must be 1 to {longest}, the model's own")
     stride = block_size if args.stride is None else args.stride
     if not 1 <= stride <= block_size:
-        raise ValueError(f"stride={stride} must be 1 to block_size={block_size}: a window can't score more tokens "
-                         "than it reads")
+        raise ValueError(
+            f"stride={stride} must be 1 to block_size={block_size}: a window can't score more tokens than it reads"
+        )
     return block_size, stride
 
 
@@ -190,14 +218,18 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
 def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
     """(name, a function that returns the ids (n,), tokenizer, end-of-text id or None) of the text of --input."""
     if args.input.is_dir():
-        raise ValueError(f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder "
-                         "with the checkpoint's tokenizer and name that with --dataset and --split")
+        raise ValueError(
+            f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder "
+            "with the checkpoint's tokenizer and name that with --dataset and --split"
+        )
     tokenizer, name = find_tokenizer(state), str(shown(args.input))
     text, encode = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte"), tokenizer.encode
     if ESCAPED.search(text):
         if tokenizer.eot is not None and "\udcff" in text:
-            raise ValueError(f"--input={args.input} is not UTF-8 and has the byte 0xff, which is the checkpoint's "
-                             f"end-of-text id and never text: {tasks.CONVERT}")
+            raise ValueError(
+                f"--input={args.input} is not UTF-8 and has the byte 0xff, which is the checkpoint's "
+                f"end-of-text id and never text: {tasks.CONVERT}"
+            )
         name, encode = name + AS_BYTES, raw_bytes
     if args.join_rows:
         rows = io.StringIO(text, newline=None)  # lines end as they may
@@ -245,9 +277,11 @@ def open_matching_dataset(name: str | None, state: dict):
     else:
         same = size in (dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
     if not same or dataset.vocab_size > size:
-        raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
-                         f"(vocabulary {size}): its ids stand for other text; evaluate the text itself with "
-                         "--input=FILE, or a dataset prepared with the checkpoint's tokenizer")
+        raise ValueError(
+            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
+            f"(vocabulary {size}): its ids stand for other text; evaluate the text itself with "
+            "--input=FILE, or a dataset prepared with the checkpoint's tokenizer"
+        )
     return dataset
 
 
@@ -255,7 +289,7 @@ def document_edges(ids: np.ndarray, eot: int) -> np.ndarray:
     """Where documents begin and end: 0, the places of all end-of-text ids, n-1. Document i has the ids from
     edges[i] to edges[i + 1], both included."""
     width = 2**22
-    places = [np.flatnonzero(ids[i:i + width] == eot) + i for i in range(0, len(ids), width)]
+    places = [np.flatnonzero(ids[i : i + width] == eot) + i for i in range(0, len(ids), width)]
     return np.unique(np.concatenate([[0], *places, [len(ids) - 1]]))
 
 
@@ -278,8 +312,14 @@ def plan_windows(edges: np.ndarray, width: int, stride: int) -> np.ndarray:
 # ---- scoring ---------------------------------------------------------------------------------------------
 
 
-def score(model: GPT, get_ids: Callable[[], np.ndarray], windows: np.ndarray, batch_size: int | None, greedy: bool,
-          ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+def score(
+    model: GPT,
+    get_ids: Callable[[], np.ndarray],
+    windows: np.ndarray,
+    batch_size: int | None,
+    greedy: bool,
+    ranks: Ranks,
+) -> tuple[np.ndarray, np.ndarray]:
     """Of the ids that each window scores: their nats together, and how many were not the likeliest (0 unless
     `greedy`). Both (K,) float64, the same on every rank.
 
@@ -306,8 +346,10 @@ def score(model: GPT, get_ids: Callable[[], np.ndarray], windows: np.ndarray, ba
     if ranks.world_size > 1:  # of the ranks' numbers for a window all but one are zero, so the sum is exact
         nats, misses, largest = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
     if largest.max() >= vocab_size:  # only now, so that no rank waits for one that gave up
-        raise ValueError(f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
-                         "the dataset again")
+        raise ValueError(
+            f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
+            "the dataset again"
+        )
     return nats, misses
 
 
@@ -368,7 +410,7 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
 def parts(ids: np.ndarray) -> list[np.ndarray]:
     """ids (n,) but the first, in pieces to be read one at a time."""
     width = 2**20
-    return [ids[i:i + width] for i in range(1, len(ids), width)]
+    return [ids[i : i + width] for i in range(1, len(ids), width)]
 
 
 def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:

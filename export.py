@@ -23,13 +23,13 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoints import checkpoint
+from checkpoints.pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
-from system.device import pick_dtype
 from model import GPT, GPTConfig
-from checkpoints.pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
 from sample import find_tokenizer
+from system.device import pick_dtype
 
 NAMES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -73,8 +73,10 @@ def main(argv: list[str]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
-    print(f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
-          f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids")
+    print(
+        f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
+        f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
+    )
     warn_llama_cpp(shape, tokenizer)
 
 
@@ -203,8 +205,10 @@ def tokenizer_json(tokenizer) -> str:
         made.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level]) if split else byte_level
         made.decoder = decoders.ByteLevel()
     else:
-        raise ValueError(f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's format: what "
-                         "trimming left out is taken apart after merging, and no tokenizer.json can say that")
+        raise ValueError(
+            f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's format: what "
+            "trimming left out is taken apart after merging, and no tokenizer.json can say that"
+        )
     for token in sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.get):
         made.add_special_tokens([AddedToken(token, special=True, normalized=False)])
     return made.to_str(pretty=False)
@@ -217,12 +221,17 @@ def warn_llama_cpp(config: GPTConfig, tokenizer) -> None:
     """Notes on stderr if llama.cpp will not do with the folder: its converter knows vocabularies one by one, and its
     GPT-2 has GELU."""
     if config.mlp == "relu2":
-        print("note: llama.cpp computes GPT-2 with GELU whatever config.json says, this model has relu2: do not "
-              "convert it", file=sys.stderr)
+        print(
+            "note: llama.cpp computes GPT-2 with GELU whatever config.json says, this model has relu2: do not "
+            "convert it",
+            file=sys.stderr,
+        )
     if tokenizer.kind in ("char", "byte") or (tokenizer.kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
-        print(f"note: llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, not this one "
-              f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those",
-              file=sys.stderr)
+        print(
+            f"note: llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, not this one "
+            f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those",
+            file=sys.stderr,
+        )
 
 
 def make_temporary(folder: Path) -> Path:

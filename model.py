@@ -328,9 +328,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_size
         # queries, keys and values from one matrix: (nh + 2 nkv) heads of width hs, in that order
-        self.c_attn = nn.Linear(
-            config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias
-        )
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
@@ -355,8 +353,12 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(layer, k, v)  # whose type may be another
             q = q.to(k.dtype)
         dropout = self.attn_dropout.p if self.training else 0.0
-        dense = self.training and cache is None and x.device.type == "cpu" and (
-            dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
+        dense = (
+            self.training
+            and cache is None
+            and x.device.type == "cpu"
+            and (dropout > 0 or (dtype == torch.bfloat16 and T <= DENSE_ATTENTION))
+        )
         settled = torch.is_autocast_enabled(x.device.type)  # the dtypes are, and entering a context takes time
         with torch.autocast(x.device.type, enabled=False) if settled else nullcontext():
             if dense:

@@ -26,7 +26,7 @@ PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    fo
 
 
 def main(argv: list[str]) -> int:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  said in one line, instead of a syntax error
         return fail(f"this is Python {sys.version.split()[0]}, 3.10 or newer is needed: call it with a newer python3")
     if argv not in ([], ["test"], ["report"]):
         return fail(f"unknown arguments {' '.join(argv)}: use `quickstart.py` alone or `quickstart.py test`")
@@ -90,8 +90,8 @@ def report() -> int:
     import json
 
     from data.dataset import open_dataset
-    from training.metrics import read_metrics
     from sample import main as sample
+    from training.metrics import read_metrics
 
     records = read_metrics(Path(OUT_DIR, "metrics.jsonl"))
     last = [record for record in records if record["kind"] == "eval"][-1]
@@ -100,12 +100,15 @@ def report() -> int:
     ids = dataset.array("val")
     text = b"".join(dataset.tokenizer.token_bytes(int(i)) for i in ids)
     xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
-    print(f"""
+    print(
+        f"""
 train loss       {last["train_loss"]:.4f}
 validation loss  {last["val_loss"]:.4f}, the whole split
 bits per byte    {last["bits_per_byte"]:.3f}, and xz -9 on the same {len(text):,} bytes: {xz:.3f}
 speed            {speeds[len(speeds) // 2]:,.0f} tokens/s (median)
-loss curve       {Path(OUT_DIR, "loss.png")}""", flush=True)
+loss curve       {Path(OUT_DIR, "loss.png")}""",
+        flush=True,
+    )
     for prompt in PROMPTS:
         command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=80", *SAMPLING]
         print("\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command))

@@ -29,14 +29,14 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import checkpoint
+from checkpoints.pretrained import load_pretrained
 from configurator import configure, exit_on_error
 from data.dataset import open_dataset
 from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, token_table, tokenizer_from_json
-from system.device import pick_compile, pick_device, pick_dtype
-from model import GPT, Sampling
 from inference.pack import pack
-from checkpoints.pretrained import load_pretrained
 from inference.quantize import quantize
+from model import GPT, Sampling
+from system.device import DTypeName, pick_compile, pick_device, pick_dtype
 
 
 @dataclass
@@ -58,19 +58,16 @@ class SampleConfig:
     top_p: float | None = None  # draw from the fewest tokens that have this probability together; None = all
     min_p: float | None = None  # draw from tokens of at least this share of the likeliest's probability; None = all
     repetition_penalty: float = 1.0  # above 1: tokens that are in the text already become less likely
-    seed: int = 1337  # sample number i of a seed is the same text however many are written, with --dtype=fp32; shorter
-        # formats round otherwise for one text than for several together, and texts may part where odds are close
+    seed: int = 1337  # with --dtype=fp32 sample i of a seed is the same text in any batch; shorter formats may differ
     # Output
     output: str | None = None  # write the texts as JSON lines into this file; - = to standard output
     logprobs: bool = False  # JSON lines that have the log-probability of every token
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # of the weights;
-        # auto = bfloat16 where the processor multiplies it, else float32
+    dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor multiplies it, else float32
     quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 1.5-2.6 times the speed
     batch_size: int = 16  # texts that are computed together; lower saves memory
-    compile: bool | Literal["auto"] = "auto"  # on a GPU: torch.compile and CUDA graphs; auto = off, as it takes
-        # most of a minute to start
+    compile: bool | Literal["auto"] = "auto"  # torch.compile with CUDA graphs, a minute to start; auto = off
 
 
 def main(argv: list[str]) -> None:

@@ -33,17 +33,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import checkpoint
-from checkpoints import sharded
+from checkpoints import checkpoint, sharded
+from checkpoints.pretrained import load_pretrained
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
-from system.device import keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
+from model import GPT, GPTConfig
+from system.device import DTypeName, keep_memory, memory_used, peak_flops_of, pick_compile, pick_device, pick_dtype
 from system.distributed import Ranks, full, gather, is_loss_of_peer
 from training.metrics import Metrics
-from model import GPT, GPTConfig
 from training.optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
-from checkpoints.pretrained import load_pretrained
 
 
 @dataclass
@@ -117,8 +116,7 @@ class TrainConfig:
     # System
     backend: str = "auto"  # of torch.distributed: 'nccl', 'gloo'; auto = nccl on CUDA
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "auto"  # auto = bfloat16 where
-        # the processor multiplies it
+    dtype: DTypeName = "auto"  # auto = bfloat16 where the processor multiplies it natively
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
     parallel: Literal["ddp", "fsdp"] = "ddp"  # processes hold the whole model each, or a share of it (FSDP2)
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more work
@@ -128,10 +126,20 @@ class TrainConfig:
 
 NEVER = 2**62  # a step that no run reaches
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
-MACHINE_KEYS = ("device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "print_params",
-                "peak_tflops")
-OTHER_TEXT = ("ids stand for other text; use the dataset that the model was trained on, or prepare one with the "
-              "same tokenizer")
+MACHINE_KEYS = (
+    "device",
+    "compile",
+    "backend",
+    "init_from",
+    "allow_changed",
+    "out_dir",
+    "eval_only",
+    "print_params",
+    "peak_tflops",
+)
+OTHER_TEXT = (
+    "ids stand for other text; use the dataset that the model was trained on, or prepare one with the same tokenizer"
+)
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # what a step sees, with the dataset
 
 
@@ -253,8 +261,10 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         ranks.sum([0.0])  # all have read what they start from, which may be in out_dir
         previous = None if resumed else ranks.on_main(partial(checkpoint.set_aside, out_dir))
         if previous:
-            say(f"note: the run that was in {out_dir} is now in {previous}: delete it if it is of no use, or go on "
-                f"with it (--out_dir={previous} --init_from=resume)")
+            say(
+                f"note: the run that was in {out_dir} is now in {previous}: delete it if it is of no use, or go on "
+                f"with it (--out_dir={previous} --init_from=resume)"
+            )
         metrics = ranks.on_main(partial(Metrics, out_dir, asdict(config), iter_num, run["last_eval_iter"]))
     if metrics:
         saver = checkpoint.Saver(device, config.keep_checkpoints, config.async_save, metrics.sync)
@@ -268,9 +278,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             model = torch.compile(model)
     local_model = model  # evaluation needs no wrapper: it has no gradients to average
     model = ranks.wrap(model, device)
-    say(f"{n_params / 1e6:.2f}M parameters on {device} in {str(dtype).removeprefix('torch.')}, "
+    say(
+        f"{n_params / 1e6:.2f}M parameters on {device} in {str(dtype).removeprefix('torch.')}, "
         f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}; "
-        f"{dataset.tokens('train'):,} training tokens, {tokens_per_iter:,} a step; steps {iter_num:,} to {limit:,}")
+        f"{dataset.tokens('train'):,} training tokens, {tokens_per_iter:,} a step; steps {iter_num:,} to {limit:,}"
+    )
 
     tokenizer_json = dataset.tokenizer.to_json() if dataset.tokenizer else None  # once: it can be large
 
@@ -358,9 +370,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         """Stops all processes, before anything is saved, if a loss or a gradient was not a finite number."""
         first_bad = -int(ranks.max(-bad_iter.item()))
         if first_bad != NEVER:
-            advice = (f"the last good checkpoint in {out_dir} is kept: go on from it (--init_from=resume) with a lower "
-                      "learning_rate" if resumed or saved_iter >= 0 else
-                      "nothing has been saved so far: start again with a lower learning_rate")
+            advice = (
+                f"the last good checkpoint in {out_dir} is kept: go on from it (--init_from=resume) with a lower "
+                "learning_rate"
+                if resumed or saved_iter >= 0
+                else "nothing has been saved so far: start again with a lower learning_rate"
+            )
             raise FloatingPointError(f"the loss or gradient of iter {first_bad} is not a finite number; {advice}")
 
     # The loop
@@ -395,16 +410,20 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 saved_iter = iter_num
             if stop_signal:
                 settle()
-                say(f"stopped by {signal.Signals(stop_signal).name} after {iter_num} steps; "
-                    f"go on with --init_from=resume")
+                say(
+                    f"stopped by {signal.Signals(stop_signal).name} after {iter_num} steps; "
+                    f"go on with --init_from=resume"
+                )
                 return 128 + stop_signal
             if due or config.eval_only or (finished and run["last_eval_iter"] != iter_num):
                 check_finite()  # waits for the device: what comes after is the evaluation's time
                 eval_start = time.perf_counter()
                 losses = estimate_loss()
                 bits_per_byte = to_bits_per_byte(losses["val"], dataset)
-                say(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
-                    + (f", {bits_per_byte:.4f} bits per byte" if bits_per_byte else ""))
+                say(
+                    f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}"
+                    + (f", {bits_per_byte:.4f} bits per byte" if bits_per_byte else "")
+                )
                 if config.eval_only:
                     return 0
                 run["last_eval_iter"] = iter_num
@@ -489,10 +508,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
                 dt, wait = (now - interval_start) / interval_iters, data_wait / interval_iters
                 interval_start, interval_iters, data_wait = now, 0, 0.0
                 mfu = flops_per_iter / dt / (peak_flops * ranks.world_size) if peak_flops else None
-                say(f"iter {iter_num}: loss {loss_mean:.4f}, time {dt * 1000:.2f}ms, "
+                say(
+                    f"iter {iter_num}: loss {loss_mean:.4f}, time {dt * 1000:.2f}ms, "
                     + (f"mfu {mfu * 100:.2f}%, " if mfu else "")
                     + f"tok/s {tokens_per_iter / dt:,.0f}, lr {lr:.2e}, grad_norm {grad_norm:.3f}, "
-                    f"eta {eta(config, limit - iter_num - 1, dt, elapsed)}")
+                    f"eta {eta(config, limit - iter_num - 1, dt, elapsed)}"
+                )
                 (clipped, n_skipped), tokens = health.tolist(), tokens_after(iter_num + 1)
                 log({
                     "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
@@ -514,8 +535,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     except RuntimeError as error:
         if not is_loss_of_peer(error) or os.environ.get("TRACEBACK") == "1":
             raise
-        say("error: another process of this run has ended, or no longer answers: look for its own message above, or "
-            f"torchrun's below; go on with --init_from=resume ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        say(
+            "error: another process of this run has ended, or no longer answers: look for its own message above, or "
+            f"torchrun's below; go on with --init_from=resume ({str(error).splitlines()[0][:200]})",
+            file=sys.stderr,
+        )
         time.sleep(2)  # torchrun calls the first end that it sees the cause: let that be the other process's
         return 1
     finally:
@@ -529,8 +553,10 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         advice = out_of_memory(config, local_model if ranks.world_size == 1 else None, optimizer, device, autocast)
         print(f"error: {advice}", file=sys.stderr, flush=True)
         return 2
-    say(f"done: {iter_num} steps, {tokens_after(iter_num):,} tokens, best val loss {best_val_loss:.4f}, "
-        f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}")
+    say(
+        f"done: {iter_num} steps, {tokens_after(iter_num):,} tokens, best val loss {best_val_loss:.4f}, "
+        f"{run['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={out_dir}"
+    )
     return 0
 
 
@@ -557,13 +583,17 @@ def validate(config: TrainConfig, ranks: Ranks) -> None:
             problems.append(f"{key}={getattr(config, key)} must be at least 0 and below 1")
     steps, processes = config.gradient_accumulation_steps, ranks.world_size
     if steps % processes:
-        problems.append(f"gradient_accumulation_steps={steps} counts the micro-batches of all processes and cannot be "
-                        f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}")
+        problems.append(
+            f"gradient_accumulation_steps={steps} counts the micro-batches of all processes and cannot be "
+            f"divided by {processes} of them: use {processes * math.ceil(steps / processes)}"
+        )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
     if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
-        problems.append("optimizer=muon orthogonalises whole matrices, of which parallel=fsdp leaves a process only "
-                        "rows: use --parallel=ddp or --optimizer=adamw")
+        problems.append(
+            "optimizer=muon orthogonalises whole matrices, of which parallel=fsdp leaves a process only "
+            "rows: use --parallel=ddp or --optimizer=adamw"
+        )
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -629,8 +659,14 @@ def reshapes(shape: GPTConfig, key: str, value) -> bool:
     return key not in ("dropout", "init") and getattr(other, resolved) != getattr(shape, resolved)
 
 
-def make_model(config: TrainConfig, explicit: set[str], state: dict | None, dataset: Dataset,
-               generator: torch.Generator, device: torch.device | str) -> GPT:
+def make_model(
+    config: TrainConfig,
+    explicit: set[str],
+    state: dict | None,
+    dataset: Dataset,
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> GPT:
     """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`; on "meta" without weights.
     Raises ValueError if dataset or settings do not fit that one."""
     vocab_size = config.vocab_size or dataset.vocab_size
@@ -647,15 +683,21 @@ def make_model(config: TrainConfig, explicit: set[str], state: dict | None, data
             if key == "block_size" and wanted < saved:
                 model.crop_block_size(wanted)
             elif key == "block_size":
-                raise ValueError(f"block_size={wanted} was asked for, but the model in {config.init_from} has {saved} "
-                                 f"and can only be cropped: use --block_size={saved} or less")
+                raise ValueError(
+                    f"block_size={wanted} was asked for, but the model in {config.init_from} has {saved} "
+                    f"and can only be cropped: use --block_size={saved} or less"
+                )
             else:
-                raise ValueError(f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: "
-                                 f"leave {key} out, or train from scratch in another out_dir")
+                raise ValueError(
+                    f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: "
+                    f"leave {key} out, or train from scratch in another out_dir"
+                )
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
     if not has_ids_of(dataset, state, config.vocab_size):
-        raise ValueError(f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
-                         f"(vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
+        raise ValueError(
+            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
+            f"(vocabulary {model.config.vocab_size}): its {OTHER_TEXT}"
+        )
     return model
 
 
@@ -688,8 +730,9 @@ def limit_iters(config: TrainConfig, tokens_per_iter: int, train_tokens: int, n_
     return min([config.max_iters, *(math.ceil((t - shift) / tokens_per_iter) for t in tokens if t is not None)])
 
 
-def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer,
-                  device: torch.device, autocast) -> str:
+def out_of_memory(
+    config: TrainConfig, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer, device: torch.device, autocast
+) -> str:
     """What to do about it: the largest half, quarter, ... of batch_size with which two micro-batches fit beside the
     optimizer's state, tried with `model` (None: not tried), and what else can be lowered."""
     fits = config.batch_size if model else 0
@@ -713,8 +756,10 @@ def out_of_memory(config: TrainConfig, model: torch.nn.Module | None, optimizer:
         fits = 0
     steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))
     advice = f"batch_size={fits} fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
-    return (f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"
-            "lower batch_size or block_size, or use --checkpoint_activations")
+    return (
+        f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"
+        "lower batch_size or block_size, or use --checkpoint_activations"
+    )
 
 
 def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:

@@ -72,9 +72,11 @@ def not_written(path: Path, error: BaseException) -> str:
     with suppress(OSError):
         reason += f" ({shutil.disk_usage(path.parent).free / 1e6:,.0f} MB are free there)"
     kept = saved(path.parent)
-    return (f"cannot write checkpoint {path}: {reason}; "
-            + (f"{kept[0].name} is untouched: go on from it (--init_from=resume) when that is mended" if kept else
-               "nothing has been saved so far"))
+    return f"cannot write checkpoint {path}: {reason}; " + (
+        f"{kept[0].name} is untouched: go on from it (--init_from=resume) when that is mended"
+        if kept
+        else "nothing has been saved so far"
+    )
 
 
 def write(path: Path, state: dict) -> None:
@@ -190,8 +192,9 @@ class Saver:
     is called before a checkpoint is written.
     """
 
-    def __init__(self, device: torch.device, keep: int, background: bool = True,
-                 before: Callable[[], None] = lambda: None):
+    def __init__(
+        self, device: torch.device, keep: int, background: bool = True, before: Callable[[], None] = lambda: None
+    ):
         self.device, self.keep, self.background, self.before = device, keep, background, before
         self.error: ValueError | None = None
         self.thread: threading.Thread | None = None
@@ -297,10 +300,13 @@ def lock(folder: Path) -> IO[str]:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
             file.close()
-            raise ValueError(f"out_dir={folder} is in use by {holder}: wait for that run to end, stop it, or "
-                             "choose another out_dir") from None
-        print(f"note: {folder} is on a file system without locks ({error}): take care that no second run writes "
-              "there", file=sys.stderr)
+            raise ValueError(
+                f"out_dir={folder} is in use by {holder}: wait for that run to end, stop it, or choose another out_dir"
+            ) from None
+        print(
+            f"note: {folder} is on a file system without locks ({error}): take care that no second run writes there",
+            file=sys.stderr,
+        )
     with suppress(OSError):
         file.truncate(0)
         # past the file's buffer, which a full disk would fill for close() to fail
@@ -346,8 +352,10 @@ def set_aside(folder: Path) -> Path | None:
             if file.exists():
                 os.replace(file, previous / file.name)
     except OSError as error:
-        raise ValueError(f"the earlier run in {folder} cannot be moved to {previous}: {error}; move or delete it, or "
-                         "choose another out_dir") from error
+        raise ValueError(
+            f"the earlier run in {folder} cannot be moved to {previous}: {error}; move or delete it, or "
+            "choose another out_dir"
+        ) from error
     return previous
 
 
@@ -439,8 +447,9 @@ def find(path: str | Path) -> Path:
         earlier = [folder for folder in path.glob("previous-*") if saved(folder)]
         newest = max(earlier, key=lambda folder: folder.stat().st_mtime, default=None)
         hint = f"an earlier run is in {newest}: name that" if newest else f"train with --out_dir={path} first"
-        raise ValueError(f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; {hint}, or "
-                         "another")
+        raise ValueError(
+            f"no checkpoint: {path} is neither a file nor a folder with a ckpt.pt or last.pt; {hint}, or another"
+        )
     return files[0]
 
 
@@ -467,8 +476,11 @@ def find_newest(folder: Path) -> Path:
         raise ValueError("; ".join(map(str, damaged.values())) + "; no whole checkpoint is left to resume from")
     for file, error in damaged.items():
         aside = file.with_name(f"{file.name}.damaged")
-        print(f"warning: {error}; going on from {chosen.name} ({ages[chosen][0]} steps), and {file.name} is now "
-              f"{aside.name}", file=sys.stderr)
+        print(
+            f"warning: {error}; going on from {chosen.name} ({ages[chosen][0]} steps), and {file.name} is now "
+            f"{aside.name}",
+            file=sys.stderr,
+        )
         with suppress(OSError):  # a folder that cannot be written can still be evaluated
             replace(file, aside)
     return chosen

@@ -96,8 +96,10 @@ def download(name: str) -> Path:
     except Exception as error:  # of the library, of requests or httpx, of the disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         urls = " and ".join(hf_hub_url(repo, file) for file in FILES)
-        raise ValueError(f"cannot get {name} ({reason}): set HF_ENDPOINT to a mirror of the hub, or download "
-                         f"{urls} into a folder and use --init_from=FOLDER") from error
+        raise ValueError(
+            f"cannot get {name} ({reason}): set HF_ENDPOINT to a mirror of the hub, or download "
+            f"{urls} into a folder and use --init_from=FOLDER"
+        ) from error
     return Path(paths[0]).parent
 
 
@@ -175,8 +177,9 @@ def read_config(path: Path) -> tuple[str, GPTConfig]:
     kind = found.get("model_type")
     if kind not in ("gpt2", *LLAMAS):
         names = ", ".join(("gpt2", *LLAMAS))
-        raise ValueError(f"{path}: model_type is {kind!r} ({', '.join(found.get('architectures', []))}); "
-                         f"only {names} can be read")
+        raise ValueError(
+            f"{path}: model_type is {kind!r} ({', '.join(found.get('architectures', []))}); only {names} can be read"
+        )
     rope = found.get("rope_parameters") or found.get("rope_scaling") or {}  # the newer and the older spelling
     if isinstance(rope, dict):
         found |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
@@ -236,8 +239,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} ({path.stat().st_size:,} bytes) is cut off, damaged or a Git LFS "
-                             f"pointer ({error}): download it again") from error
+            raise ValueError(
+                f"{path} ({path.stat().st_size:,} bytes) is cut off, damaged or a Git LFS "
+                f"pointer ({error}): download it again"
+            ) from error
     return tensors
 
 

@@ -105,8 +105,12 @@ def load_into(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimiz
     load(meta=True) returned, for load_optimizer. Every rank must call it; there is never a second copy."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
-        number: {key: torch.zeros_like(parameters[number].detach()) if value.shape == parameters[number].shape
-                 else torch.zeros_like(value, device="cpu") for key, value in slot.items()}
+        number: {
+            key: torch.zeros_like(parameters[number].detach())
+            if value.shape == parameters[number].shape
+            else torch.zeros_like(value, device="cpu")
+            for key, value in slot.items()
+        }
         for number, slot in state["optimizer"]["state"].items()
     }
     state["optimizer"]["state"] = moments
@@ -162,8 +166,9 @@ def compare_checksums(path: Path, index) -> None:
     from tqdm import tqdm
 
     total = sum(part.length for part in index.storage_data.values())
-    with tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True,
-              disable=None if total > 2**31 else True) as bar:
+    with tqdm(
+        total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=None if total > 2**31 else True
+    ) as bar:
         for part in index.storage_data.values():
             with open(path / part.relative_path, "rb") as file:
                 file.seek(part.offset)

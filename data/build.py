@@ -46,12 +46,20 @@ SMALL = 2**23  # bytes of text a worker process is worth starting for
 SLICE = 2**18  # ids that are copied at a time
 NEAR = 2**16  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
 DROPPED = len(SPLITS)  # where a duplicate goes
-ROW = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8"), ("rank", "<u8"), ("hash", "<u8"),
-                ("split", "i1"), ("ends", "?")])  # of one document in one unit; split -1: rank decides
+ROW = np.dtype(
+    [
+        ("tokens", "<i8"),
+        ("bytes", "<i8"),
+        ("characters", "<i8"),
+        ("rank", "<u8"),
+        ("hash", "<u8"),
+        ("split", "i1"),
+        ("ends", "?"),
+    ]
+)  # of one document in one unit; split -1: rank decides
 
 
-def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callable, source: dict,
-          config: str) -> None:
+def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callable, source: dict, config: str) -> None:
     """Encode `units` into the dataset args.out_dir, print what one wants to check, and the next command.
 
     make_tokenizer(texts) -> a tokenizer; texts() iterates over the texts of the training split, texts(None) over
@@ -66,8 +74,11 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     n = n_workers(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
-        with (work_folder(folder, [fingerprint(tokenizer), end, limit]) as work, workers(n, tokenizer) as pool,
-              DatasetWriter(folder, tokenizer, source, work) as writer):
+        with (
+            work_folder(folder, [fingerprint(tokenizer), end, limit]) as work,
+            workers(n, tokenizer) as pool,
+            DatasetWriter(folder, tokenizer, source, work) as writer,
+        ):
             start = partial(pool.submit, encode_unit, end)
             ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
@@ -84,6 +95,7 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
     """A temporary folder where out_dir is, or would be: there is room, while the system's is often in memory."""
+
     def leave(*_) -> None:
         raise SystemExit(143)
 
@@ -113,14 +125,16 @@ class Fold:
         """Returns how many bytes of UTF-8 the piece has."""
         n_bytes = 0
         for first in range(0, len(piece.text), NEAR):
-            part = piece.text[first:first + NEAR]
+            part = piece.text[first : first + NEAR]
             spaced = part if part.isascii() else part.replace("\xa0", " ").replace("\u3000", " ")
             try:
                 text = spaced.encode()
                 n_bytes += len(text) if spaced is part else len(part.encode())
             except UnicodeEncodeError as error:
-                raise ValueError(f"{piece.document}: the text has a lone surrogate, U+{ord(spaced[error.start]):04X}, "
-                                 "which cannot be written as UTF-8; remove or replace it") from None
+                raise ValueError(
+                    f"{piece.document}: the text has a lone surrogate, U+{ord(spaced[error.start]):04X}, "
+                    "which cannot be written as UTF-8; remove or replace it"
+                ) from None
             self._add(np.frombuffer(text, np.uint8))
         return n_bytes
 
@@ -134,7 +148,7 @@ class Fold:
             if self.gap and self.length:
                 self._hash(memoryview(b"\0"))
             self.gap = not folded[-1]
-            self._hash(folded[:folded.size - self.gap].data)
+            self._hash(folded[: folded.size - self.gap].data)
 
     def _hash(self, folded: memoryview) -> None:
         if self.rank is None and self.length + len(folded) >= HEAD:
@@ -202,9 +216,11 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
         if lowest <= limit < highest:
             return limit
     if lowest >= highest:
-        raise ValueError(f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each "
-                         "goes to train or val whole; pass more with --input, or say with --separator what stands "
-                         "between documents")
+        raise ValueError(
+            f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each "
+            "goes to train or val whole; pass more with --input, or say with --separator what stands "
+            "between documents"
+        )
     return lowest if limit < lowest else highest - 1
 
 
@@ -268,7 +284,7 @@ class Ledger:
         for split, n in zip(SPLITS, np.bincount(where[copies], minlength=2), strict=True):
             self.counts[split]["duplicates"] += int(n)
         where[copies] = DROPPED
-        self.copies += [names[i] for i in copies[:SOME - len(self.copies)]]
+        self.copies += [names[i] for i in copies[: SOME - len(self.copies)]]
         for i, split in enumerate(SPLITS):
             self.tally(rows[where == i], i)
             kept = np.flatnonzero((where == i) & rows["ends"])
@@ -298,6 +314,7 @@ def use_tokenizer(tokenizer: Any, num_threads: int | None) -> None:
 
 def start_worker(description: dict) -> None:
     """Prepares a process of its own: one thread, and an end when Ctrl-C is typed or the parent is gone."""
+
     def follow_parent() -> None:
         connection.wait([parent_process().sentinel])
         os._exit(1)
@@ -324,8 +341,10 @@ def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
     try:
         yield pool
     except BrokenProcessPool:
-        raise ValueError("a worker process was killed, perhaps because memory ran out; the same command goes on "
-                         f"where it stopped, and with --workers={n // 2} it takes less memory") from None
+        raise ValueError(
+            "a worker process was killed, perhaps because memory ran out; the same command goes on "
+            f"where it stopped, and with --workers={n // 2} it takes less memory"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # wait=False races with the interpreter's end (EBADF in its exit handler)
 
@@ -452,9 +471,11 @@ def lock(file: Any, path: Path) -> bool:
     try:
         if os.name == "nt":
             import msvcrt
+
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # no: its owner ended and removed it just now
     except (BlockingIOError, PermissionError, FileNotFoundError):
@@ -463,8 +484,9 @@ def lock(file: Any, path: Path) -> bool:
         return True  # a file system without locks
 
 
-def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter,
-             limit: int) -> Ledger:
+def assemble(
+    units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter, limit: int
+) -> Ledger:
     """Append all units' ids to the writer's files, in order; `start` encodes, n_ahead units are under way."""
     from tqdm import tqdm
 
@@ -481,8 +503,9 @@ def assemble(units: list[Any], start: Callable[[Any, Path], Future], n_ahead: in
     started = deque()
     for _ in range(n_ahead):
         start_one()
-    with tqdm(desc="encoding", total=total(units), initial=total(units[:n_done]), unit="B", unit_scale=True,
-              disable=None) as bar:
+    with tqdm(
+        desc="encoding", total=total(units), initial=total(units[:n_done]), unit="B", unit_scale=True, disable=None
+    ) as bar:
         while started:
             unit, path, future = started.popleft()
             if future is not None:
@@ -556,8 +579,10 @@ def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
 
     n, path = writer.counts[split]["tokens"], writer.temp / f"{split}.bin"
     step = max(2**23, -(-n // 64))
-    jobs = [pool.submit(count_range, path, writer.dtype, first, step, writer.tokenizer.vocab_size)
-            for first in range(0, n, step)]
+    jobs = [
+        pool.submit(count_range, path, writer.dtype, first, step, writer.tokenizer.vocab_size)
+        for first in range(0, n, step)
+    ]
     bar = tqdm(jobs, desc=f"counting the ids of {split}", leave=False, disable=None)
     return sum((job.result() for job in bar), np.zeros(writer.tokenizer.vocab_size, np.int64))
 
@@ -594,7 +619,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
         print(f"most frequent: {frequent(tokenizer, used[split])}")
         ids = dataset.array(split)
         for part in range(1, 6, 2):
-            sample = tokenizer.decode(ids[ids.size * part // 6:][:60]).strip("\ufffd")
+            sample = tokenizer.decode(ids[ids.size * part // 6 :][:60]).strip("\ufffd")
             print(f"sample: {sample[:200]!r}")
     print()
 
@@ -606,15 +631,17 @@ def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str
     used = used | {"all": sum(used.values())}
     lines = ["        documents duplicates      characters           bytes          tokens  bytes/token  ids used"]
     for name, (n_documents, n_copies, n_characters, n_bytes, n_tokens) in rows.items():
-        lines.append(f"{name:5}{n_documents:12,}{n_copies:11,}{n_characters:16,}{n_bytes:16,}{n_tokens:16,}"
-                     f"{n_bytes / n_tokens:13.2f}{np.count_nonzero(used[name]):10,}")
+        lines.append(
+            f"{name:5}{n_documents:12,}{n_copies:11,}{n_characters:16,}{n_bytes:16,}{n_tokens:16,}"
+            f"{n_bytes / n_tokens:13.2f}{np.count_nonzero(used[name]):10,}"
+        )
     return "\n".join(lines)
 
 
 def frequent(tokenizer: Any, counts: np.ndarray) -> str:
     """The 20 most frequent tokens with their share of all, in percent."""
     shown = []
-    for id in np.argsort(-counts, kind="stable")[:min(20, np.count_nonzero(counts))].tolist():
+    for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
         token = tokenizer.token_bytes(id)
         with suppress(UnicodeDecodeError):  # then it shows as bytes
             token = token.decode()

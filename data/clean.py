@@ -35,25 +35,39 @@ TAG = re.compile(
     r"<!--.{0,300}?-->|</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|details|"
     r"dfn|div|dl|dt|em|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|ins|kbd|label|li|link|main|mark|meta|"
     r"nav|ol|p|pre|q|s|samp|script|section|small|span|strike|strong|style|sub|summary|sup|table|tbody|td|th|title|tr|"
-    r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>", re.IGNORECASE)
+    r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>",
+    re.IGNORECASE,
+)
 # What sites sow between the words against copying: <bdi>.99lib.</bdi>, <tt></tt>, <u>?</u>
 HIDDEN = re.compile(r"<((?!(?:b|i|em|p|div|span|td|font|strong)>)[a-z]{1,10})>([^<>]{0,12})</\1>", re.IGNORECASE)
 HIDDEN_MARK = re.compile(r"[9九]{2}(?:lib|藏)|藏书网|^[\s.?!]*$", re.IGNORECASE)
-ENTITY = re.compile(r"&(?:nbsp|ensp|emsp|amp|lt|gt|quot|apos|[lr][sd]quo|[mn]dash|hellip|middot|#\d{1,6}|"
-                    r"#x[\da-f]{1,5});", re.IGNORECASE)
+ENTITY = re.compile(
+    r"&(?:nbsp|ensp|emsp|amp|lt|gt|quot|apos|[lr][sd]quo|[mn]dash|hellip|middot|#\d{1,6}|"
+    r"#x[\da-f]{1,5});",
+    re.IGNORECASE,
+)
 
 # Read on a copy of the line whose full-width letters, digits and ./: are ASCII
 FOLD = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide - 0xFEE0).isalnum() or chr(wide) in "．／："}
 _REST = r"[\w.~/?#=&%+:@-]*"
 ADDRESS = re.compile(rf"(?:https?://|www\.){_REST}", re.ASCII | re.IGNORECASE)
-SITE = re.compile(rf"(?:{ADDRESS.pattern}|(?<![\w.])[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|cn|cc|info|xyz|top|la|me|tv)"
-                  rf"(?![\w.])(?:/{_REST})?)", re.ASCII | re.IGNORECASE)
+SITE = re.compile(
+    rf"(?:{ADDRESS.pattern}|(?<![\w.])[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|cn|cc|info|xyz|top|la|me|tv)"
+    rf"(?![\w.])(?:/{_REST})?)",
+    re.ASCII | re.IGNORECASE,
+)
 OPEN, CLOSE = "（(【[《〈「『", "）)】]》〉」』"
-BRACKET = re.compile(rf"[{re.escape(OPEN)}][^{re.escape(OPEN + CLOSE)}]{{0,40}}?{SITE.pattern}"
-                     rf"[^{re.escape(OPEN + CLOSE)}]{{0,40}}[{re.escape(CLOSE)}]", re.ASCII | re.IGNORECASE)
-AD_WORDS = re.compile("小说|电子书|txt|下载|在线阅读|免费|书友|网友|书屋|书城|书库|书网|文学网|中文网|读书网|"
-                      "论坛|网址|网站|本站|更多|最新|章节|更新|首发|上传|分享|整理|收藏|全本|访问|登[录陆]|尽在|"
-                      "[记記]住|地址|小說|電子書|下載|免費|書友|downloaded|ebook", re.IGNORECASE)
+BRACKET = re.compile(
+    rf"[{re.escape(OPEN)}][^{re.escape(OPEN + CLOSE)}]{{0,40}}?{SITE.pattern}"
+    rf"[^{re.escape(OPEN + CLOSE)}]{{0,40}}[{re.escape(CLOSE)}]",
+    re.ASCII | re.IGNORECASE,
+)
+AD_WORDS = re.compile(
+    "小说|电子书|txt|下载|在线阅读|免费|书友|网友|书屋|书城|书库|书网|文学网|中文网|读书网|"
+    "论坛|网址|网站|本站|更多|最新|章节|更新|首发|上传|分享|整理|收藏|全本|访问|登[录陆]|尽在|"
+    "[记記]住|地址|小說|電子書|下載|免費|書友|downloaded|ebook",
+    re.IGNORECASE,
+)
 SIGNATURE = re.compile(r"[.>?]?99lib[.?]?|九九藏书网?", re.IGNORECASE)  # sown into the text by a site
 # Advertisements that name no address, from the beginning of a line on
 PHRASE = re.compile(
@@ -64,7 +78,9 @@ PHRASE = re.compile(
     r"(?:整理|制作|提供|首发|收集|上传|下载)|"
     r"(?:本?作品|本书|内容|声明[:：])[^。！？]{0,12}仅供[^。！？]{0,40}(?:删除|商业|版权)|"
     r"[-=－＝ ]{2,}章节内容(?:开始|结束)[-=－＝ ]{2,}$|"
-    r"更新时间[:：]\s*\d{4}\D\d+\D\d+.*字数[:：]\s*\d+\s*$", re.IGNORECASE)
+    r"更新时间[:：]\s*\d{4}\D\d+\D\d+.*字数[:：]\s*\d+\s*$",
+    re.IGNORECASE,
+)
 PUNCTUATION = re.compile(r"[\W_]+")
 
 WIDE = "\u3000\xa0"
@@ -81,8 +97,9 @@ class Cleaner:
     midway=True: the first document's beginning was in an earlier unit.
     """
 
-    def __init__(self, rules: Sequence[str], report: Callable[[int, str, str], None] | None = None,
-                 midway: bool = False):
+    def __init__(
+        self, rules: Sequence[str], report: Callable[[int, str, str], None] | None = None, midway: bool = False
+    ):
         self.rules, self.is_watched, self.report = set(rules), bool(report), report or (lambda *_: None)
         self.by_line = bool(self.rules - set(NORMALIZE))
         self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
@@ -161,16 +178,17 @@ class Cleaner:
             line = self.cut("spaces", WIDE_RUN, line, " ")
         return line
 
-    def cut(self, rule: str, pattern: re.Pattern, line: str, by: str | Callable[[re.Match], str] = "",
-            folded: bool = False) -> str:
+    def cut(
+        self, rule: str, pattern: re.Pattern, line: str, by: str | Callable[[re.Match], str] = "", folded: bool = False
+    ) -> str:
         """`line` with `by` for every match of the pattern (searched in the folded line, if so), each reported."""
         kept, at = [], 0
         for match in pattern.finditer(fold(line) if folded else line):
-            old = line[match.start():match.end()]
+            old = line[match.start() : match.end()]
             new = by(match) if callable(by) else by
             if new != old and old:
                 self.report(self.line, rule, old)
-            kept += (line[at:match.start()], new)
+            kept += (line[at : match.start()], new)
             at = match.end()
         return "".join(kept) + line[at:] if kept else line
 
@@ -192,7 +210,7 @@ def is_advertisement(line: str) -> bool:
         return False
     if ADDRESS.search(line) and not PUNCTUATION.sub("", SITE.sub("", line)):
         return True  # nothing but an address
-    before = line[:site.start()].strip()
+    before = line[: site.start()].strip()
     begins = not before or len(before) <= 24 and AD_WORDS.search(before)
     return bool(begins) and len(set(AD_WORDS.findall(line.lower()))) >= 2
 
@@ -227,12 +245,19 @@ class Report:
 
     def summary(self) -> None:
         self.end()
-        print("clean  " + (", ".join(f"{rule}: {n:,} times, {self.characters[rule]:,} characters"
-                                     for rule, n in self.counts.items()) or "nothing to remove"))
+        print(
+            "clean  "
+            + (
+                ", ".join(
+                    f"{rule}: {n:,} times, {self.characters[rule]:,} characters" for rule, n in self.counts.items()
+                )
+                or "nothing to remove"
+            )
+        )
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
-    """"all" or "bom,ads" -> rules in their order. ValueError names the unknown one."""
+    """ "all" or "bom,ads" -> rules in their order. ValueError names the unknown one."""
     names = set(RULES) if text == "all" else set(text.replace(" ", "").split(","))
     if names - set(RULES):
         raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(RULES)))}; the rules are {', '.join(RULES)}")

@@ -86,9 +86,17 @@ class DatasetWriter:
             if file.tell() < size:
                 return False
             file.truncate(size)
-            with (open(self.temp / f"{split}.bin", "rb") as kept,
-                  tqdm(desc=f"reading {split}.bin", total=size, unit="B", unit_scale=True, leave=False,
-                       disable=None if size > 2**30 else True) as bar):
+            with (
+                open(self.temp / f"{split}.bin", "rb") as kept,
+                tqdm(
+                    desc=f"reading {split}.bin",
+                    total=size,
+                    unit="B",
+                    unit_scale=True,
+                    leave=False,
+                    disable=None if size > 2**30 else True,
+                ) as bar,
+            ):
                 while piece := kept.read(2**22):
                     self.hashes[split].update(piece)
                     bar.update(len(piece))
@@ -99,8 +107,10 @@ class DatasetWriter:
         ids = np.asarray(ids)
         assert ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocab_size:
-            raise ValueError(f"{self.folder}: {split} ids range from {ids.min()} to {ids.max()}, "
-                             f"but vocab_size is {self.tokenizer.vocab_size}")
+            raise ValueError(
+                f"{self.folder}: {split} ids range from {ids.min()} to {ids.max()}, "
+                f"but vocab_size is {self.tokenizer.vocab_size}"
+            )
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
         with os_errors(self.folder):
             self.bins[split].write(ids.data)
@@ -128,8 +138,9 @@ class DatasetWriter:
     def write_meta(self) -> None:
         for split in SPLITS:
             if not self.counts[split]["tokens"]:
-                raise ValueError(f"{self.folder}: the {split} split would be empty; use more text or another "
-                                 "--val_fraction")
+                raise ValueError(
+                    f"{self.folder}: the {split} split would be empty; use more text or another --val_fraction"
+                )
         meta = {
             "format": 1,
             "dtype": self.dtype.name,
@@ -232,7 +243,7 @@ class Dataset:
             else:
                 ids, width = self.array(split), 2**15
                 starts = range(0, n, max(width, -(-n // 16)))
-                samples = [ids[start:start + width] for start in [*starts, max(0, n - width)]]
+                samples = [ids[start : start + width] for start in [*starts, max(0, n - width)]]
                 parts += [split, n, hashlib.sha256(np.concatenate(samples)).hexdigest()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -254,8 +265,11 @@ def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bo
         if (folder / "meta.pkl").exists():
             size, tokenizer = read_meta_pkl(folder / "meta.pkl")
         elif vocab_size is None:
-            warnings.warn(f"{folder}: neither meta.json nor --vocab_size says what the ids are; taken as "
-                          f"GPT-2's, {GPT2_VOCAB_SIZE} tokens", stacklevel=2)
+            warnings.warn(
+                f"{folder}: neither meta.json nor --vocab_size says what the ids are; taken as "
+                f"GPT-2's, {GPT2_VOCAB_SIZE} tokens",
+                stacklevel=2,
+            )
         size = size or vocab_size or GPT2_VOCAB_SIZE
         dtype = id_dtype(size)
     if vocab_size is not None and vocab_size < size and not may_differ:
@@ -275,14 +289,18 @@ def find_folder(name: str | Path) -> Path:
             return folder
     for folder in choices:
         if (folder / "prepare.py").exists():
-            raise ValueError(f"dataset {name} is not prepared (no train.bin in {folder}); make it with: "
-                             f"python {shown(folder / 'prepare.py')}")
+            raise ValueError(
+                f"dataset {name} is not prepared (no train.bin in {folder}); make it with: "
+                f"python {shown(folder / 'prepare.py')}"
+            )
     if Path(name).is_dir():
         raise ValueError(f"{name} has no train.bin: not a dataset, or its prepare was stopped; prepare again")
     ready = sorted(path.parent.name for path in DATA.glob("*/train.bin"))
     known = sorted(path.parent.name for path in DATA.glob("*/prepare.py"))
-    raise ValueError(f"no dataset {name}: neither a folder nor in {shown(DATA)}; prepared there: "
-                     f"{', '.join(ready) or 'none'}; with a prepare.py: {', '.join(known) or 'none'}")
+    raise ValueError(
+        f"no dataset {name}: neither a folder nor in {shown(DATA)}; prepared there: "
+        f"{', '.join(ready) or 'none'}; with a prepare.py: {', '.join(known) or 'none'}"
+    )
 
 
 def shown(path: Path) -> Path:
@@ -294,10 +312,14 @@ def shown(path: Path) -> Path:
 def read_meta(path: Path) -> dict:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        is_valid = (meta["format"] == 1 and meta["dtype"] in ("uint16", "uint32") and meta["vocab_size"] > 0
-                    and all(split in meta["splits"] for split in SPLITS)
-                    and all({"tokens", "bytes", "sha256"} <= s.keys() for s in meta["splits"].values())
-                    and isinstance(meta["tokenizer"], dict))
+        is_valid = (
+            meta["format"] == 1
+            and meta["dtype"] in ("uint16", "uint32")
+            and meta["vocab_size"] > 0
+            and all(split in meta["splits"] for split in SPLITS)
+            and all({"tokens", "bytes", "sha256"} <= s.keys() for s in meta["splits"].values())
+            and isinstance(meta["tokenizer"], dict)
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a dataset's meta.json ({type(error).__name__}: {error})") from error
     if not is_valid:
@@ -346,12 +368,16 @@ def count_tokens(dataset: Dataset, split: str) -> int:
     stat, width = path.stat(), dataset.dtype.itemsize
     n, rest = divmod(stat.st_size, width)
     if rest or not n:
-        raise ValueError(f"{path}: {stat.st_size:,} bytes, expected a positive multiple of {width} "
-                         f"({dataset.dtype.name} ids); the file is cut off or of another format")
+        raise ValueError(
+            f"{path}: {stat.st_size:,} bytes, expected a positive multiple of {width} "
+            f"({dataset.dtype.name} ids); the file is cut off or of another format"
+        )
     expected = dataset.meta["splits"][split]["tokens"] if dataset.meta else n
     if n != expected:
-        raise ValueError(f"{path}: {n:,} tokens, but meta.json says {expected:,}; it was altered or cut off, "
-                         "prepare the dataset again")
+        raise ValueError(
+            f"{path}: {n:,} tokens, but meta.json says {expected:,}; it was altered or cut off, "
+            "prepare the dataset again"
+        )
     if not dataset.meta:
         scan_ids(path, dataset.dtype, dataset.vocab_size, stat.st_size, stat.st_mtime_ns)
     return n
@@ -366,13 +392,17 @@ def scan_ids(path: Path, dtype: np.dtype, vocab_size: int, size: int, mtime_ns: 
         return
     position = 0
     quiet = None if size > 2**30 else True  # None: quiet unless stderr is a terminal
-    with open(path, "rb") as file, tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True,
-                                        disable=quiet) as bar:
+    with (
+        open(path, "rb") as file,
+        tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=quiet) as bar,
+    ):
         while (ids := np.fromfile(file, dtype, 2**22)).size:
             if ids.max() >= vocab_size:
                 at = int(np.argmax(ids >= vocab_size))
-                raise ValueError(f"{path}: token {position + at:,} is id {ids[at]}, but vocab_size is "
-                                 f"{vocab_size}; give the tokenizer's own size with --vocab_size")
+                raise ValueError(
+                    f"{path}: token {position + at:,} is id {ids[at]}, but vocab_size is "
+                    f"{vocab_size}; give the tokenizer's own size with --vocab_size"
+                )
             position += ids.size
             bar.update(ids.nbytes)
 
@@ -384,13 +414,16 @@ def windows_per_epoch(dataset: Dataset, split: str, block_size: int) -> int:
     """Samples of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one."""
     n = dataset.tokens(split)
     if n <= block_size:
-        raise ValueError(f"{dataset.folder}: {split} has {n:,} tokens, but block_size={block_size} needs at "
-                         f"least {block_size + 1:,}; use a smaller block_size or more text")
+        raise ValueError(
+            f"{dataset.folder}: {split} has {n:,} tokens, but block_size={block_size} needs at "
+            f"least {block_size + 1:,}; use a smaller block_size or more text"
+        )
     return max(1, n // block_size - 1)  # one window less than fit, which leaves room for the phase
 
 
-def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray, block_size: int,
-          sampling: str = "contiguous") -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    dataset: Dataset, split: str, seed: int, index: np.ndarray, block_size: int, sampling: str = "contiguous"
+) -> tuple[np.ndarray, np.ndarray]:
     """Samples number `index` (B,) -> x, y, both int64 (B, T) with T = block_size; y is x one token later.
 
     A pure function of (seed, split, index) for a given dataset and T. Samples e * n to (e + 1) * n - 1, where
@@ -416,8 +449,10 @@ def batch(dataset: Dataset, split: str, seed: int, index: np.ndarray, block_size
 def check_ids(dataset: Dataset, split: str, ids: np.ndarray) -> np.ndarray:
     """`ids` as they are; ValueError if one is out of range, since a file may have been altered."""
     if ids.max() >= dataset.vocab_size:
-        raise ValueError(f"{dataset.folder / split}.bin holds id {ids.max()}, but vocab_size is {dataset.vocab_size}; "
-                         "prepare the dataset again")
+        raise ValueError(
+            f"{dataset.folder / split}.bin holds id {ids.max()}, but vocab_size is {dataset.vocab_size}; "
+            "prepare the dataset again"
+        )
     return ids
 
 
@@ -470,8 +505,9 @@ def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | Non
     return np.arange(limit) * n_full // limit
 
 
-def eval_batch(dataset: Dataset, split: str, windows: np.ndarray, block_size: int,
-               sampling: str = "contiguous") -> tuple[np.ndarray, np.ndarray]:
+def eval_batch(
+    dataset: Dataset, split: str, windows: np.ndarray, block_size: int, sampling: str = "contiguous"
+) -> tuple[np.ndarray, np.ndarray]:
     """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0, y is -1.
 
     sampling="line": window k is what line_windows makes of position k*T.
@@ -492,8 +528,7 @@ BOS = 0  # what stands before a line's first token in x
 FAR = 2**16  # tokens in which to look for the end of a line
 
 
-def line_windows(dataset: Dataset, split: str, positions: np.ndarray,
-                 block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def line_windows(dataset: Dataset, split: str, positions: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows at the first starts of lines from `positions` (B,) on -> x, y, both int64 (B, T).
 
     y is the text from the start of a line on, x is BOS and then y without its last token. Behind the end-of-text
@@ -519,7 +554,7 @@ def line_start(ids: np.ndarray, position: int, ends: np.ndarray, eot: int) -> in
     """The first start of a line at `position` or behind it, where there is more to come than an end of text."""
     first, width = position - 1, 2**8
     while 0 <= first < position + FAR:
-        near = ids[first:first + width + 1]
+        near = ids[first : first + width + 1]
         found = np.flatnonzero(ends.take(near[:-1], mode="clip") & (near[1:] != eot))
         if found.size:
             return first + 1 + int(found[0])
@@ -537,12 +572,16 @@ def line_ends(dataset: Dataset) -> tuple[np.ndarray, int]:
     if dataset.line_ends is None:
         tokenizer = dataset.tokenizer or (ByteTokenizer(eot=255) if dataset.vocab_size == 256 else None)
         if tokenizer is None:
-            raise ValueError(f"{dataset.folder}: sampling=line needs to know which tokens end in a newline, and "
-                             "this dataset has no tokenizer; use sampling=contiguous, or prepare it again")
+            raise ValueError(
+                f"{dataset.folder}: sampling=line needs to know which tokens end in a newline, and "
+                "this dataset has no tokenizer; use sampling=contiguous, or prepare it again"
+            )
         ends = np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(dataset.vocab_size)])
         if not ends.any():
-            raise ValueError(f"{dataset.folder}: sampling=line, but no token of this dataset ends in a newline; "
-                             "use sampling=contiguous")
+            raise ValueError(
+                f"{dataset.folder}: sampling=line, but no token of this dataset ends in a newline; "
+                "use sampling=contiguous"
+            )
         if tokenizer.eot is not None:
             ends[tokenizer.eot] = True
         dataset.line_ends = ends, -1 if tokenizer.eot is None else tokenizer.eot

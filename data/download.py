@@ -22,14 +22,17 @@ TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of a download
 def github_urls(repository: str, commit: str, path: str) -> list[str]:
     """Two addresses of one file: GitHub's own, and a delivery network that is easier to reach from China."""
     path = quote(path)
-    return [f"https://raw.githubusercontent.com/{repository}/{commit}/{path}",
-            f"https://cdn.jsdelivr.net/gh/{repository}@{commit}/{path}"]
+    return [
+        f"https://raw.githubusercontent.com/{repository}/{commit}/{path}",
+        f"https://cdn.jsdelivr.net/gh/{repository}@{commit}/{path}",
+    ]
 
 
 def hub_urls(dataset: str, path: str) -> list[str]:
     """Two addresses of a file of a dataset on the Hugging Face hub: its own, and a mirror in China."""
-    return [f"{host}/datasets/{dataset}/resolve/main/{path}"
-            for host in ("https://huggingface.co", "https://hf-mirror.com")]
+    return [
+        f"{host}/datasets/{dataset}/resolve/main/{path}" for host in ("https://huggingface.co", "https://hf-mirror.com")
+    ]
 
 
 def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
@@ -49,17 +52,23 @@ def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
             return
         except (OSError, ValueError) as error:  # requests raises OSErrors, ValueErrors for bad addresses
             failures.append(f"{url} ({reason(error)})")
-    raise ValueError(f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these "
-                     f"addresses by other means and pass it with --input FILE, or save it as {dest}")
+    raise ValueError(
+        f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these "
+        f"addresses by other means and pass it with --input FILE, or save it as {dest}"
+    )
 
 
 def reason(error: Exception) -> str:
     """A few words for what requests says in several lines."""
     from requests import exceptions
 
-    for kind, text in ((exceptions.ProxyError, "the proxy failed"), (exceptions.SSLError, "TLS failed"),
-                       (exceptions.Timeout, "timed out"), (exceptions.ConnectionError, "no connection"),
-                       (exceptions.ChunkedEncodingError, "cut off")):
+    for kind, text in (
+        (exceptions.ProxyError, "the proxy failed"),
+        (exceptions.SSLError, "TLS failed"),
+        (exceptions.Timeout, "timed out"),
+        (exceptions.ConnectionError, "no connection"),
+        (exceptions.ChunkedEncodingError, "cut off"),
+    ):
         if isinstance(error, kind):
             return text
     return str(error)
@@ -114,8 +123,10 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
         if reply.status_code == 200:  # no ranges here, the whole file follows
             offset = 0
         total = offset + int(reply.headers.get("Content-Length", 0)) or None
-        with (open(part, "ab" if offset else "wb") as file,
-              tqdm(desc=part.name, total=total, initial=offset, unit="B", unit_scale=1, disable=None) as bar):
+        with (
+            open(part, "ab" if offset else "wb") as file,
+            tqdm(desc=part.name, total=total, initial=offset, unit="B", unit_scale=1, disable=None) as bar,
+        ):
             for piece in reply.iter_content(2**14):
                 file.write(piece)
                 bar.update(len(piece))

@@ -48,8 +48,10 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 
 # The most frequent characters, simplified and traditional: in the right encoding, text is full of them
-FREQUENT = frozenset("的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
-                     "你對对生能而子那得於于著着下自之年道")
+FREQUENT = frozenset(
+    "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
+    "你對对生能而子那得於于著着下自之年道"
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Part:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """"b.jsonl.gz" -> (".jsonl", ".gz"), "b.tgz" -> (".tar", ".tgz"), "b.txt" -> (".txt", "")."""
+    """ "b.jsonl.gz" -> (".jsonl", ".gz"), "b.tgz" -> (".tar", ".tgz"), "b.txt" -> (".txt", "")."""
     stem, suffix = os.path.splitext(name.lower())
     if suffix in COMPRESSED:
         return COMPRESSED[suffix] or os.path.splitext(stem)[1], suffix
@@ -117,8 +119,11 @@ def is_wanted(name: str, reading: Reading) -> bool:
     """Whether to read what an archive or a folder calls `name`."""
     *folders, file = name.replace("\\", "/").removeprefix("./").split("/")
     kind, compression = kind_of(file)
-    return (not any(is_skipped(folder, reading) for folder in folders) and not file.startswith(".")
-            and (kind in reading.suffixes or bool(compression) and not kind))
+    return (
+        not any(is_skipped(folder, reading) for folder in folders)
+        and not file.startswith(".")
+        and (kind in reading.suffixes or bool(compression) and not kind)
+    )
 
 
 def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
@@ -127,6 +132,7 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
     Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
     read; if lenient, that is reported too.
     """
+
     def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
         refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
 
@@ -156,8 +162,15 @@ def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> 
         stat = path.stat()
         if path.is_dir() or not stat.st_size:
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'empty'}; expected text")
-        whole = Part(str(path), name, stat.st_size, stat.st_mtime_ns, encoding=reading.encoding,
-                     rules=reading.rules, lenient=lenient)
+        whole = Part(
+            str(path),
+            name,
+            stat.st_size,
+            stat.st_mtime_ns,
+            encoding=reading.encoding,
+            rules=reading.rules,
+            lenient=lenient,
+        )
         if not compression and kind in DIVIDED:
             return DIVIDED[kind](whole, reading)
         whole = with_encoding(whole, reading)
@@ -173,13 +186,23 @@ def cannot_read(name: str | Path, error: Exception) -> str:
 
 
 def zip_parts(whole: Part, reading: Reading) -> list[Part]:
-    members = [info for info in open_zip(whole.path, whole.mtime_ns).infolist()
-               if not info.is_dir() and is_wanted(info.filename, reading)]
+    members = [
+        info
+        for info in open_zip(whole.path, whole.mtime_ns).infolist()
+        if not info.is_dir() and is_wanted(info.filename, reading)
+    ]
     if any(info.flag_bits & 1 for info in members):
         raise ValueError(f"{whole.path} is protected by a password; unpack it and pass the folder")
-    parts = [replace(whole, name=f"{whole.name}/{zip_name(info)}", size=info.file_size, member=info.filename,
-                     lenient=whole.lenient or reading.lenient)
-             for info in sorted(members, key=lambda info: info.filename)]
+    parts = [
+        replace(
+            whole,
+            name=f"{whole.name}/{zip_name(info)}",
+            size=info.file_size,
+            member=info.filename,
+            lenient=whole.lenient or reading.lenient,
+        )
+        for info in sorted(members, key=lambda info: info.filename)
+    ]
     return [with_encoding(part, reading) for part in parts]
 
 
@@ -202,9 +225,18 @@ def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
 def tar_parts(whole: Part, reading: Reading) -> list[Part]:
     with tarfile.open(whole.path, "r:") as archive:
         members = [info for info in archive if info.isfile() and is_wanted(info.name, reading)]
-    parts = [replace(whole, name=f"{whole.name}/{info.name}", size=info.size, member=info.name,
-                     start=info.offset_data, stop=info.offset_data + info.size,
-                     lenient=whole.lenient or reading.lenient) for info in members]
+    parts = [
+        replace(
+            whole,
+            name=f"{whole.name}/{info.name}",
+            size=info.size,
+            member=info.name,
+            start=info.offset_data,
+            stop=info.offset_data + info.size,
+            lenient=whole.lenient or reading.lenient,
+        )
+        for info in members
+    ]
     return [with_encoding(part, reading) for part in parts]
 
 
@@ -213,10 +245,17 @@ def parquet_parts(whole: Part, reading: Reading) -> list[Part]:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
     parts, start = [], 0
     for stop in range(1, len(sizes) + 1):
-        if stop == len(sizes) or sum(sizes[start:stop + 1]) > UNIT:
-            parts.append(replace(whole, size=whole.size * (stop - start) // len(sizes), start=start, stop=stop,
-                                 first=not reading.joined or not start,
-                                 last=not reading.joined or stop == len(sizes)))
+        if stop == len(sizes) or sum(sizes[start : stop + 1]) > UNIT:
+            parts.append(
+                replace(
+                    whole,
+                    size=whole.size * (stop - start) // len(sizes),
+                    start=start,
+                    stop=stop,
+                    first=not reading.joined or not start,
+                    last=not reading.joined or stop == len(sizes),
+                )
+            )
             start = stop
     return parts
 
@@ -237,8 +276,17 @@ def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
         return [whole]
     bounds = [0, *cuts(whole, find_cut), whole.size]
-    return [replace(whole, size=stop - start, start=start, stop=stop, first=not text or not start,
-                    last=not text or stop == whole.size) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [
+        replace(
+            whole,
+            size=stop - start,
+            start=start,
+            stop=stop,
+            first=not text or not start,
+            last=not text or stop == whole.size,
+        )
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+    ]
 
 
 def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
@@ -279,9 +327,9 @@ def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(window[newline:]) if newline >= 0 else ""
     except UnicodeDecodeError as error:
-        text = error.object[:error.start].decode(encoding)
+        text = error.object[: error.start].decode(encoding)
     match = LINE_END.search(text) or (None if only_lines else CUT.search(text))
-    return newline + len(text[:match.end()].encode(encoding)) if match else 0
+    return newline + len(text[: match.end()].encode(encoding)) if match else 0
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -335,7 +383,7 @@ class Range(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(min(len(buffer), self.left))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         self.left -= len(data)
         return len(data)
 
@@ -354,9 +402,9 @@ class Unread(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self.head[:len(buffer)] or self.stream.read(len(buffer))
-        self.head = self.head[len(buffer):]
-        buffer[:len(data)] = data
+        data = self.head[: len(buffer)] or self.stream.read(len(buffer))
+        self.head = self.head[len(buffer) :]
+        buffer[: len(data)] = data
         return len(data)
 
 
@@ -379,8 +427,9 @@ def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
     return opener(stream)
 
 
-def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
-                name: str) -> Iterator[tuple[str, str, bool]]:
+def read_stream(
+    stream: BinaryIO, file: str, part: Part, reading: Reading, name: str
+) -> Iterator[tuple[str, str, bool]]:
     """The documents of a stream that `file`'s suffixes describe; `name` is for reports."""
     kind, compression = kind_of(file)
     if compression:
@@ -418,8 +467,9 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading,
         yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
-def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading,
-                name: str) -> Iterator[tuple[str, str, bool]]:
+def text_chunks(
+    stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str
+) -> Iterator[tuple[str, str, bool]]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
     where = part.where if name == part.name else name
     while True:
@@ -469,8 +519,9 @@ def lines_of(chunks: Iterator[tuple[str, str, bool]]) -> Iterator[bytes]:
     yield "".join(line).encode()
 
 
-def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading,
-              name: str) -> Iterator[tuple[str, str, bool]]:
+def json_rows(
+    stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str
+) -> Iterator[tuple[str, str, bool]]:
     for number, line in enumerate(stream, 1):
         document = f"{name}:{number}"
         try:
@@ -526,6 +577,7 @@ def text_of(row: Any, field: str | None, name: str) -> str | None:
 def import_pyarrow() -> Any:
     try:
         import pyarrow.parquet
+
         return pyarrow
     except ImportError:
         raise ValueError("reading .parquet files needs a library: pip install pyarrow") from None
@@ -549,8 +601,10 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
         field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
         if field is None or not STRINGS.match(str(schema.field(field).type)):
             columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-            raise ValueError(f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
-                             f"{columns}; choose with --field")
+            raise ValueError(
+                f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
+                f"{columns}; choose with --field"
+            )
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
             for row in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
@@ -558,8 +612,11 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
                 try:
                     text = (row or b"").decode("utf-8", reading.errors)
                 except UnicodeDecodeError as error:
-                    refuse(f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
-                           f"({error.reason}); --errors=replace reads the rest of it", part.lenient)
+                    refuse(
+                        f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
+                        f"({error.reason}); --errors=replace reads the rest of it",
+                        part.lenient,
+                    )
                     continue
                 if reading.joined:
                     yield part.name, text or " \n", False
@@ -587,13 +644,17 @@ def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDec
     offset += error.start
     found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
     if reading.encoding == "auto":
-        return (f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
-                "else name the encoding with --encoding")
+        return (
+            f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
+            "else name the encoding with --encoding"
+        )
     other = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
     if offset == 0 and error.object[:2] in UTF16_MARKS:
         other = "--encoding=utf-16"
-    return (f"{name} is not {encoding}: {found}; if it is in another encoding, pass {other}; if it is damaged, "
-            "--errors=replace reads the rest")
+    return (
+        f"{name} is not {encoding}: {found}; if it is in another encoding, pass {other}; if it is damaged, "
+        "--errors=replace reads the rest"
+    )
 
 
 def report_replaced(parts: list[Part], reading: Reading) -> None:
@@ -648,8 +709,10 @@ def detect(head: bytes, name: str) -> str:
         shares[encoding] = sum(map(FREQUENT.__contains__, text)) / max(1, len(text))
     best, other = sorted(shares, key=shares.get, reverse=True)
     if shares[best] < 0.05 or shares[best] < 3 * shares[other]:
-        raise ValueError(f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name "
-                         "its encoding with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace")
+        raise ValueError(
+            f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name "
+            "its encoding with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace"
+        )
     return best
 
 

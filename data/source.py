@@ -71,8 +71,9 @@ class PrepareParser(Parser):
         name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
         for flag in ("vocab_size", "special_tokens"):
             if getattr(args, flag) is not None and name != "--tokenizer=bpe":
-                self.error(f"--{flag} is for a bpe tokenizer that is trained on the text, found {name}; leave one of "
-                           "them out")
+                self.error(
+                    f"--{flag} is for a bpe tokenizer that is trained on the text, found {name}; leave one of them out"
+                )
         if args.min_count != 1 and not args.trim:
             self.error(f"--min_count={args.min_count} is for --trim, found none; pass both, or neither")
         if args.vocab_size is None:
@@ -83,28 +84,51 @@ class PrepareParser(Parser):
 def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
     """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults: where
     out_dir's is None, `description` says where the dataset goes."""
-    parser = PrepareParser(vocab_size, description=description, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PrepareParser(
+        vocab_size, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument_group("text").add_argument
-    add("--input", nargs="+", type=Path, default=[], metavar="PATH",
-        help="local files, folders and archives (.txt .jsonl .parquet .zip .tar, .gz .xz .bz2 .zst): no network")
+    add(
+        "--input",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="local files, folders and archives (.txt .jsonl .parquet .zip .tar, .gz .xz .bz2 .zst): no network",
+    )
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="those of the validation split")
-    add("--val_fraction", type=fraction, default=0.1,
-        help="part of the text for validation, if nothing else says which (default: %(default)s)")
+    add(
+        "--val_fraction",
+        type=fraction,
+        default=0.1,
+        help="part of the text for validation, if nothing else says which (default: %(default)s)",
+    )
     add("--encoding", default="utf-8", help="of the text: gb18030, big5, utf-16, ... or auto (default: utf-8)")
-    add("--errors", choices=("strict", "replace"), default="strict",
-        help="where bytes do not decode: stop, or put U+FFFD in their place and say in which files (default: strict)")
+    add(
+        "--errors",
+        choices=("strict", "replace"),
+        default="strict",
+        help="where bytes do not decode: stop, or put U+FFFD in their place and say in which files (default: strict)",
+    )
     add("--normalize", action="store_true", help="drop a byte-order mark, read CRLF as LF (default: keep)")
-    add("--clean", nargs="?", const="all", metavar="RULE,...",
+    add(
+        "--clean",
+        nargs="?",
+        const="all",
+        metavar="RULE,...",
         help=f"take out what web books carry besides their text; all of {', '.join(RULES)}, or the ones named; "
-             "with --dry_run all text that goes is shown, line ends, spaces and blank lines are counted")
+        "with --dry_run all text that goes is shown, line ends, spaces and blank lines are counted",
+    )
     add("--field", help="of .jsonl and .parquet rows (default: text, content or story)")
     add("--separator", help=r"what stands between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and leave out what can't be read, instead of stopping")
     add = parser.add_argument_group("tokens").add_argument
-    add("--tokenizer", default="char",
+    add(
+        "--tokenizer",
+        default="char",
         help="char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, the name of a repository on the "
-             "Hugging Face hub, or a tokenizer.json (default: %(default)s)")
+        "Hugging Face hub, or a tokenizer.json (default: %(default)s)",
+    )
     add("--vocab_size", type=int, help=f"of a bpe tokenizer that is trained (default: {vocab_size})")
     add("--special_tokens", nargs="+", metavar="TOKEN", help="more of them for it than <|endoftext|>: '<|user|>' ...")
     add("--tokenizer_file", type=Path, help="the tokenizer's file, or its folder, where it is on this machine")
@@ -114,8 +138,12 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     place = "see above" if "out_dir" in defaults else "beside the script"
     add("--out_dir", type=Path, default=folder, help=f"where the dataset goes (default: {place})")
     add("--dry_run", action="store_true", help="do it all, print the numbers, but leave out_dir as it is")
-    add("--workers", type=count, default=0,
-        help="processes; the result is the same for any number (default: 0, all cores)")
+    add(
+        "--workers",
+        type=count,
+        default=0,
+        help="processes; the result is the same for any number (default: 0, all cores)",
+    )
     parser.set_defaults(**{"folder": folder, "eot": True, **defaults})
     return parser
 
@@ -137,9 +165,17 @@ def tokenizer_of(args: argparse.Namespace) -> Callable:
     from data.tokenizer import make_tokenizer
 
     def make(texts: Callable) -> Any:
-        return make_tokenizer(args.tokenizer, texts, file=args.tokenizer_file, vocab_size=args.vocab_size,
-                              special_tokens=args.special_tokens or (), eot=args.eot, trim=args.trim,
-                              min_count=args.min_count)
+        return make_tokenizer(
+            args.tokenizer,
+            texts,
+            file=args.tokenizer_file,
+            vocab_size=args.vocab_size,
+            special_tokens=args.special_tokens or (),
+            eot=args.eot,
+            trim=args.trim,
+            min_count=args.min_count,
+        )
+
     return make
 
 
@@ -147,9 +183,13 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
     """How the flags and a script's own `options` (fields of Reading) say to read."""
     rules = parse_rules(args.clean) if args.clean else ()
     separator = args.separator and args.separator.replace("\\r", "\r").replace("\\n", "\n").replace("\\t", "\t")
-    defaults = {"encoding": check_encoding(args.encoding), "errors": args.errors, "field": args.field,
-                "separator": separator,
-                "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE)}
+    defaults = {
+        "encoding": check_encoding(args.encoding),
+        "errors": args.errors,
+        "field": args.field,
+        "separator": separator,
+        "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
+    }
     return Reading(**{**defaults, **options})
 
 
@@ -206,8 +246,10 @@ def report_normalized(path: Path, reading: Reading) -> None:
         text = file.read()
     n, mark = text.count(b"\r\n"), text.startswith(codecs.BOM_UTF8)
     if (n or mark) and not set(NORMALIZE) <= set(reading.rules):
-        print(f"newlines {path.name}: {n:,} CRLF{' and a byte-order mark' * mark} of this public copy are read as LF: "
-              f"{n + 3 * mark:,} bytes less than the file has (other files keep theirs without --normalize)")
+        print(
+            f"newlines {path.name}: {n:,} CRLF{' and a byte-order mark' * mark} of this public copy are read as LF: "
+            f"{n + 3 * mark:,} bytes less than the file has (other files keep theirs without --normalize)"
+        )
 
 
 @contextmanager
@@ -234,8 +276,11 @@ def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
                 raise
             report_skipped(str(error))
             continue
-        yield from (replace(part, name=printable(part.name)) for part in parts
-                    if not part.size or not part.lenient or can_be_read(part, reading))
+        yield from (
+            replace(part, name=printable(part.name))
+            for part in parts
+            if not part.size or not part.lenient or can_be_read(part, reading)
+        )
 
 
 def can_be_read(part: Part, reading: Reading) -> bool:
@@ -423,7 +468,7 @@ def in_slices(texts: Iterable[tuple[str, str, bool]]) -> Iterator[tuple[str, str
     for document, text, ends in texts:
         last = max(0, len(text) - 1) // PIECE
         for i in range(last + 1):
-            yield document, text[i * PIECE:(i + 1) * PIECE], ends and i == last
+            yield document, text[i * PIECE : (i + 1) * PIECE], ends and i == last
 
 
 def cut_in(text: str, start: int) -> int:

@@ -53,8 +53,8 @@ EOT = "<|endoftext|>"
 EOTS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 SPACE_SIGN = "\u2581"  # in the tokens of Llama-2's kind
 CHUNK = 1 << 16  # characters: longer texts go to the libraries in pieces of about this size, in parallel
-GROUP = 16       # pieces held as Python objects at a time
-NEAR = 1 << 14   # characters that numpy works on at a time: what its steps leave stays in the processor's cache
+GROUP = 16  # pieces held as Python objects at a time
+NEAR = 1 << 14  # characters that numpy works on at a time: what its steps leave stays in the processor's cache
 TRAIN_BUDGET = 64_000_000  # of BPETokenizer.train, as _sample counts: 64 MB of English, 2.5 million Han
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).
@@ -71,25 +71,33 @@ CUT_GPT4 = re.compile(CUT.pattern + rf"|[{SPACE}](?=(?![\r\n])[{SPACE}][^{SPACE}
 
 # OpenAI's patterns with possessive quantifiers, the same matches without backtracking where runs can be long
 PATTERN_GPT2 = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-PATTERN_GPT4 = (r"'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-                r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
+PATTERN_GPT4 = (
+    r"'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-PATTERN_GPT4O = "|".join([
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"\p{N}{1,3}",
-    r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-    r"(?:[^\S\r\n]*+[\r\n]++)++",
-    r"\s++$|\s+(?!\S)|\s",
-])
+PATTERN_GPT4O = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"(?:[^\S\r\n]*+[\r\n]++)++",
+        r"\s++$|\s+(?!\S)|\s",
+    ]
+)
 _FIM = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
 # name: pattern, cuts that it allows, ids up to the last merge's, special tokens
 OPENAI = {
     "gpt2": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "r50k_base": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "p50k_base": (PATTERN_GPT2, CUT_GPT2, 50281, {EOT: 50256}),
-    "cl100k_base": (PATTERN_GPT4, CUT_GPT4, 100256, {
-        EOT: 100257, **dict(zip(_FIM, range(100258, 100261), strict=True)), "<|endofprompt|>": 100276}),
+    "cl100k_base": (
+        PATTERN_GPT4,
+        CUT_GPT4,
+        100256,
+        {EOT: 100257, **dict(zip(_FIM, range(100258, 100261), strict=True)), "<|endofprompt|>": 100276},
+    ),
     "o200k_base": (PATTERN_GPT4O, CUT_GPT4, 199998, {EOT: 199999, "<|endofprompt|>": 200018}),
 }
 
@@ -99,15 +107,17 @@ OPENAI = {
 # pattern and this one: Python's library 3.41 and 3.60, Hongloumeng 4.06 and 4.31, Shakespeare 2.90 and 3.24.
 _MARK = r"[^\s\p{L}\p{M}\p{N}]"
 _NEWLINE = r"[\r\n]{1,16}[ \t]{0,64}"
-TRAIN_PATTERN = "|".join([
-    r"[^\r\n\p{L}\p{M}\p{N}]?(?:(?!\p{Han})[\p{L}\p{M}]){1,32}",
-    rf"{_MARK}?\p{{Han}}{{1,16}}",
-    r"\p{N}{1,3}",
-    rf" ?{_MARK}{{1,32}}(?:{_NEWLINE})?",
-    rf"\s{{0,64}}{_NEWLINE}",
-    r"\s{1,64}(?!\S)",
-    r"\s",
-])
+TRAIN_PATTERN = "|".join(
+    [
+        r"[^\r\n\p{L}\p{M}\p{N}]?(?:(?!\p{Han})[\p{L}\p{M}]){1,32}",
+        rf"{_MARK}?\p{{Han}}{{1,16}}",
+        r"\p{N}{1,3}",
+        rf" ?{_MARK}{{1,32}}(?:{_NEWLINE})?",
+        rf"\s{{0,64}}{_NEWLINE}",
+        r"\s{1,64}(?!\S)",
+        r"\s",
+    ]
+)
 
 
 class ByteTokenizer:
@@ -152,8 +162,10 @@ class CharTokenizer:
     def __init__(self, chars: str, eot: bool = False):
         codes = _code_points(chars)
         if len(set(chars)) != len(chars) or not chars:
-            raise ValueError(f"char tokenizer: {len(chars)} characters, {len(set(chars))} of them distinct; "
-                             "expected at least one, and none twice")
+            raise ValueError(
+                f"char tokenizer: {len(chars)} characters, {len(set(chars))} of them distinct; "
+                "expected at least one, and none twice"
+            )
         self.chars = chars
         self.eot = len(chars) if eot else None
         self.special_tokens = {EOT: self.eot} if eot else {}
@@ -168,7 +180,7 @@ class CharTokenizer:
         seen = np.zeros(sys.maxunicode + 1, bool)
         for text in [texts] if isinstance(texts, str) else texts:
             for i in range(0, len(text), NEAR):
-                seen[_code_points(text[i:i + NEAR], at=i)] = True
+                seen[_code_points(text[i : i + NEAR], at=i)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))), eot)
 
     def encode(self, text: str, special: bool = False, num_threads: int | None = None) -> np.ndarray:
@@ -177,17 +189,19 @@ class CharTokenizer:
             return _encode_special(self, text, num_threads)
         out = np.empty(len(text), _dtype(self.vocab_size))
         for i in range(0, len(text), NEAR):
-            ids = self._ids.take(_code_points(text[i:i + NEAR], at=i), mode="clip")
+            ids = self._ids.take(_code_points(text[i : i + NEAR], at=i), mode="clip")
             if ids.min() < 0:
                 raise ValueError(self._missing(text))
-            out[i:i + NEAR] = ids
+            out[i : i + NEAR] = ids
         return out
 
     def _missing(self, text: str) -> str:
         missing = sorted(set(text) - set(self.chars))
         named = ", ".join(f"{c!r} U+{ord(c):04X}" for c in missing[:8]) + ", ..." * (len(missing) > 8)
-        return (f"{len(missing)} distinct character(s) of the text are not in the vocabulary of "
-                f"{len(self.chars)}: {named}; leave them out, or make a vocabulary from a text that has them")
+        return (
+            f"{len(missing)} distinct character(s) of the text are not in the vocabulary of "
+            f"{len(self.chars)}: {named}; leave them out, or make a vocabulary from a text that has them"
+        )
 
     def decode(self, ids) -> str:
         ids = _check_ids(ids, self.vocab_size)
@@ -219,6 +233,7 @@ class BPETokenizer:
     def __init__(self, tokenizer_json: str, source: str = "tokenizer.json"):
         """Raises ValueError, naming `source`, for a file that is no such BPE or changes the text."""
         from tokenizers import Tokenizer
+
         d = parse_bpe(tokenizer_json, source)
         self._json = json.dumps(d, ensure_ascii=False, separators=(",", ":"))
         try:
@@ -257,8 +272,9 @@ class BPETokenizer:
                 self._cut = CUT
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (),
-              budget: int = TRAIN_BUDGET) -> "BPETokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (), budget: int = TRAIN_BUDGET
+    ) -> "BPETokenizer":
         """Merges learned from a stream of texts; the same texts give the same ids, on any number of threads.
 
         The ids are 256 bytes, then merges, then end of text and the other special tokens. vocab_size counts
@@ -266,25 +282,35 @@ class BPETokenizer:
         TRAIN_PATTERN. Of a corpus beyond `budget`, a fixed random sample counts: see _sample.
         """
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
         special = list(dict.fromkeys([EOT, *special_tokens]))
         if vocab_size < 256 + len(special) or "" in special:
-            raise ValueError(f"bpe tokenizer: vocab_size is {vocab_size}, expected at least "
-                             f"{256 + len(special)}: 256 bytes and {', '.join(special)}")
+            raise ValueError(
+                f"bpe tokenizer: vocab_size is {vocab_size}, expected at least "
+                f"{256 + len(special)}: 256 bytes and {', '.join(special)}"
+            )
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(TRAIN_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(TRAIN_PATTERN), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special), min_frequency=2,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                      show_progress=sys.stderr.isatty())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(special),
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=sys.stderr.isatty(),
+        )
         sample = _sample([texts] if isinstance(texts, str) else texts, budget)
         tokenizer.train_from_iterator(sample, trainer)
         learned = [token for token in special if tokenizer.token_to_id(token) is not None]
         if learned:
-            raise ValueError(f"bpe tokenizer: special token {learned[0]!r} is an ordinary one of this text, "
-                             "expected something like <|name|>")
+            raise ValueError(
+                f"bpe tokenizer: special token {learned[0]!r} is an ordinary one of this text, "
+                "expected something like <|name|>"
+            )
         tokenizer.add_special_tokens(special)
         return cls(tokenizer.to_str())
 
@@ -302,6 +328,7 @@ class BPETokenizer:
 
         def batch(pieces):  # by as many threads as RAYON_NUM_THREADS says, but one for one piece
             return (e.ids for e in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False))
+
         group = 1 if num_threads == 1 else GROUP
         return _encode_pieces(text, self.find_cut, batch, _dtype(self.vocab_size), group)
 
@@ -315,7 +342,7 @@ class BPETokenizer:
     def find_cut(self, text: str, start: int) -> int:
         if self._pairs is None:
             return _search(self._cut, text, start) if self._cut else -1
-        return next((i for i in range(max(start, 1), len(text)) if text[i - 1:i + 1] not in self._pairs), -1)
+        return next((i for i in range(max(start, 1), len(text)) if text[i - 1 : i + 1] not in self._pairs), -1)
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
@@ -343,7 +370,7 @@ class BPETokenizer:
         return [self.byte_ids[b] for b in self._bytes[id]]  # a character, or an added token
 
     def to_json(self) -> dict:
-        """"tokenizer" is the whole tokenizer.json, as text, less what parse_bpe drops."""
+        """ "tokenizer" is the whole tokenizer.json, as text, less what parse_bpe drops."""
         return {"kind": "bpe", "tokenizer": self._json}
 
 
@@ -352,10 +379,10 @@ class TiktokenTokenizer:
 
     kind = "tiktoken"
 
-    def __init__(self, name: str = "gpt2", file: str | os.PathLike | None = None,
-                 tokens: list[bytes] | None = None):
+    def __init__(self, name: str = "gpt2", file: str | os.PathLike | None = None, tokens: list[bytes] | None = None):
         """The vocabulary is `tokens`, in id order (b"" is none), or else what read_ranks finds."""
         import tiktoken
+
         if name not in OPENAI:
             raise ValueError(f"tiktoken tokenizer: {name!r} is not known, expected {', '.join(OPENAI)}")
         pattern, self._cut, size, self.special_tokens = OPENAI[name]
@@ -363,15 +390,15 @@ class TiktokenTokenizer:
         self.ranks = {token: id for id, token in enumerate(tokens) if token}
         expected = size - sum(id < size for id in self.special_tokens.values())
         if len(tokens) != size or len(self.ranks) != expected:
-            raise ValueError(f"tiktoken tokenizer: {len(self.ranks)} distinct tokens, "
-                             f"expected {name}'s {expected}")
+            raise ValueError(f"tiktoken tokenizer: {len(self.ranks)} distinct tokens, expected {name}'s {expected}")
         self.name, self.pattern = name, pattern
         self.eot = self.special_tokens[EOT]
         self.vocab_size = max(size, *(id + 1 for id in self.special_tokens.values()))
         self.byte_ids = [self.ranks[bytes([b])] for b in range(256)]
         self._bytes = [*tokens, *[b""] * (self.vocab_size - size)]
-        self._encoding = tiktoken.Encoding(name, pat_str=pattern, special_tokens=self.special_tokens,
-                                           mergeable_ranks=self.ranks)
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, special_tokens=self.special_tokens, mergeable_ranks=self.ranks
+        )
 
     def encode(self, text: str, special: bool = False, num_threads: int | None = None) -> np.ndarray:
         if special:
@@ -386,6 +413,7 @@ class TiktokenTokenizer:
                 return map(one, pieces)
             with ThreadPoolExecutor(threads) as pool:
                 return list(pool.map(one, pieces))
+
         return _encode_pieces(text, self.find_cut, batch, _dtype(self.vocab_size), GROUP)
 
     def decode(self, ids) -> str:
@@ -404,12 +432,12 @@ class TiktokenTokenizer:
     def unmerge(self, id: int) -> list[int]:
         """The ids, mostly two, that the last merge joins to this one; [] for a byte."""
         token, rank = self._bytes[id], self.ranks.get
-        parts = [token[i:i + 1] for i in range(len(token))]
+        parts = [token[i : i + 1] for i in range(len(token))]
         parts = _merge(parts, lambda a, b: r if (r := rank(a + b, math.inf)) < id else math.inf)
         return [self.ranks[part] for part in parts] if len(parts) > 1 else []
 
     def to_json(self) -> dict:
-        """"tokens" is the vocabulary in id order, spelled as in encoder.json, with spaces between."""
+        """ "tokens" is the vocabulary in id order, spelled as in encoder.json, with spaces between."""
         size = OPENAI[self.name][2]
         tokens = " ".join(map(to_symbols, self._bytes[:size]))
         return {"kind": "tiktoken", "name": self.name, "tokens": tokens}
@@ -435,8 +463,9 @@ class TrimmedTokenizer:
         if len(set(ids)) != len(ids) or (self._new[base.byte_ids] < 0).any():
             raise ValueError(f"trimmed tokenizer: {len(ids)} ids, expected distinct ones with all 256 bytes")
         self.vocab_size = len(self.ids)
-        self.special_tokens = {name: int(self._new[id]) for name, id in base.special_tokens.items()
-                               if self._new[id] >= 0}
+        self.special_tokens = {
+            name: int(self._new[id]) for name, id in base.special_tokens.items() if self._new[id] >= 0
+        }
         self.eot = None if base.eot is None or self._new[base.eot] < 0 else int(self._new[base.eot])
         self._bytes = [base._bytes[id] for id in self.ids]
         self._parts: dict[int, list[int]] = {}  # base's dropped id -> our ids, as texts need them
@@ -490,10 +519,17 @@ class TrimmedTokenizer:
 AnyTokenizer = ByteTokenizer | CharTokenizer | BPETokenizer | TiktokenTokenizer | TrimmedTokenizer
 
 
-def make_tokenizer(name: str, texts: Callable[[str | None], Iterable[str]] | None = None, *,
-                   file: str | os.PathLike | None = None, vocab_size: int | None = None,
-                   special_tokens: Sequence[str] = (), eot: bool = True, trim: bool = False,
-                   min_count: int = 1) -> AnyTokenizer:
+def make_tokenizer(
+    name: str,
+    texts: Callable[[str | None], Iterable[str]] | None = None,
+    *,
+    file: str | os.PathLike | None = None,
+    vocab_size: int | None = None,
+    special_tokens: Sequence[str] = (),
+    eot: bool = True,
+    trim: bool = False,
+    min_count: int = 1,
+) -> AnyTokenizer:
     """What --tokenizer=name stands for:
 
     byte, char       with an end-of-text id if `eot`; char has the characters of all of texts(None)
@@ -529,8 +565,10 @@ def _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot) -> AnyTo
     if name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return BPETokenizer(*read_tokenizer_json(name))
     names = ", ".join(["byte", "char", "bpe", *OPENAI, *HUB])
-    raise ValueError(f"--tokenizer={name} is no file; expected one of {names}, a repository of the hub "
-                     "(owner/name), or the path of a tokenizer.json")
+    raise ValueError(
+        f"--tokenizer={name} is no file; expected one of {names}, a repository of the hub "
+        "(owner/name), or the path of a tokenizer.json"
+    )
 
 
 def tokenizer_from_json(d: dict) -> AnyTokenizer:
@@ -621,8 +659,7 @@ def _pieces(text: str, find_cut: Callable[[str, int], int]) -> Iterator[str]:
     yield text[start:]
 
 
-def _encode_pieces(text: str, find_cut: Callable[[str, int], int], batch, dtype: type,
-                   group: int) -> np.ndarray:
+def _encode_pieces(text: str, find_cut: Callable[[str, int], int], batch, dtype: type, group: int) -> np.ndarray:
     """batch: list of pieces, up to `group` -> iterable of their ids."""
     pieces, ids = _pieces(text, find_cut), []
     while some := list(itertools.islice(pieces, group)):
@@ -640,8 +677,7 @@ def _encode_around(text: str, inserts: dict[str, list[int]], tokenizer, num_thre
     _to_bytes(text)  # for its error, which names the place
     names = sorted(inserts, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # every other one is a name
-    ids = [inserts[part] if i % 2 else tokenizer.encode(part, num_threads=num_threads)
-           for i, part in enumerate(parts)]
+    ids = [inserts[part] if i % 2 else tokenizer.encode(part, num_threads=num_threads) for i, part in enumerate(parts)]
     return np.concatenate(ids, dtype=_dtype(tokenizer.vocab_size), casting="unsafe")
 
 
@@ -657,7 +693,7 @@ def _sample(texts: Iterable[str], budget: int) -> Iterator[str]:
     for text in texts:
         for long in _pieces(text, find_cut):
             for i in range(0, len(long), 4 * CHUNK):  # a text without cuts loses one word here
-                piece = long[i:i + 4 * CHUNK]
+                piece = long[i : i + 4 * CHUNK]
                 price = len(piece) + 24 * int((_code_points(piece) >= 0x800).sum())
                 heapq.heappush(kept, (-rng.random(), next(places), price, piece))
                 cost += price
@@ -673,7 +709,7 @@ def _merge(parts: list, rank: Callable) -> list:
         i = ranks.index(min(ranks))
         if ranks[i] == math.inf:
             break
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
 
 
@@ -689,8 +725,10 @@ def _to_bytes(text: str, codec: str = "utf-8", at: int = 0) -> bytes:
     try:
         return text.encode(codec)
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character "
-                         f"{at + error.start}: it cannot be written as UTF-8; remove or replace it") from None
+        raise ValueError(
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, at character "
+            f"{at + error.start}: it cannot be written as UTF-8; remove or replace it"
+        ) from None
 
 
 def _code_points(text: str, at: int = 0) -> np.ndarray:
@@ -704,8 +742,10 @@ def _check_ids(ids, vocab_size: int) -> np.ndarray:
         raise ValueError(f"token ids have shape {ids.shape} and type {ids.dtype}, expected 1-D integers")
     bad = ids[(ids < 0) | (ids >= vocab_size)]
     if bad.size:
-        raise ValueError(f"token id {bad[0]} is outside the tokenizer's vocabulary of {vocab_size}; a model "
-                         "with a padded vocabulary must not be sampled beyond it")
+        raise ValueError(
+            f"token id {bad[0]} is outside the tokenizer's vocabulary of {vocab_size}; a model "
+            "with a padded vocabulary must not be sampled beyond it"
+        )
     return ids.astype(np.int64)
 
 

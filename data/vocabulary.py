@@ -75,13 +75,14 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     urls = _addresses(needed[0])
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
-        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and "
-                         "put it there")
+        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
     data, failures = _download(urls, FILES[needed[0]][0])
     if data is None:
-        raise ValueError(f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and "
-                         f"save it as {home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it "
-                         "with --tokenizer_file")
+        raise ValueError(
+            f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and "
+            f"save it as {home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it "
+            "with --tokenizer_file"
+        )
     _keep(data, _cache() / _cache_key(needed[0]))
     return _parse(needed[0], data)
 
@@ -94,8 +95,10 @@ def _known(path: Path, needed) -> tuple[str, bytes]:
         if FILES[name][0] == digest:
             return name, data
     name = needed[0]
-    raise ValueError(f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-                     f"{digest[:16]}..., expected {FILES[name][0][:16]}..., from {_addresses(name)[0]}")
+    raise ValueError(
+        f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
+        f"{digest[:16]}..., expected {FILES[name][0][:16]}..., from {_addresses(name)[0]}"
+    )
 
 
 def _parse(name: str, data: bytes) -> list[bytes]:
@@ -110,8 +113,11 @@ def _parse(name: str, data: bytes) -> list[bytes]:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-                or Path(tempfile.gettempdir(), "data-gym-cache"))
+    return Path(
+        os.environ.get("TIKTOKEN_CACHE_DIR")
+        or os.environ.get("DATA_GYM_CACHE_DIR")
+        or Path(tempfile.gettempdir(), "data-gym-cache")
+    )
 
 
 def _cache_key(name: str) -> str:
@@ -126,6 +132,7 @@ def _addresses(name: str) -> list[str]:
 def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
     """The first answer with the right sha256, and what went wrong before it. One try each."""
     import requests
+
     failures = []
     for url in urls:
         try:
@@ -174,6 +181,7 @@ def _from_hub(repo: str, home: Path) -> Path:
     """tokenizer.json of a repository, in the cache of the hub's library."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import LocalEntryNotFoundError
+
     try:
         try:
             return Path(hf_hub_download(repo, "tokenizer.json", local_files_only=True))
@@ -185,9 +193,11 @@ def _from_hub(repo: str, home: Path) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         url = f"{hub.rstrip('/')}/{repo}/resolve/main/tokenizer.json"
-        raise ValueError(f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of "
-                         f"the hub, or get {url} by other means and save it as {home}, or pass it with "
-                         "--tokenizer_file") from None
+        raise ValueError(
+            f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of "
+            f"the hub, or get {url} by other means and save it as {home}, or pass it with "
+            "--tokenizer_file"
+        ) from None
 
 
 # ---- both --------------------------------------------------------------------------------------------------
@@ -209,8 +219,10 @@ def _utf8(path: Path) -> tuple[str, str]:
         return data.decode("utf-8"), str(path)
     except UnicodeDecodeError as error:
         hint = " (a SentencePiece model? convert it, or get the tokenizer.json beside it)"
-        raise ValueError(f"{path}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8"
-                         f"{hint * (path.suffix == '.model')}; expected a tokenizer.json") from None
+        raise ValueError(
+            f"{path}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8"
+            f"{hint * (path.suffix == '.model')}; expected a tokenizer.json"
+        ) from None
 
 
 # ---- what is in them ---------------------------------------------------------------------------------------
@@ -263,8 +275,9 @@ def bpe_token_bytes(vocab: dict[str, int], added: dict, fallback: bool, source: 
     spellings = {token: bytes([b]) for b, token in enumerate(byte_spellings(fallback))}
     missing = len(spellings.keys() - vocab.keys())
     if missing:
-        raise ValueError(f"{source}: {missing} of the 256 bytes have no token, expected a byte-level BPE, or "
-                         "one with byte_fallback")
+        raise ValueError(
+            f"{source}: {missing} of the 256 bytes have no token, expected a byte-level BPE, or one with byte_fallback"
+        )
     table = [b""] * (max(vocab.values()) + 1)
     for token, id in vocab.items():
         if id in added:

@@ -27,8 +27,10 @@ def read_text(path: Path, any_bytes: bool = False) -> str:
     except OSError as error:
         raise ValueError(f"--input={path} cannot be read: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"--input={path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
-                         f"({error.reason}); {CONVERT}") from error
+        raise ValueError(
+            f"--input={path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
+            f"({error.reason}); {CONVERT}"
+        ) from error
     if not text.strip():
         raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
     return text
@@ -45,8 +47,10 @@ def read_jsonl(path: Path, fields: dict[str, type | tuple]) -> Iterator[tuple[in
             raise ValueError(f"{path}, line {number}: not JSON ({error}): it is damaged, get the file again") from None
         for name, kind in fields.items():
             if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-                raise ValueError(f"{path}, line {number}: {name!r} is missing or of another type, expected an object "
-                                 f"with {', '.join(fields)}: is this the task's own .jsonl?")
+                raise ValueError(
+                    f"{path}, line {number}: {name!r} is missing or of another type, expected an object "
+                    f"with {', '.join(fields)}: is this the task's own .jsonl?"
+                )
         yield number, record
 
 
@@ -61,8 +65,10 @@ def read_hellaswag(path: Path) -> list[dict]:
     for line, record in read_jsonl(path, fields):
         label, endings = str(record["label"]), record["endings"]
         if not label.isdecimal() or int(label) >= len(endings) or not all(isinstance(e, str) for e in endings):
-            raise ValueError(f"{path}, line {line}: label {label!r} is not the number of one of {len(endings)} endings "
-                             "(those of the test split are secret: use hellaswag_val.jsonl)")
+            raise ValueError(
+                f"{path}, line {line}: label {label!r} is not the number of one of {len(endings)} endings "
+                "(those of the test split are secret: use hellaswag_val.jsonl)"
+            )
         context = clean(f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}")
         choices = [f" {clean(ending)}" for ending in endings]
         questions.append({"line": line, "context": context, "choices": choices, "label": int(label)})
@@ -95,7 +101,7 @@ def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tu
                 raise ValueError(f"{where}: {error}") from None
             if n > block_size:
                 raise ValueError(f"{where}: {choice[:40]!r} has {n} tokens, but the context is block_size={block_size}")
-            sequences.append(ids[-(block_size + 1):])
+            sequences.append(ids[-(block_size + 1) :])
             start, stop = stop, stop + len(sequences[-1])
             windows.append((start, stop - n, stop))
     return np.concatenate(sequences), np.array(windows)
@@ -110,8 +116,9 @@ def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
     n = len(ids) - len(tokenizer.encode(context.rstrip()))
     if n == len(ids):
         if tokenizer.eot is None:
-            raise ValueError(f"nothing stands before {choice[:40]!r}, and this tokenizer has no end-of-text id to "
-                             "begin with")
+            raise ValueError(
+                f"nothing stands before {choice[:40]!r}, and this tokenizer has no end-of-text id to begin with"
+            )
         ids = np.append(tokenizer.eot, ids)
     return ids, max(1, n)  # 1: where the tokenizer joined all of the choice to the context
 

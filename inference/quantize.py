@@ -105,6 +105,7 @@ def input_noise(model: nn.Module, linears: dict[str, nn.Module]) -> dict[str, fl
             x = args[0].float()
             step = x.abs().amax(dim=-1) / 127
             found[name] = (step.square() / 12 / (x.square().mean(dim=-1) + 1e-30)).mean().sqrt().item()
+
         return hook
 
     handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from contextlib import suppress
+from typing import Literal
 
 import torch
 
@@ -21,6 +22,7 @@ PEAK_TFLOPS = {
     "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
 }  # fmt: skip
 
+DTypeName = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short names
 
 
@@ -38,8 +40,10 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         index = local_rank if local_rank is not None else device.index or 0
         highest = int(os.environ["LOCAL_WORLD_SIZE"]) - 1 if local_rank is not None else index  # all ranks agree
         if highest >= found:
-            raise ValueError(f"device={name}: GPU {highest} was asked for, PyTorch finds {found}: "
-                             "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch")
+            raise ValueError(
+                f"device={name}: GPU {highest} was asked for, PyTorch finds {found}: "
+                "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():

@@ -39,8 +39,23 @@ def test_the_gpu_list_has_commands_whose_options_there_are(line):
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
     text = tmp_path / "novel.txt"
     text.write_text("".join(f"第{i}回 宝玉道：“林妹妹{i * i}。”\n" for i in range(3000)), encoding="utf-8")
-    bench.main(["tokenizers", f"--input={text}", "--only", "byte", "char", "--tflop=0.001", "--json", "--device=cpu",
-                "--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=16"])
+    bench.main(
+        [
+            "tokenizers",
+            f"--input={text}",
+            "--only",
+            "byte",
+            "char",
+            "--tflop=0.001",
+            "--json",
+            "--device=cpu",
+            "--n_layer=1",
+            "--n_head=2",
+            "--n_embd=32",
+            "--block_size=32",
+            "--batch_size=16",
+        ]
+    )
     out = capsys.readouterr().out
     rows = {row["tokenizer"]: row for row in json.loads(next(x for x in out.splitlines() if x[0:1] == "{"))["rows"]}
     for name, ids in (("byte", 256), ("char", len(set(text.read_text(encoding="utf-8"))))):
@@ -54,8 +69,9 @@ def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
 
 def test_time_to_loss_stops_the_clock_at_the_target_and_runs_the_plain_recipe_beside(letters, capsys):
     options = [CONFIG, *SMALL, f"--dataset={letters}", "--max_iters=4", "--eval_interval=2"]
-    plain, speed = rows_of(capsys, "time_to_loss", *options, "--target=100", "--baseline",
-                           "--plain=--batch_size=2 --max_iters=2")
+    plain, speed = rows_of(
+        capsys, "time_to_loss", *options, "--target=100", "--baseline", "--plain=--batch_size=2 --max_iters=2"
+    )
     assert (plain["run"], speed["run"]) == ("plain recipe", "speed_shakespeare_char")
     assert (plain["in all: tokens"], speed["in all: tokens"]) == (2 * 2 * 16, 4 * 4 * 16)
     for row in (plain, speed):
@@ -66,11 +82,26 @@ def test_time_to_loss_stops_the_clock_at_the_target_and_runs_the_plain_recipe_be
 
 
 def test_ablation_has_a_row_for_each_setting_that_the_plain_recipe_has_not(letters, capsys):
-    rows = rows_of(capsys, "ablation", CONFIG, *SMALL, f"--dataset={letters}", "--minutes=0.02", "--seeds", "1",
-                   "--also=--qk_norm=True --mlp=relu2")
+    rows = rows_of(
+        capsys,
+        "ablation",
+        CONFIG,
+        *SMALL,
+        f"--dataset={letters}",
+        "--minutes=0.02",
+        "--seeds",
+        "1",
+        "--also=--qk_norm=True --mlp=relu2",
+    )
     assert [row["with"] for row in rows] == [
-        "as it is", "optimizer: adamw", "pos: learned", "tie_weights: True", "init: normal", "schedule: cosine",
-        "--qk_norm=True --mlp=relu2"]
+        "as it is",
+        "optimizer: adamw",
+        "pos: learned",
+        "tie_weights: True",
+        "init: normal",
+        "schedule: cosine",
+        "--qk_norm=True --mlp=relu2",
+    ]
     assert rows[0]["worse by"] == 0 and all(row["steps"] > 2 for row in rows)
     assert len({row["validation loss"] for row in rows}) > 4  # they are other runs
 

@@ -76,8 +76,11 @@ def run(out, units, make_tokenizer=bytes_with_eot, **options):
 def novel(n, seed=0):
     """n different documents of some kilobytes, {name: text}."""
     draw = random.Random(seed)
-    return {f"book{i}": "".join(draw.choice("the old 红楼 dream of\n\n\u3000") for _ in range(draw.randint(1, 5000)))
-            + f" {i}" for i in range(n)}
+    return {
+        f"book{i}": "".join(draw.choice("the old 红楼 dream of\n\n\u3000") for _ in range(draw.randint(1, 5000)))
+        + f" {i}"
+        for i in range(n)
+    }
 
 
 def digests(folder):
@@ -156,16 +159,21 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
             return
         dataset = run(out, units, val_fraction=val_fraction)
     for split, documents in found[0].items():
-        assert dataset.array(split).tobytes() == np.frombuffer(
-            b"".join(text.encode() + b"\xff" for text in documents), np.uint8).astype("<u2").tobytes()
+        assert (
+            dataset.array(split).tobytes()
+            == np.frombuffer(b"".join(text.encode() + b"\xff" for text in documents), np.uint8).astype("<u2").tobytes()
+        )
         counts = dataset.meta["splits"][split]
         assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(t.encode()) for t in documents))
     assert sorted(os.listdir(out)) == sorted(FILES)
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(alphabet="ab \n\t\x1f\u3000\xa0é红"), cuts=st.lists(st.integers(0, 60), max_size=4),
-       head=st.integers(1, 40))
+@given(
+    text=st.text(alphabet="ab \n\t\x1f\u3000\xa0é红"),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+    head=st.integers(1, 40),
+)
 def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
     fold = Fold()
     with pytest.MonkeyPatch.context() as patch:
@@ -193,8 +201,11 @@ def test_seen_is_a_set(batches):
 
 
 def split_of_each(dataset):
-    return {text: split for split in ("train", "val")
-            for text in dataset.array(split).astype(np.uint8).tobytes().decode("latin-1").split("\xff")[:-1]}
+    return {
+        text: split
+        for split in ("train", "val")
+        for text in dataset.array(split).astype(np.uint8).tobytes().decode("latin-1").split("\xff")[:-1]
+    }
 
 
 def test_more_files_move_no_document_between_splits(tmp_path):
@@ -342,8 +353,13 @@ def prepare(tmp_path_factory):
     path.write_text(PREPARE.format(root=str(Path(__file__).resolve().parents[1])), encoding="utf-8")
 
     def prepare(*argv, **environment):
-        return subprocess.run([*prepare.command, *map(str, argv)], capture_output=True, text=True, encoding="utf-8",
-                              env={**os.environ, **environment})
+        return subprocess.run(
+            [*prepare.command, *map(str, argv)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **environment},
+        )
 
     prepare.command = [sys.executable, str(path)]
     return prepare
@@ -453,7 +469,7 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
 
     given = Unit("g", (Piece("t", "text", True, "train"), Piece("v", "more", True, "val")))
     units = [given, *units_of(novel(5))]
-    slow = [*units[:n_before], Waiting(units[n_before].key, units[n_before].content), *units[n_before + 1:]]
+    slow = [*units[:n_before], Waiting(units[n_before].key, units[n_before].content), *units[n_before + 1 :]]
     first = threading.Thread(target=partial(run, tmp_path / "out", slow))
     first.start()
     assert entered.wait(60)
@@ -479,7 +495,7 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(tmp_path, capsys):
     build(arguments(tmp_path / "out", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "config/x.py")
     build(arguments(tmp_path / "no", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "config/x.py")
     dry = capsys.readouterr().out.splitlines()
-    assert dry[:len(wet) - 2] == wet[:-2] and "nothing written" in dry[-1]
+    assert dry[: len(wet) - 2] == wet[:-2] and "nothing written" in dry[-1]
     assert digests(tmp_path / "out") == before and sorted(os.listdir(tmp_path)) == ["out"]
 
 
@@ -495,7 +511,7 @@ def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, ref
 
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     build(arguments(tmp_path / "new/out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
-    assert places == [tmp_path, None][:1 + refused] and not os.listdir(tmp_path)
+    assert places == [tmp_path, None][: 1 + refused] and not os.listdir(tmp_path)
 
 
 def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
@@ -522,7 +538,7 @@ def test_ids_are_counted_as_bincount_does(tmp_path, monkeypatch, vocab_size, fir
     ids = np.random.default_rng(0).integers(0, vocab_size, 1000).astype("<u2")
     ids.tofile(tmp_path / "x.bin")
     counts = module.count_range(tmp_path / "x.bin", ids.dtype, first, n, vocab_size)
-    assert counts.tolist() == np.bincount(ids[first:first + n], minlength=vocab_size).tolist()
+    assert counts.tolist() == np.bincount(ids[first : first + n], minlength=vocab_size).tolist()
 
 
 # ---- kills -----------------------------------------------------------------------------------------------------

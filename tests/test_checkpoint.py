@@ -127,8 +127,12 @@ def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, m
 
 def test_weights_that_contradict_model_args_are_refused_with_both_shapes():
     state = state_of(GPT(CONFIG))
-    for change, message in (({"n_embd": 10}, r"\(11, 8\).*\(11, 10\)"), ({"n_layer": 3}, "h.2.*nothing"),
-                            ({"n_layer": 1}, "h.1"), ({"depth": 4}, "depth")):
+    for change, message in (
+        ({"n_embd": 10}, r"\(11, 8\).*\(11, 10\)"),
+        ({"n_layer": 3}, "h.2.*nothing"),
+        ({"n_layer": 1}, "h.1"),
+        ({"depth": 4}, "depth"),
+    ):
         with pytest.raises(ValueError, match=message):
             checkpoint.build_model({**state, "model_args": {**state["model_args"], **change}})
 
@@ -472,10 +476,14 @@ def test_a_second_lock_is_refused_with_the_holder_until_the_first_is_closed(tmp_
 
 
 def test_a_killed_holder_leaves_no_lock_and_its_half_written_file_is_removed(tmp_path):
-    script = ("import sys, time, pathlib; from checkpoints import checkpoint; held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
-              "print(1, flush=True); time.sleep(600)")
-    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE,
-                              cwd=Path(checkpoint.__file__).parents[1])
+    script = (
+        "import sys, time, pathlib; from checkpoints import checkpoint; "
+        "held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
+        "print(1, flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(checkpoint.__file__).parents[1]
+    )
     assert holder.stdout.readline()
     with pytest.raises(ValueError, match=f"in use by process {holder.pid} "):
         checkpoint.lock(tmp_path)
@@ -529,8 +537,12 @@ def test_resuming_holds_one_copy_of_weights_and_moments(tmp_path):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     checkpoint.save(tmp_path / "last.pt", state_of(model, optimizer=optimizer.state_dict()))
-    process = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "last.pt")], capture_output=True, text=True,
-                             cwd=Path(checkpoint.__file__).parents[1])
+    process = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "last.pt")],
+        capture_output=True,
+        text=True,
+        cwd=Path(checkpoint.__file__).parents[1],
+    )
     assert process.returncode == 0, process.stderr
     peak, now = map(float, process.stdout.split())
     size = sum(p.nbytes for p in model.parameters()) / 2**20  # 48 MiB; a second copy of anything would be seen

@@ -66,23 +66,30 @@ def test_a_story_stays(line):
     assert clean(line, rules=["ads", "html", "control", "bom"]) == line
 
 
-@pytest.mark.parametrize("text, rule, result", [
-    ("\ufeff第一回\n\ufeff第二回\n", "bom", "第一回\n\ufeff第二回\n"),
-    ("\ufeff第一回\n\ufeff第二回\ufeff\n", "control", "第一回\n第二回\ufeff\n"),
-    ("一\r\n二\r三\n", "newlines", "一\n二\r三\n"),
-    ("a\x00b\x1b[1m\x7f\x85c\td\u200b e👩‍👩‍👧\r\n", "control", "ab[1mc\td e👩‍👩‍👧\r\n"),
-    ("<p class='x'>&nbsp;&ldquo;好&rdquo;<br/>&amp;lt;</p>a<b", "html", "\xa0“好”&lt;a<b"),
-    ("作品<bdi>?９９lｉb.</bdi>价<s></s>值<tt>藏书网</tt>的<u>不同</u>", "html", "作品价值的不同"),
-    ("他<!--script>认识主<script-->走了", "html", "他走了"),
-    ("“<b>。</b><i>?</i>”", "html", "“。?”"),
-    ("#include <string>\nstd::vector<T> x; &y;", "html", "#include <string>\nstd::vector<T> x; &y;"),
-    ("他走了。（www.a.com 最新章节）她来了。（笑）", "ads", "他走了。她来了。（笑）"),
-    ("七月三日《www.tianyabook.com》", "ads", "七月三日"),
-    ("标准件还没找．99ｌib.着，说", "ads", "标准件还没找着，说"),
-    ("看 http://a.com/b?c=d#e 和www.b.cn，很好", "urls", "看  和，很好"),
-    ("　　列位看官　　请坐　\n \u3000 第一回\u3000甄\n    诗曰\n", "spaces", "列位看官 请坐\n第一回 甄\n    诗曰\n"),
-    ("一\n\n\n\u3000\n \n二\n\n三\n", "blank", "一\n\n二\n\n三\n"),
-])
+@pytest.mark.parametrize(
+    "text, rule, result",
+    [
+        ("\ufeff第一回\n\ufeff第二回\n", "bom", "第一回\n\ufeff第二回\n"),
+        ("\ufeff第一回\n\ufeff第二回\ufeff\n", "control", "第一回\n第二回\ufeff\n"),
+        ("一\r\n二\r三\n", "newlines", "一\n二\r三\n"),
+        ("a\x00b\x1b[1m\x7f\x85c\td\u200b e👩‍👩‍👧\r\n", "control", "ab[1mc\td e👩‍👩‍👧\r\n"),
+        ("<p class='x'>&nbsp;&ldquo;好&rdquo;<br/>&amp;lt;</p>a<b", "html", "\xa0“好”&lt;a<b"),
+        ("作品<bdi>?９９lｉb.</bdi>价<s></s>值<tt>藏书网</tt>的<u>不同</u>", "html", "作品价值的不同"),
+        ("他<!--script>认识主<script-->走了", "html", "他走了"),
+        ("“<b>。</b><i>?</i>”", "html", "“。?”"),
+        ("#include <string>\nstd::vector<T> x; &y;", "html", "#include <string>\nstd::vector<T> x; &y;"),
+        ("他走了。（www.a.com 最新章节）她来了。（笑）", "ads", "他走了。她来了。（笑）"),
+        ("七月三日《www.tianyabook.com》", "ads", "七月三日"),
+        ("标准件还没找．99ｌib.着，说", "ads", "标准件还没找着，说"),
+        ("看 http://a.com/b?c=d#e 和www.b.cn，很好", "urls", "看  和，很好"),
+        (
+            "　　列位看官　　请坐　\n \u3000 第一回\u3000甄\n    诗曰\n",
+            "spaces",
+            "列位看官 请坐\n第一回 甄\n    诗曰\n",
+        ),
+        ("一\n\n\n\u3000\n \n二\n\n三\n", "blank", "一\n\n二\n\n三\n"),
+    ],
+)
 def test_each_rule_by_itself(text, rule, result):
     assert clean(text, [rule]) == result
     assert {name for _, name, _ in removed(text, [rule])} <= {rule}
@@ -116,8 +123,9 @@ def test_shakespeare_and_code_are_left_alone(shared_data):
     assert clean(text, set(RULES) - {"blank"}) == text
 
 
-LINES = st.lists(st.text(max_size=5)
-                 | st.sampled_from([*ADVERTISEMENTS[:4], *STORIES[:3], "", "\u3000", "\r", "x<br>", "\ufeff"]))
+LINES = st.lists(
+    st.text(max_size=5) | st.sampled_from([*ADVERTISEMENTS[:4], *STORIES[:3], "", "\u3000", "\r", "x<br>", "\ufeff"])
+)
 
 
 @given(lines=LINES, cuts=st.lists(st.integers(0, 300)), rules=st.sets(st.sampled_from(list(RULES))))
@@ -165,11 +173,16 @@ def test_the_report_shows_all_text_that_goes_and_counts_what_takes_none_out(caps
     report.summary()
     lines = capsys.readouterr().out.splitlines()
     for name, shown in (("a.txt", lines[:3]), ("b.txt", lines[3:6])):
-        assert shown == [f"clean  {name}:2: ads: {ADVERTISEMENTS[1]!r}", rf"clean  {name}:905: control: '\x00'",
-                         f"clean  {name}: newlines: 900 times, bom: 1 times, spaces: 900 times, blank: 1 times"]
-    assert lines[6:] == ["clean  newlines: 1,800 times, 1,800 characters, bom: 2 times, 2 characters, ads: 2 times, "
-                         f"{2 * len(ADVERTISEMENTS[1])} characters, spaces: 1,800 times, 1,800 characters, "
-                         "blank: 2 times, 2 characters, control: 2 times, 2 characters"]
+        assert shown == [
+            f"clean  {name}:2: ads: {ADVERTISEMENTS[1]!r}",
+            rf"clean  {name}:905: control: '\x00'",
+            f"clean  {name}: newlines: 900 times, bom: 1 times, spaces: 900 times, blank: 1 times",
+        ]
+    assert lines[6:] == [
+        "clean  newlines: 1,800 times, 1,800 characters, bom: 2 times, 2 characters, ads: 2 times, "
+        f"{2 * len(ADVERTISEMENTS[1])} characters, spaces: 1,800 times, 1,800 characters, "
+        "blank: 2 times, 2 characters, control: 2 times, 2 characters"
+    ]
 
 
 def test_what_the_report_only_counts_takes_no_text_out(shared_data):

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 import bench
-from checkpoints import checkpoint
 import complete
+from checkpoints import checkpoint
 from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, GPTConfig, Step
-from training.optim import make_optimizer
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
+from model import GPT, GPTConfig, Step
+from training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = '''import numpy as np
@@ -558,8 +558,11 @@ def use_editor(suggestions: dict, steps, text: str = "") -> tuple[str, int]:
             for keys, expected in [("", None), *steps]:
                 keyboard.send_text(keys)
                 state, deadline = (None, "...", ""), time.monotonic() + 30
-                while state[1] == "..." or expected is not None and state[0] != expected[0] or (
-                    expected and not state[2].endswith(expected[1])
+                while (
+                    state[1] == "..."
+                    or expected is not None
+                    and state[0] != expected[0]
+                    or (expected and not state[2].endswith(expected[1]))
                 ):
                     try:
                         state = drawn.get(timeout=max(0, deadline - time.monotonic()))

@@ -14,14 +14,16 @@ import train
 from configurator import configure
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, CharTokenizer
-from system.distributed import Ranks
 from model import GPT, GPTConfig
+from system.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
 TRAINED = [path for path in CONFIGS if not path.stem.startswith("eval_")]
-SMALL = ("--batch_size=2 --gradient_accumulation_steps=1 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 "
-         "--max_iters=20 --eval_iters=1 --log_interval=1 --device=cpu --compile=False").split()
+SMALL = (
+    "--batch_size=2 --gradient_accumulation_steps=1 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 "
+    "--max_iters=20 --eval_iters=1 --log_interval=1 --device=cpu --compile=False"
+).split()
 
 
 def load(path):
@@ -148,10 +150,13 @@ def test_the_sizes_are_those_of_gpt2_nanogpt_and_the_users_llama():
     assert f"{small.get_num_params() / 1e6:.2f}M" == "10.65M"  # as nanoGPT counts: without positions
 
 
-@pytest.mark.parametrize("name, vocab_size, low, high", [
-    ("train_tinystories_llama", None, 19_532_032, 19_532_032),
-    ("train_hongloumeng_char", 4_435, 0.9e6, 1.1e6),
-])
+@pytest.mark.parametrize(
+    "name, vocab_size, low, high",
+    [
+        ("train_tinystories_llama", None, 19_532_032, 19_532_032),
+        ("train_hongloumeng_char", 4_435, 0.9e6, 1.1e6),
+    ],
+)
 def test_print_params_lists_every_parameter_and_ends(name, vocab_size, low, high, capsys):
     options = [] if vocab_size is None else [f"--vocab_size={vocab_size}"]
     assert train.main([f"{ROOT}/config/{name}.py", "--print_params", "--device=cpu", *options]) == 0

@@ -27,8 +27,7 @@ class Config:
 
     # model, of
     # GPT-2's shape
-    n_layer: int = 12  # number of blocks, -1 is not one;
-                       # second line
+    n_layer: int = 12  # number of blocks, -1 is not one
     mlp: Literal["gelu", "swiglu"] = "gelu"  # feed-forward
     top_k: int | None = 200  # None samples from all
 
@@ -76,48 +75,71 @@ def test_value_that_python_prints_arrives_as_the_same_value(**values):
     assert {key: getattr(config, key) for key in explicit} == values
 
 
-@pytest.mark.parametrize("option, expected", [
-    ("--top_k=-1", -1), ("--top_k=None", None), ("--top_k=none", None), ("--max_iters=1_000", 1000),
-    ("--max_iters=2e3", 2000), ("--learning_rate=1", 1.0), ("--learning_rate=1e-3", 0.001),
-    ("--out_dir=123", "123"), ("--out_dir=a=b", "a=b"), ('--start="x"', '"x"'), ("--start=", ""),
-    ("--out_dir=None", "None"), ("--tag=None", None), ("--tag=5", "5"), ("--mlp=swiglu", "swiglu"),
-    ("--eval_only", True), ("--eval_only=true", True), ("--eval_only=0", False), ("--compile", True),
-    ("--compile=false", False), ("--compile=auto", "auto"), ("--log", True), ("--log=full", "full"),
-    ("--width=128", 128),
-])
+@pytest.mark.parametrize(
+    "option, expected",
+    [
+        ("--top_k=-1", -1),
+        ("--top_k=None", None),
+        ("--top_k=none", None),
+        ("--max_iters=1_000", 1000),
+        ("--max_iters=2e3", 2000),
+        ("--learning_rate=1", 1.0),
+        ("--learning_rate=1e-3", 0.001),
+        ("--out_dir=123", "123"),
+        ("--out_dir=a=b", "a=b"),
+        ('--start="x"', '"x"'),
+        ("--start=", ""),
+        ("--out_dir=None", "None"),
+        ("--tag=None", None),
+        ("--tag=5", "5"),
+        ("--mlp=swiglu", "swiglu"),
+        ("--eval_only", True),
+        ("--eval_only=true", True),
+        ("--eval_only=0", False),
+        ("--compile", True),
+        ("--compile=false", False),
+        ("--compile=auto", "auto"),
+        ("--log", True),
+        ("--log=full", "full"),
+        ("--width=128", 128),
+    ],
+)
 def test_text_becomes_the_type_of_its_field(option, expected):
     key = option[2:].split("=")[0]
     value = getattr(configure(Config, [option])[0], key)
     assert value == expected and type(value) is type(expected)
 
 
-@pytest.mark.parametrize("argv, parts", [
-    (["--max_iter=5"], ["--max_iter=5", "unknown key 'max_iter'", "nearest is 'max_iters'"]),
-    (["--max-iters=5"], ["'max-iters'", "nearest is 'max_iters'"]),
-    (["--foo=1", "--n_layers=2"], ["'foo'", "'n_layers'", "'n_layer'"]),
-    (["--no_such_flag"], ["'no_such_flag'"]),
-    (["--max_iters=abc"], ["--max_iters=abc", "must be int", "600000"]),
-    (["--max_iters=1.5"], ["must be int"]),
-    (["--max_iters=inf"], ["must be int"]),
-    (["--max_iters=True"], ["must be int"]),
-    (["--learning_rate=fast"], ["must be float"]),
-    (["--learning_rate=" + "9" * 400], ["must be float"]),
-    (["--eval_only=2"], ["must be bool"]),
-    (["--eval_only="], ["must be bool"]),
-    (["--mlp=relu"], ["must be one of gelu, swiglu", "default 'gelu'"]),
-    (["--compile=maybe"], ["must be one of auto, True, False"]),
-    (["--log=maybe"], ["must be bool or full"]),
-    (["--width=65"], ["must be one of 64, 128"]),
-    (["--compile", "True"], ["type --compile=True"]),
-    (["--top_k=1.5"], ["must be int or None"]),
-    (["--max_iters", "5"], ["--max_iters 5", "type --max_iters=5"]),
-    (["--top_k", "-1"], ["type --top_k=-1"]),
-    (["--eval_only", "False"], ["type --eval_only=False"]),
-    (["--max_iters"], ["--max_iters=VALUE", "int"]),
-    (["--max_iters", "--eval_only"], ["--max_iters=VALUE", "int"]),
-    (["-max_iters=5"], ["type --max_iters=5"]),
-    (["max_iters=5"], ["type --max_iters=5"]),
-])
+@pytest.mark.parametrize(
+    "argv, parts",
+    [
+        (["--max_iter=5"], ["--max_iter=5", "unknown key 'max_iter'", "nearest is 'max_iters'"]),
+        (["--max-iters=5"], ["'max-iters'", "nearest is 'max_iters'"]),
+        (["--foo=1", "--n_layers=2"], ["'foo'", "'n_layers'", "'n_layer'"]),
+        (["--no_such_flag"], ["'no_such_flag'"]),
+        (["--max_iters=abc"], ["--max_iters=abc", "must be int", "600000"]),
+        (["--max_iters=1.5"], ["must be int"]),
+        (["--max_iters=inf"], ["must be int"]),
+        (["--max_iters=True"], ["must be int"]),
+        (["--learning_rate=fast"], ["must be float"]),
+        (["--learning_rate=" + "9" * 400], ["must be float"]),
+        (["--eval_only=2"], ["must be bool"]),
+        (["--eval_only="], ["must be bool"]),
+        (["--mlp=relu"], ["must be one of gelu, swiglu", "default 'gelu'"]),
+        (["--compile=maybe"], ["must be one of auto, True, False"]),
+        (["--log=maybe"], ["must be bool or full"]),
+        (["--width=65"], ["must be one of 64, 128"]),
+        (["--compile", "True"], ["type --compile=True"]),
+        (["--top_k=1.5"], ["must be int or None"]),
+        (["--max_iters", "5"], ["--max_iters 5", "type --max_iters=5"]),
+        (["--top_k", "-1"], ["type --top_k=-1"]),
+        (["--eval_only", "False"], ["type --eval_only=False"]),
+        (["--max_iters"], ["--max_iters=VALUE", "int"]),
+        (["--max_iters", "--eval_only"], ["--max_iters=VALUE", "int"]),
+        (["-max_iters=5"], ["type --max_iters=5"]),
+        (["max_iters=5"], ["type --max_iters=5"]),
+    ],
+)
 def test_wrong_command_line_is_one_message_that_names_key_value_and_remedy(argv, parts):
     message = error_of(argv)
     assert all(part in message for part in parts), message
@@ -128,9 +150,11 @@ def test_wrong_command_line_is_one_message_that_names_key_value_and_remedy(argv,
 
 
 def test_file_gives_what_python_itself_computes_from_it(write):
-    path = write("import math\nfrom math import pi as angle\n_half = 3\ndef scale(x):\n    return x * _half\n"
-                 "max_iters = scale(2)\nlr_decay_iters = max_iters\nlearning_rate = angle * 1e-4\n"
-                 "n_layer *= 2\nout_dir = 'out-' + str(math.floor(2.5))\ntop_k = None\n")
+    path = write(
+        "import math\nfrom math import pi as angle\n_half = 3\ndef scale(x):\n    return x * _half\n"
+        "max_iters = scale(2)\nlr_decay_iters = max_iters\nlearning_rate = angle * 1e-4\n"
+        "n_layer *= 2\nout_dir = 'out-' + str(math.floor(2.5))\ntop_k = None\n"
+    )
     config, explicit = configure(Config, [path])
     oracle = runpy.run_path(path, init_globals={"n_layer": Config.n_layer})
     assert explicit == {"max_iters", "lr_decay_iters", "learning_rate", "n_layer", "out_dir", "top_k"}
@@ -178,25 +202,28 @@ def test_numpy_scalars_become_plain_python_values(write):
     assert list(map(type, values)) == [int, float, str, int]
 
 
-@pytest.mark.parametrize("text, line, parts", [
-    ("max_iter = 5\n", 1, ["'max_iter'", "'max_iters'"]),
-    ("n_layer = 1\nhelper = 5\nfoo = 2\n", 2, ["'helper'", "starts with _", "x.py:3: foo = 2", "'foo'"]),
-    ("\n\nn_layer = 'many'\n", 3, ["n_layer = 'many'", "must be int", "default 12"]),
-    ("n_layer = '12'\n", 1, ["must be int"]),
-    ("n_layer = True\n", 1, ["must be int"]),
-    ("learning_rate = None\n", 1, ["must be float"]),
-    ("learning_rate = True\n", 1, ["must be float"]),
-    ("eval_only = 'true'\n", 1, ["must be bool"]),
-    ("learning_rate = 10**400\n", 1, ["must be float"]),
-    ("mlp = 'relu'\n", 1, ["must be one of gelu, swiglu"]),
-    ("width = '64'\n", 1, ["must be one of 64, 128"]),
-    ("def out_dir():\n    pass\n", 1, ["must be str"]),
-    ("n_layer = 1\nx = = 2\n", 2, ["SyntaxError"]),
-    ("n_layer = 1\n\ndef f():\n    return 1 / 0\n\nf()\n", 4, ["ZeroDivisionError"]),
-    ("lr_decay_iters = max_iter\n", 1, ["NameError", "max_iter"]),
-    ("n_layer = 1\nimport no_such_module_at_all\n", 2, ["no_such_module_at_all"]),
-    ("n_layer = 1\nout_dir = '红'\n".encode("gb18030"), 2, ["utf-8"]),
-])
+@pytest.mark.parametrize(
+    "text, line, parts",
+    [
+        ("max_iter = 5\n", 1, ["'max_iter'", "'max_iters'"]),
+        ("n_layer = 1\nhelper = 5\nfoo = 2\n", 2, ["'helper'", "starts with _", "x.py:3: foo = 2", "'foo'"]),
+        ("\n\nn_layer = 'many'\n", 3, ["n_layer = 'many'", "must be int", "default 12"]),
+        ("n_layer = '12'\n", 1, ["must be int"]),
+        ("n_layer = True\n", 1, ["must be int"]),
+        ("learning_rate = None\n", 1, ["must be float"]),
+        ("learning_rate = True\n", 1, ["must be float"]),
+        ("eval_only = 'true'\n", 1, ["must be bool"]),
+        ("learning_rate = 10**400\n", 1, ["must be float"]),
+        ("mlp = 'relu'\n", 1, ["must be one of gelu, swiglu"]),
+        ("width = '64'\n", 1, ["must be one of 64, 128"]),
+        ("def out_dir():\n    pass\n", 1, ["must be str"]),
+        ("n_layer = 1\nx = = 2\n", 2, ["SyntaxError"]),
+        ("n_layer = 1\n\ndef f():\n    return 1 / 0\n\nf()\n", 4, ["ZeroDivisionError"]),
+        ("lr_decay_iters = max_iter\n", 1, ["NameError", "max_iter"]),
+        ("n_layer = 1\nimport no_such_module_at_all\n", 2, ["no_such_module_at_all"]),
+        ("n_layer = 1\nout_dir = '红'\n".encode("gb18030"), 2, ["utf-8"]),
+    ],
+)
 def test_wrong_file_is_one_message_with_file_and_line(write, text, line, parts):
     message = error_of([write(text)])
     assert f"x.py:{line}: " in message and all(part in message for part in parts), message
@@ -206,9 +233,17 @@ def test_wrong_file_is_one_message_with_file_and_line(write, text, line, parts):
 def test_problems_are_all_reported_in_the_order_in_which_they_stand(write):
     path = write("foo = 1\nn_layer = 'x'\nbar = 2\nout_dir = 3\n")
     message = error_of(["--first=1", path, "--max_iters=x"])
-    places = [message.index(f"{part}: ") for part in (
-        "--first=1", "x.py:1: foo = 1", "x.py:2: n_layer = 'x'", "x.py:3: bar = 2", "x.py:4: out_dir = 3",
-        "--max_iters=x")]
+    places = [
+        message.index(f"{part}: ")
+        for part in (
+            "--first=1",
+            "x.py:1: foo = 1",
+            "x.py:2: n_layer = 'x'",
+            "x.py:3: bar = 2",
+            "x.py:4: out_dir = 3",
+            "--max_iters=x",
+        )
+    ]
     assert places == sorted(places) and message.count("; ") == len(places) - 1
 
 
@@ -244,9 +279,18 @@ def test_help_shows_every_key_with_default_type_and_comment_by_group(flag, capsy
     outline = [line.split("=")[0].strip() for line in lines[1:]]
     keys = [f"--{field.name}" for field in fields(Config)]
     assert outline == [
-        "", "data and files", *keys[:2], "", "model, of GPT-2's shape", *keys[2:5], "", "schedule", *keys[5:]]
+        "",
+        "data and files",
+        *keys[:2],
+        "",
+        "model, of GPT-2's shape",
+        *keys[2:5],
+        "",
+        "schedule",
+        *keys[5:],
+    ]
     by_key = {line.split("=")[0].strip(): line.split(maxsplit=1) for line in lines if line.startswith("  --")}
-    assert by_key["--n_layer"] == ["--n_layer=12", "int; number of blocks, -1 is not one; second line"]
+    assert by_key["--n_layer"] == ["--n_layer=12", "int; number of blocks, -1 is not one"]
     assert by_key["--mlp"] == ["--mlp=gelu", "one of gelu, swiglu; feed-forward"]
     assert by_key["--start"] == [r"--start='\n'", "str; prompt"]
     assert by_key["--tag"] == ["--tag=None", "str or None"]
@@ -254,31 +298,50 @@ def test_help_shows_every_key_with_default_type_and_comment_by_group(flag, capsy
 
 def run_main(tmp_path, body, wait=0, **env):
     script = tmp_path / "script.py"
-    script.write_text(f"import os\n\nimport configurator\nfrom configurator import MainSaysIt, exit_on_error\n\n"
-                      f"configurator.WAIT_FOR_MAIN = {wait}\n\ndef main(argv):\n    {body}\n\n"
-                      "exit_on_error(main)\n", encoding="utf-8")
+    script.write_text(
+        f"import os\n\nimport configurator\nfrom configurator import MainSaysIt, exit_on_error\n\n"
+        f"configurator.WAIT_FOR_MAIN = {wait}\n\ndef main(argv):\n    {body}\n\n"
+        "exit_on_error(main)\n",
+        encoding="utf-8",
+    )
     repo = str(Path(configurator.__file__).parent)
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "TRACEBACK")}
-    return subprocess.run([sys.executable, str(script), "--a=1"], capture_output=True, text=True, timeout=60,
-                          env=environment | {"PYTHONPATH": repo} | env)
+    return subprocess.run(
+        [sys.executable, str(script), "--a=1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment | {"PYTHONPATH": repo} | env,
+    )
 
 
-@pytest.mark.parametrize("body, env, status, stderr", [
-    ("return None", {}, 0, ""),
-    ("return 143", {}, 143, ""),
-    ("return 7 * (argv == ['--a=1'])", {}, 7, ""),
-    ("raise ValueError('one\\n  two')", {}, 2, "error: one two\n"),
-    ("raise ValueError", {}, 2, "error: ValueError\n"),
-    ("raise ValueError('one')", {"RANK": "0"}, 2, "error: one\n"),
-    ("raise ValueError('one')", {"RANK": "1"}, 2, "error (rank 1): one\n"),
-    ("raise MainSaysIt('one')", {"RANK": "1"}, 2, ""),
-    ("raise MainSaysIt('one')", {"RANK": "0"}, 2, "error: one\n"),
-    ("raise OSError(28, 'No space left on device')", {}, 2,
-     "error: standard output or a file cannot be written: No space left on device\n"),
-    ("os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('x')", {}, 2,
-     "error: standard output or a file cannot be written: No space left on device\n"),
-    ("raise KeyboardInterrupt", {}, 130, ""),
-])
+@pytest.mark.parametrize(
+    "body, env, status, stderr",
+    [
+        ("return None", {}, 0, ""),
+        ("return 143", {}, 143, ""),
+        ("return 7 * (argv == ['--a=1'])", {}, 7, ""),
+        ("raise ValueError('one\\n  two')", {}, 2, "error: one two\n"),
+        ("raise ValueError", {}, 2, "error: ValueError\n"),
+        ("raise ValueError('one')", {"RANK": "0"}, 2, "error: one\n"),
+        ("raise ValueError('one')", {"RANK": "1"}, 2, "error (rank 1): one\n"),
+        ("raise MainSaysIt('one')", {"RANK": "1"}, 2, ""),
+        ("raise MainSaysIt('one')", {"RANK": "0"}, 2, "error: one\n"),
+        (
+            "raise OSError(28, 'No space left on device')",
+            {},
+            2,
+            "error: standard output or a file cannot be written: No space left on device\n",
+        ),
+        (
+            "os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('x')",
+            {},
+            2,
+            "error: standard output or a file cannot be written: No space left on device\n",
+        ),
+        ("raise KeyboardInterrupt", {}, 130, ""),
+    ],
+)
 def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr):
     result = run_main(tmp_path, body, **env)
     assert (result.returncode, result.stdout, result.stderr) == (status, "", stderr)

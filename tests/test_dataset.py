@@ -86,9 +86,15 @@ def test_meta_has_the_keys_of_the_contract_and_hashes_of_the_files(tmp_path):
     meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
     train, val = (hashlib.sha256((tmp_path / f"{s}.bin").read_bytes()).hexdigest() for s in ("train", "val"))
     assert meta == {
-        "format": 1, "dtype": "uint16", "vocab_size": 5, "tokenizer": tokenizer.to_json(), "eot": None,
-        "splits": {"train": {"tokens": 4, "bytes": 9, "documents": 2, "sha256": train},
-                   "val": {"tokens": 2, "bytes": 2, "documents": 1, "sha256": val}},
+        "format": 1,
+        "dtype": "uint16",
+        "vocab_size": 5,
+        "tokenizer": tokenizer.to_json(),
+        "eot": None,
+        "splits": {
+            "train": {"tokens": 4, "bytes": 9, "documents": 2, "sha256": train},
+            "val": {"tokens": 2, "bytes": 2, "documents": 1, "sha256": val},
+        },
         "source": {"from": "here"},
     }
     dataset = open_dataset(tmp_path)
@@ -396,7 +402,7 @@ def test_all_eval_windows_predict_all_but_the_first_token_once(tmp_path_factory,
     assert eval_windows(dataset, "train", block_size, limit=len(windows)).tolist() == windows.tolist()
     targets = []
     for i in range(0, len(windows), batch_size):
-        x, y = eval_batch(dataset, "train", windows[i:i + batch_size], block_size)
+        x, y = eval_batch(dataset, "train", windows[i : i + batch_size], block_size)
         assert x.dtype == y.dtype == np.int64 and x.shape == y.shape and x.shape[1] == block_size
         assert (y[y != -1] == x[y != -1] + 1).all()
         targets += y[y != -1].tolist()
@@ -497,7 +503,7 @@ def test_a_line_window_is_bos_and_then_a_file_from_the_next_start_of_a_line_on(t
     assert x.dtype == y.dtype == np.int64 and x.shape == y.shape == (len(ids), block_size)
     for position, inputs, targets in zip(range(len(ids)), x.tolist(), y.tolist(), strict=True):
         start = min((i for i in starts if i >= position), default=0)
-        text = ids[start:ids.index(255, start) + 1][:block_size]
+        text = ids[start : ids.index(255, start) + 1][:block_size]
         assert targets == text + [-1] * (block_size - len(text))
         assert inputs == [0, *text[:-1], *[0] * (block_size - len(text))]
 
@@ -525,7 +531,9 @@ def test_lines_of_other_tokens_start_behind_those_that_end_in_a_newline(tmp_path
     ids = dataset.array("train").tolist()
     before = {tokenizer.token_bytes(i)[-1:] for i, j in zip(ids, ids[1:], strict=False) if j in set(y[:, 0].tolist())}
     assert before >= {b"\n"} and len(set(y[:, 0].tolist())) > 1
-    runs = {tuple(ids[i + 1:i + 9]) for i in range(len(ids) - 9) if tokenizer.token_bytes(ids[i])[-1:] in (b"\n", b"")}
+    runs = {
+        tuple(ids[i + 1 : i + 9]) for i in range(len(ids) - 9) if tokenizer.token_bytes(ids[i])[-1:] in (b"\n", b"")
+    }
     full = [row for row in y.tolist() if -1 not in row]
     assert full and all(tuple(row) in runs | {tuple(ids[:8])} for row in full)
 

@@ -18,11 +18,10 @@ import torch
 import torch.distributed as dist
 from test_train import ROOT, SMALL, assert_equal_states, timeless, write_dataset
 
-from checkpoints import checkpoint
-from system import distributed
 import sample
-from checkpoints import sharded
 import train
+from checkpoints import checkpoint, sharded
+from system import distributed
 from training.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts processes by fork")
@@ -339,8 +338,13 @@ def test_an_error_of_one_rank_is_told_by_rank_0(dataset, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(ONE_RANK_FAILS, encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    result = subprocess.run([*launcher, *SMALL, *GEOMETRY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"],
-                            capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = subprocess.run(
+        [*launcher, *SMALL, *GEOMETRY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert result.returncode == 1 and "[rank" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert errors == ["error: rank 1: not on this machine"]
@@ -379,8 +383,11 @@ def hosts():
     commands += [["ip", "link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1],
                   "netns", names[1]]]  # fmt: skip
     for i, (name, link) in enumerate(zip(names, links, strict=True), 1):
-        commands += [["ip", "-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", link],
-                     ["ip", "-n", name, "link", "set", link, "up"], ["ip", "-n", name, "link", "set", "lo", "up"]]
+        commands += [
+            ["ip", "-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", link],
+            ["ip", "-n", name, "link", "set", link, "up"],
+            ["ip", "-n", name, "link", "set", "lo", "up"],
+        ]
     try:
         for command in commands:
             subprocess.run(command, check=True, capture_output=True)

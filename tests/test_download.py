@@ -119,14 +119,21 @@ def test_when_all_addresses_fail_one_line_says_what_to_fetch_and_how_to_pass_it(
         download([server.url("gone"), server.url("wrong"), nowhere], SHA256, tmp_path / "input.txt")
     message = str(error.value)
     assert "\n" not in message
-    for piece in (f"{server.url('gone')} (HTTP 404)", f"{server.url('wrong')} (wrong contents",
-                  f"{nowhere} (no connection)", "--input FILE", str(tmp_path / "input.txt")):
+    for piece in (
+        f"{server.url('gone')} (HTTP 404)",
+        f"{server.url('wrong')} (wrong contents",
+        f"{nowhere} (no connection)",
+        "--input FILE",
+        str(tmp_path / "input.txt"),
+    ):
         assert piece in message
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("host, variable", [("https://huggingface.co", "HF_ENDPOINT"),
-                                            ("https://raw.githubusercontent.com", "GITHUB_RAW_ENDPOINT")])
+@pytest.mark.parametrize(
+    "host, variable",
+    [("https://huggingface.co", "HF_ENDPOINT"), ("https://raw.githubusercontent.com", "GITHUB_RAW_ENDPOINT")],
+)
 def test_a_mirror_takes_the_place_of_its_host(tmp_path, server, monkeypatch, host, variable):
     monkeypatch.setenv(variable, server.url("mirror") + "/")
     download([host + "/a/b/good"], SHA256, tmp_path / "input.txt")
@@ -143,12 +150,16 @@ def test_the_proxy_of_the_environment_is_used(tmp_path, server, monkeypatch):
 
 def test_addresses_of_a_file_on_github():
     assert github_urls("a/b", "c0ffee", "d/e.txt") == [
-        "https://raw.githubusercontent.com/a/b/c0ffee/d/e.txt", "https://cdn.jsdelivr.net/gh/a/b@c0ffee/d/e.txt"]
+        "https://raw.githubusercontent.com/a/b/c0ffee/d/e.txt",
+        "https://cdn.jsdelivr.net/gh/a/b@c0ffee/d/e.txt",
+    ]
 
 
 def test_addresses_of_a_file_on_the_hub_and_of_a_chinese_name():
-    assert hub_urls("a/b", "c.txt") == ["https://huggingface.co/datasets/a/b/resolve/main/c.txt",
-                                        "https://hf-mirror.com/datasets/a/b/resolve/main/c.txt"]
+    assert hub_urls("a/b", "c.txt") == [
+        "https://huggingface.co/datasets/a/b/resolve/main/c.txt",
+        "https://hf-mirror.com/datasets/a/b/resolve/main/c.txt",
+    ]
     assert github_urls("a/b", "c", "三.txt")[0].endswith("/a/b/c/%E4%B8%89.txt")
 
 

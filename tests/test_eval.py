@@ -16,11 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints import checkpoint
 import eval as evaluation
-from evaluation import tasks
+from checkpoints import checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
+from evaluation import tasks
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +66,7 @@ def run(capsys, *options) -> dict:
 def bytes_run(tmp_path_factory) -> tuple[Path, GPT, np.ndarray]:
     """A checkpoint, its model, and the ids of the val split: documents of 0 to 31 bytes."""
     folder, tokenizer = tmp_path_factory.mktemp("run"), ByteTokenizer(eot=255)
-    documents = [TEXT[i:i + n] for i, n in enumerate((7, 0, 5, 1, 11, 2))]
+    documents = [TEXT[i : i + n] for i, n in enumerate((7, 0, 5, 1, 11, 2))]
     write_dataset(folder / "data", tokenizer, documents)
     model = build()
     save(folder, model, tokenizer, config={"dataset": str(folder / "data")}, iter_num=7)
@@ -85,7 +85,7 @@ def reference(logits_of, ids, T: int, S: int, eot: int | None = None) -> list[fl
             begin = i - 1
         p = i - begin  # place in its document; window 0 predicts 1 to T, window k > 0 the S after (k-1)S + T
         k = 0 if p <= T else math.ceil((p - T) / S)
-        context = ids[begin + k * S:i]
+        context = ids[begin + k * S : i]
         assert min(p, T - S + 1) <= len(context) <= T
         logits = logits_of(torch.tensor(context.tolist())[None])[0, -1]
         nats.append((torch.logsumexp(logits, 0) - logits[ids[i]]).item())
@@ -111,7 +111,7 @@ def scored(model, ids, windows, batch=64) -> np.ndarray:
     """Nats of each id that windows score, in their order."""
     parts = []
     for i in range(0, len(windows), batch):
-        x, y = evaluation.cut(ids, windows[i:i + batch])
+        x, y = evaluation.cut(ids, windows[i : i + batch])
         with torch.inference_mode():
             parts.append(evaluation.losses(model, torch.from_numpy(x), torch.from_numpy(y))[0])
     return np.concatenate(parts)

@@ -24,13 +24,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from checkpoints import checkpoint
 import export
 import train
+from checkpoints import checkpoint
+from checkpoints.pretrained import load_pretrained
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer, tokenizer_from_json
 from model import GPT, GPTConfig, Sampling
-from checkpoints.pretrained import load_pretrained
 
 TEXT = (
     "黛玉见了宝玉便说：“今日来得不巧了。”\n\tdef f(x):\n        return x ** 2  # 平方\r\n"

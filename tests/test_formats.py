@@ -18,8 +18,10 @@ from data.source import arguments, find, reading_of, units
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
-NOVEL = "".join(f"第{i}回 宝玉来见，他说道：“我这里有个人，要到你们那里去了。”\n不知是谁的，上下都说不可 {i}\r\n"
-                for i in range(3000))
+NOVEL = "".join(
+    f"第{i}回 宝玉来见，他说道：“我这里有个人，要到你们那里去了。”\n不知是谁的，上下都说不可 {i}\r\n"
+    for i in range(3000)
+)
 PACKERS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
@@ -69,10 +71,17 @@ def small_parts(monkeypatch):
 # ---- kinds of files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("a.txt", (".txt", "")), ("A.JSONL.GZ", (".jsonl", ".gz")), ("a.tgz", (".tar", ".tgz")), ("a.xz", ("", ".xz")),
-    ("a.tar.zst", (".tar", ".zst")), ("README", ("", "")),
-])
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("a.txt", (".txt", "")),
+        ("A.JSONL.GZ", (".jsonl", ".gz")),
+        ("a.tgz", (".tar", ".tgz")),
+        ("a.xz", ("", ".xz")),
+        ("a.tar.zst", (".tar", ".zst")),
+        ("README", ("", "")),
+    ],
+)
 def test_the_suffixes_say_what_a_file_is(name, kind):
     assert kind_of(name) == kind
 
@@ -114,8 +123,15 @@ def test_joined_rows_are_the_lines_of_one_document(tmp_path, small_parts):
     assert read(tmp_path / "a.parquet", joined=True) == {"a.parquet": " \n = Title = \n \n Text . \n" * 100}
 
 
-MEMBERS = {"b/two.txt": b"two", "a/one.md": HARD_TEXT.encode(), "a/.git/x.txt": b"no", "a/x.exe": b"no",
-           "node_modules/x.txt": b"no", "a/three.txt.gz": gzip.compress(b"three"), "a/empty.txt": b""}
+MEMBERS = {
+    "b/two.txt": b"two",
+    "a/one.md": HARD_TEXT.encode(),
+    "a/.git/x.txt": b"no",
+    "a/x.exe": b"no",
+    "node_modules/x.txt": b"no",
+    "a/three.txt.gz": gzip.compress(b"three"),
+    "a/empty.txt": b"",
+}
 TEXTS = {"b/two.txt": "two", "a/one.md": HARD_TEXT, "a/three.txt.gz": "three"}
 
 
@@ -145,10 +161,21 @@ def test_names_that_chinese_windows_wrote_into_a_zip_are_readable(tmp_path):
     assert list(read(path, suffixes=(".x",))) == ["a.zip/红.x"]
 
 
-@pytest.mark.parametrize("name, wanted", [
-    ("a/b.txt", True), ("./a/b.TXT", True), ("a\\b.txt", True), ("a/.b.txt", False), (".a/b.txt", False),
-    ("tests/b.txt", False), ("a/tests.txt", True), ("a/b.py", False), ("a/b.txt.xz", True), ("data.xz", True),
-])
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("a/b.txt", True),
+        ("./a/b.TXT", True),
+        ("a\\b.txt", True),
+        ("a/.b.txt", False),
+        (".a/b.txt", False),
+        ("tests/b.txt", False),
+        ("a/tests.txt", True),
+        ("a/b.py", False),
+        ("a/b.txt.xz", True),
+        ("data.xz", True),
+    ],
+)
 def test_which_members_are_wanted(name, wanted):
     assert is_wanted(name, Reading(skip=("tests",))) == wanted
 
@@ -174,7 +201,8 @@ def test_links_to_folders_are_followed_once_and_broken_ones_reported(tmp_path, c
     assert found == ["a/1.txt", "a/2.txt", "b/1.txt"]
     err = capsys.readouterr().err.splitlines()
     assert [line.split(" is a link to ")[0] for line in err] == [
-        f"skipped: {books}/{name}" for name in ("gone", "gone.txt", "self.txt")]
+        f"skipped: {books}/{name}" for name in ("gone", "gone.txt", "self.txt")
+    ]
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
@@ -274,7 +302,7 @@ def test_auto_finds_the_encoding_of_chinese_text(tmp_path, encoding, pack):
 def test_auto_finds_the_encoding_of_a_novel(shared_data):
     text = shared_data("xiyouji.txt").read_text(encoding="utf-8")
     for start in range(0, len(text), 50_000):
-        page = text[start:start + 1000]
+        page = text[start : start + 1000]
         for encoding in ("utf-8", "gb18030", "utf-16"):
             assert detect(page.encode(encoding), "page") == encoding
 
@@ -338,7 +366,8 @@ def test_text_of_no_known_encoding_is_left_out_and_not_replaced(tmp_path, capsys
     write(tmp_path / "russian.txt", "Привет, мир".encode("koi8-r"))
     write(tmp_path / "good.txt", b"good")
     args = arguments("", tmp_path).parse_args(
-        [f"--input={tmp_path}", "--encoding=auto", "--errors=replace", "--skip_bad"])
+        [f"--input={tmp_path}", "--encoding=auto", "--errors=replace", "--skip_bad"]
+    )
     assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/good.txt"]
     assert "russian.txt is neither UTF-8 (byte 0xf0 at offset 0)" in capsys.readouterr().err
 
@@ -382,26 +411,33 @@ def test_utf16_is_recognised_by_its_mark(tmp_path):
 GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.txt.gz", gzip.compress(GOOD)[:-2000], "cannot read .*a.txt.gz: .*damaged"),
-    ("a.txt.xz", lzma.compress(GOOD)[:-2000], "cannot read .*a.txt.xz: .*damaged"),
-    ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read .*a.txt.bz2: .*damaged"),
-    ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
-    ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
-    ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
-    ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
-    ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
-    ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
-    ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
-    ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
-    ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
-    ("a.jsonl", b'[1]', "a.jsonl:1 has no field .*list"),
-    ("a.jsonl", b'{"text": "a"}\n' + b'[' * 200_000, r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion"),
-    ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
-    ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
-    ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
-    ("a.txt", b"", "a.txt is empty; expected text"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt.gz", gzip.compress(GOOD)[:-2000], "cannot read .*a.txt.gz: .*damaged"),
+        ("a.txt.xz", lzma.compress(GOOD)[:-2000], "cannot read .*a.txt.xz: .*damaged"),
+        ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read .*a.txt.bz2: .*damaged"),
+        ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
+        ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
+        ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
+        ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
+        ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
+        ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
+        ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
+        ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
+        ("a.jsonl", b"[1]", "a.jsonl:1 has no field .*list"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n' + b"[" * 200_000,
+            r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion",
+        ),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
+        ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
+        ("a.txt", b"", "a.txt is empty; expected text"),
+    ],
+)
 def test_damage_is_one_line_that_names_the_file(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read(write(tmp_path / name, content))

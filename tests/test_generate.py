@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import bench
-from model import GPT, Decoder, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
 from inference.pack import can_pack, pack
 from inference.quantize import quantize
+from model import GPT, Decoder, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [

@@ -9,8 +9,8 @@ from test_train import SMALL, assert_equal_states, write_dataset
 from torch.nn import functional as F
 
 import train
-from training.metrics import read_metrics
 from model import GPT, GPTConfig
+from training.metrics import read_metrics
 from training.optim import make_optimizer
 
 pytestmark = pytest.mark.gpu
@@ -48,8 +48,16 @@ def test_50_steps_in_float32_have_the_losses_of_a_cpu(dataset, tmp_path, exact_m
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("options", [["--dtype=bfloat16"], ["--dtype=float16"], ["--compile=True"],
-                                     ["--dtype=bfloat16", "--compile=True"], ["--checkpoint_activations"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dtype=bfloat16"],
+        ["--dtype=float16"],
+        ["--compile=True"],
+        ["--dtype=bfloat16", "--compile=True"],
+        ["--checkpoint_activations"],
+    ],
+)
 def test_other_number_formats_and_ways_follow_float32(dataset, tmp_path, options, shape):
     common = ("--max_iters=50", "--learning_rate=1e-3", "--eval_interval=50", *SHAPES[shape])
     plain = run(dataset, tmp_path / "plain", *common)
@@ -97,9 +105,15 @@ def test_a_checkpoint_goes_from_cuda_to_a_cpu_and_back(dataset, tmp_path):
     assert len(losses) == 6 and losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("more", [
-    {}, {"pos": "rope"}, {"n_kv_head": 2}, {"pos": "rope", "n_kv_head": 1, "qk_norm": True},
-])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"pos": "rope"},
+        {"n_kv_head": 2},
+        {"pos": "rope", "n_kv_head": 1, "qk_norm": True},
+    ],
+)
 def test_attention_runs_on_the_flash_kernel(more):
     """With every other backend forbidden it works, and gives what the plain one gives."""
     model = GPT(GPTConfig(128, 256, 2, 4, 256, bias=False, **more)).cuda()
@@ -130,8 +144,14 @@ def test_fused_adamw_and_muon_are_their_cpu_versions(exact_matmul):
 
 def test_nccl_with_one_process(dataset, tmp_path, monkeypatch):
     alone = run(dataset, tmp_path / "alone", "--max_iters=3")
-    for key, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": 29517}.items():
+    for key, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 29517,
+    }.items():
         monkeypatch.setenv(key, str(value))
     assert run(dataset, tmp_path / "nccl", "--max_iters=3", "--backend=nccl") == pytest.approx(alone, rel=1e-5)
 

@@ -231,8 +231,9 @@ def test_dense_attention_equals_sdpa_with_gradients(nkv):
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     found = model_file.dense_attention(q, k, v, Dropout(0.0))
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), leaves),
-                               torch.autograd.grad((expected * weight).sum(), leaves))
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weight).sum(), leaves), torch.autograd.grad((expected * weight).sum(), leaves)
+    )
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])

@@ -73,7 +73,7 @@ def library(tmp_path_factory):
     folder, text, size = tmp_path_factory.mktemp("library"), real_text(None), 2_500_000
     for i in range(48):
         at = i * size % (len(text) - size)
-        (folder / f"{i:02}.txt").write_text(f"{i}\n{text[at:at + size]}", encoding="utf-8")
+        (folder / f"{i:02}.txt").write_text(f"{i}\n{text[at : at + size]}", encoding="utf-8")
     return sorted(folder.iterdir())
 
 
@@ -82,8 +82,16 @@ def test_memory_does_not_grow_with_the_text(tmp_path, library):
     """Parent and workers: 80 MB of text more, 12 MB of memory more at most."""
     peaks = []
     for files in library[:16], library:
-        command = [sys.executable, str(DATA / "text/prepare.py"), "--input", *map(str, files), "--tokenizer=char",
-                   "--workers=2", "--out_dir", str(tmp_path)]
+        command = [
+            sys.executable,
+            str(DATA / "text/prepare.py"),
+            "--input",
+            *map(str, files),
+            "--tokenizer=char",
+            "--workers=2",
+            "--out_dir",
+            str(tmp_path),
+        ]
         peaks.append(run_and_watch(command)[1])
     assert 30 < peaks[0] < 1000 and peaks[1] - peaks[0] < 12, peaks
 
@@ -92,8 +100,11 @@ def test_memory_does_not_grow_with_the_text(tmp_path, library):
 def test_a_worker_gives_back_the_memory_of_a_unit(tmp_path, library):
     """After 8 units of 15 MB it has at most 2 MB more than after the first."""
     chars = tmp_path / "chars"
-    chars.write_text("".join(sorted(set().union(*(file.read_text(encoding="utf-8") for file in library)))),
-                     encoding="utf-8", newline="")
+    chars.write_text(
+        "".join(sorted(set().union(*(file.read_text(encoding="utf-8") for file in library)))),
+        encoding="utf-8",
+        newline="",
+    )
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(DATA.parent)), encoding="utf-8")
     command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path), str(chars), *map(str, library)]
     kept = [int(line) / 1000 for line in subprocess.run(command, capture_output=True, check=True).stdout.split()]
@@ -122,10 +133,15 @@ def test_hongloumeng_has_the_known_numbers(tmp_path, shared_data, capsys):
         assert f"{dropped:,}" in (DATA.parent / readme).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name, options", [
-    ("shakespeare_char", []), ("hongloumeng", []), ("hongloumeng", ["--tokenizer=byte"]),
-    ("hongloumeng", ["--tokenizer=bpe", "--vocab_size=300"]),
-])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("shakespeare_char", []),
+        ("hongloumeng", []),
+        ("hongloumeng", ["--tokenizer=byte"]),
+        ("hongloumeng", ["--tokenizer=bpe", "--vocab_size=300"]),
+    ],
+)
 def test_several_files_come_back_in_order_and_unchanged(tmp_path, name, options):
     texts = [HARD_TEXT, "二\r\n" * 30]
     for i, text in enumerate(texts):
@@ -146,8 +162,16 @@ def test_several_files_come_back_in_order_and_unchanged(tmp_path, name, options)
 def test_the_text_of_val_input_is_the_validation_split(tmp_path, name):
     for split in ("train", "val"):
         (tmp_path / split).write_text(f"{split} " * 50, encoding="utf-8")
-    prepare(name, "--input", tmp_path / "train", "--val_input", tmp_path / "val", "--out_dir", tmp_path / "out",
-            "--tokenizer=char")
+    prepare(
+        name,
+        "--input",
+        tmp_path / "train",
+        "--val_input",
+        tmp_path / "val",
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer=char",
+    )
     dataset = open_dataset(tmp_path / "out")
     for split in ("train", "val"):
         assert text_of(dataset, split) == f"{split} " * 50
@@ -155,20 +179,37 @@ def test_the_text_of_val_input_is_the_validation_split(tmp_path, name):
 
 def test_encoding_and_normalize_are_recorded_and_done(tmp_path):
     (tmp_path / "old.txt").write_bytes(("红楼梦\r\n" * 20).encode("gb18030"))
-    prepare("hongloumeng", f"--input={tmp_path / 'old.txt'}", f"--out_dir={tmp_path / 'out'}",
-            "--encoding=gb18030", "--normalize", "--val_fraction=0.25")
+    prepare(
+        "hongloumeng",
+        f"--input={tmp_path / 'old.txt'}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--encoding=gb18030",
+        "--normalize",
+        "--val_fraction=0.25",
+    )
     dataset = open_dataset(tmp_path / "out")
     assert (text_of(dataset, "train"), text_of(dataset, "val")) == ("红楼梦\n" * 15, "红楼梦\n" * 5)
     source = dataset.meta["source"]
     assert (source["from"], source["bytes"], source["encoding"], source["normalize"]) == (
-        "old.txt", 160, "gb18030", True)
+        "old.txt",
+        160,
+        "gb18030",
+        True,
+    )
 
 
 def test_the_same_text_gives_the_same_files(tmp_path):
     (tmp_path / "a.txt").write_bytes(HARD_TEXT.encode() * 20)
     for out in ("one", "two"):
-        prepare("hongloumeng", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / out, "--tokenizer=bpe",
-                "--vocab_size=280")
+        prepare(
+            "hongloumeng",
+            "--input",
+            tmp_path / "a.txt",
+            "--out_dir",
+            tmp_path / out,
+            "--tokenizer=bpe",
+            "--vocab_size=280",
+        )
     for name in ("train.bin", "val.bin", "meta.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -326,10 +367,15 @@ def test_zips_of_repositories_and_other_folders_are_read(tmp_path, tree):
 # ---- flags -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, vocab_size, place", [
-    ("cppcode", 8192, "beside the script"), ("pycode", 32768, "beside the script"), ("hongloumeng", 8192, "see above"),
-    ("wikitext", 8192, "see above"),
-])
+@pytest.mark.parametrize(
+    "name, vocab_size, place",
+    [
+        ("cppcode", 8192, "beside the script"),
+        ("pycode", 32768, "beside the script"),
+        ("hongloumeng", 8192, "see above"),
+        ("wikitext", 8192, "see above"),
+    ],
+)
 def test_help_tells_the_defaults(name, vocab_size, place, capsys):
     with pytest.raises(SystemExit):
         prepare(name, "--help")
@@ -341,14 +387,26 @@ def test_help_tells_the_defaults(name, vocab_size, place, capsys):
 
 
 def test_tinyshakespeare_has_nanogpts_numbers_in_gpt2_tokens(tmp_path, shared_data):
-    prepare("shakespeare", "--input", shared_data("tinyshakespeare.txt"), "--out_dir", tmp_path,
-            "--tokenizer_file", shared_data("gpt2"))
+    prepare(
+        "shakespeare",
+        "--input",
+        shared_data("tinyshakespeare.txt"),
+        "--out_dir",
+        tmp_path,
+        "--tokenizer_file",
+        shared_data("gpt2"),
+    )
     assert counts(tmp_path) == (50_257, 301_966, 36_059)
 
 
 def test_hongloumeng_in_qwen2_tokens_whole_and_trimmed(tmp_path, shared_data):
-    options = ["--input", shared_data("hongloumeng.txt"), "--tokenizer=qwen2",
-               "--tokenizer_file", shared_data("qwen2/tokenizer.json.xz")]
+    options = [
+        "--input",
+        shared_data("hongloumeng.txt"),
+        "--tokenizer=qwen2",
+        "--tokenizer_file",
+        shared_data("qwen2/tokenizer.json.xz"),
+    ]
     prepare("hongloumeng", *options, "--out_dir", tmp_path / "whole")
     size, train, val = counts(tmp_path / "whole")
     assert (size, train + val) == (151_646, 690_190)
@@ -368,18 +426,31 @@ def test_hongloumeng_goes_to_a_folder_for_each_tokenizer(tmp_path, monkeypatch):
     folders = []
     monkeypatch.setattr("data.build.build", lambda args, *_: folders.append(args.out_dir.relative_to(DATA).as_posix()))
     (tmp_path / "a.txt").write_text("红楼梦", encoding="utf-8")
-    for options in ([], ["--tokenizer=bpe"], ["--tokenizer=qwen2"], ["--tokenizer=qwen2", "--trim"],
-                    ["--tokenizer=Qwen/Qwen2-0.5B"], [f"--out_dir={DATA / 'mine'}"]):
+    for options in (
+        [],
+        ["--tokenizer=bpe"],
+        ["--tokenizer=qwen2"],
+        ["--tokenizer=qwen2", "--trim"],
+        ["--tokenizer=Qwen/Qwen2-0.5B"],
+        [f"--out_dir={DATA / 'mine'}"],
+    ):
         prepare("hongloumeng", "--input", tmp_path / "a.txt", *options)
-    assert folders == ["hongloumeng", "hongloumeng_bpe", "hongloumeng_qwen2", "hongloumeng_qwen2_trimmed",
-                       "hongloumeng_Qwen2_0_5B", "mine"]
+    assert folders == [
+        "hongloumeng",
+        "hongloumeng_bpe",
+        "hongloumeng_qwen2",
+        "hongloumeng_qwen2_trimmed",
+        "hongloumeng_Qwen2_0_5B",
+        "mine",
+    ]
 
 
 def test_each_classic_is_cut_at_its_own_end(tmp_path):
     for name, letter in (("a.txt", "红"), ("b.txt", "水")):
         (tmp_path / name).write_text("".join(f"{letter}{i}。\n" for i in range(500)), encoding="utf-8")
-    prepare("classics", "--input", tmp_path / "a.txt", tmp_path / "b.txt", "--out_dir", tmp_path / "out",
-            "--vocab_size=300")
+    prepare(
+        "classics", "--input", tmp_path / "a.txt", tmp_path / "b.txt", "--out_dir", tmp_path / "out", "--vocab_size=300"
+    )
     found = documents(tmp_path / "out", distinct=False)
     assert [len(found[split]) for split in ("train", "val")] == [2, 2]
     for letter in "红水":
@@ -399,8 +470,9 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
     prepare("text", "--input", folder, "--encoding=auto", "--out_dir", tmp_path / "out", "--tokenizer=char")
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == set(books.values()) and found["train"] and found["val"]
-    prepare("text", "--input", folder / "3.txt", "--encoding=gb18030", "--out_dir", tmp_path / "one",
-            "--tokenizer=char")
+    prepare(
+        "text", "--input", folder / "3.txt", "--encoding=gb18030", "--out_dir", tmp_path / "one", "--tokenizer=char"
+    )
     [train], [val] = documents(tmp_path / "one").values()
     assert train + val == books["3"] and len(train) == int(len(books["3"]) * 0.9)
     with pytest.raises(ValueError, match="name files, folders or archives"):
@@ -430,8 +502,10 @@ def test_c_and_cpp_end_with_0xff_and_other_files_stay_out(tmp_path):
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 def test_tinystories_have_the_given_validation_stories(tmp_path, kind):
-    stories = {"train": [f"Once upon a time there were {i} cats.\n\nThe end." for i in range(300)],
-               "valid": [f"One day {i} dogs came." for i in range(9)]}
+    stories = {
+        "train": [f"Once upon a time there were {i} cats.\n\nThe end." for i in range(300)],
+        "valid": [f"One day {i} dogs came." for i in range(9)],
+    }
     for name, texts in stories.items():
         path = tmp_path / f"Stories-{name}.{kind}"
         if kind == "txt":
@@ -480,8 +554,15 @@ def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path,
         rows = [line if line.strip() else "" for line in text[split].splitlines(keepends=True)]
         parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
     for name in ("wikitext-2-raw-v1.zip", "hub"):
-        prepare("wikitext", "--input", tmp_path / name, "--out_dir", tmp_path / "out",
-                "--tokenizer_file", shared_data("gpt2"))
+        prepare(
+            "wikitext",
+            "--input",
+            tmp_path / name,
+            "--out_dir",
+            tmp_path / "out",
+            "--tokenizer_file",
+            shared_data("gpt2"),
+        )
         dataset = open_dataset(tmp_path / "out")
         assert (text_of(dataset, "train"), text_of(dataset, "val")) == (text["train"], text["valid"])
 

@@ -12,11 +12,11 @@ from huggingface_hub.utils import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from checkpoints import checkpoint
 import sample
 import train
-from data.tokenizer import TiktokenTokenizer
+from checkpoints import checkpoint
 from checkpoints.pretrained import NAMES, load_pretrained
+from data.tokenizer import TiktokenTokenizer
 
 TINY = dict(n_positions=16, n_embd=32, n_layer=2, n_head=4, vocab_size=101, bos_token_id=0, eos_token_id=0)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints import checkpoint
 import sample
+from checkpoints import checkpoint
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 

@@ -35,8 +35,9 @@ from data.source import (
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
-NOVEL = "".join(f"第{i}回 宝玉来见\r\n他说道：“我这里有个人，要到你们那里去了。”不知是谁的，上下都说不可 {i}\n"
-                for i in range(3000))
+NOVEL = "".join(
+    f"第{i}回 宝玉来见\r\n他说道：“我这里有个人，要到你们那里去了。”不知是谁的，上下都说不可 {i}\n" for i in range(3000)
+)
 
 
 def write(path, content):
@@ -95,11 +96,16 @@ def test_files_come_in_the_order_given_and_folders_by_name(tmp_path):
     write(tmp_path / "books" / "empty.txt", "")
     first = write(tmp_path / "first", HARD_TEXT)  # named by hand: whatever its suffix
     assert read(parse(tmp_path, "--input", first, tmp_path / "books")) == {
-        ("first", None): HARD_TEXT, ("books/b.txt", None): "b", ("books/a/z.md", None): "z"}
+        ("first", None): HARD_TEXT,
+        ("books/b.txt", None): "b",
+        ("books/a/z.md", None): "z",
+    }
 
 
-@pytest.mark.parametrize("name, message", [("missing.txt", "No such file"), ("empty.txt", "is empty"),
-                                           ("folder", "holds nothing to read; looked for .txt")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("missing.txt", "No such file"), ("empty.txt", "is empty"), ("folder", "holds nothing to read; looked for .txt")],
+)
 def test_an_input_without_text_is_refused(tmp_path, name, message):
     write(tmp_path / "empty.txt", "")
     write(tmp_path / "folder" / "x.exe", "x")
@@ -153,11 +159,19 @@ def test_validation_input_comes_first_so_that_copies_of_it_are_dropped_from_trai
     assert list(found) == [("b.txt", "val"), ("a.txt", "train")]
 
 
-@pytest.mark.parametrize("name, split", [
-    ("TinyStoriesV2-GPT4-train.txt", "train"), ("a/TinyStoriesV2-GPT4-valid.txt", "val"), ("wiki.test.raw", "test"),
-    ("validation-00000-of-00001.parquet", "val"), ("dev.jsonl", "val"), ("training.txt", None), ("train/a.txt", None),
-    ("evaluate.txt", None),
-])
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("TinyStoriesV2-GPT4-train.txt", "train"),
+        ("a/TinyStoriesV2-GPT4-valid.txt", "val"),
+        ("wiki.test.raw", "test"),
+        ("validation-00000-of-00001.parquet", "val"),
+        ("dev.jsonl", "val"),
+        ("training.txt", None),
+        ("train/a.txt", None),
+        ("evaluate.txt", None),
+    ],
+)
 def test_names_of_files_tell_the_split(name, split):
     assert split_of(name) == split
 
@@ -168,7 +182,9 @@ def test_splits_by_name_need_a_validation_file(tmp_path, capsys):
     assert capsys.readouterr().out == "left out 1 as test, by name: wiki.test.txt\n"
     val = write(tmp_path / "wiki.valid.txt", "b")
     assert read(parse(tmp_path, "--input", train, test, val), named_splits=True) == {
-        ("wiki.valid.txt", "val"): "b", ("wiki.train.txt", "train"): "a"}
+        ("wiki.valid.txt", "val"): "b",
+        ("wiki.train.txt", "train"): "a",
+    }
 
 
 def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
@@ -176,8 +192,10 @@ def test_auto_reports_what_each_file_was_taken_for(tmp_path, capsys):
     write(tmp_path / "b.txt", NOVEL.encode())
     found = read(parse(tmp_path, "--input", tmp_path, "--encoding=auto"))
     assert set(found.values()) == {NOVEL}
-    assert capsys.readouterr().out.splitlines() == [f"encoding {tmp_path.name}/a.txt: gb18030",
-                                                    "encoding utf-8: 1 of 2 files"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"encoding {tmp_path.name}/a.txt: gb18030",
+        "encoding utf-8: 1 of 2 files",
+    ]
 
 
 def zip_of(*names):
@@ -198,7 +216,8 @@ def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, c
     assert set(documents(found)) == {("books/a.txt", None), ("books/z.zip/a.txt", None)}
     assert capsys.readouterr().out.splitlines() == [
         f"left out 10 as empty: books/z.zip/空.txt, {', '.join(f'books/空{i}.txt' for i in range(7))} and 2 more",
-        "encoding utf-8: 2 of 2 files"]
+        "encoding utf-8: 2 of 2 files",
+    ]
     assert origin(args, parts)["files"] == 2
     write(tmp_path / "none" / "空.md", "")
     with pytest.raises(ValueError, match="none holds nothing to read; looked for .*, empty: none/空.md"):
@@ -216,8 +235,16 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("newlines known: 1 CRLF and a byte-order mark of") and ": 4 bytes less" in out
     assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
-    assert origin(args, parts[:1]) == {"from": "known", "files": 1, "bytes": 6, "sha256": hash_file(known),
-                                       "encoding": "utf-8", "errors": "strict", "normalize": True, "clean": []}
+    assert origin(args, parts[:1]) == {
+        "from": "known",
+        "files": 1,
+        "bytes": 6,
+        "sha256": hash_file(known),
+        "encoding": "utf-8",
+        "errors": "strict",
+        "normalize": True,
+        "clean": [],
+    }
     assert origin(args, parts[1:])["normalize"] is False
 
 
@@ -227,7 +254,8 @@ def test_files_of_the_same_name_count_as_many(tmp_path, capsys):
     described = origin(args, find(args, reading_of(args)))
     assert (described["from"], described["files"]) == ("content.txt", 2)
     assert capsys.readouterr().out.splitlines() == ["encoding content.txt: gb18030"] * 2 + [
-        "encoding utf-8: 0 of 2 files"]
+        "encoding utf-8: 0 of 2 files"
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
@@ -241,7 +269,11 @@ def test_names_that_are_not_utf8_are_shown_as_text(tmp_path):
     args = parse(tmp_path, "--input", tmp_path / "书")
     parts, found = made(args)
     assert sorted(name for name, _ in documents(found)) == [
-        "书/z.tgz/三国.txt", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"]
+        "书/z.tgz/三国.txt",
+        "书/水浒.txt",
+        "书/红楼.txt",
+        "书/\ufffd.txt",
+    ]
     assert set(origin(args, parts)["from"].split(", ")) == {"书/z.tgz", "书/水浒.txt", "书/红楼.txt", "书/\ufffd.txt"}
 
 
@@ -252,16 +284,22 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
     assert downloaded(parse(tmp_path), "input.txt", ["http://127.0.0.1:9/x"]) == [path]
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--val_fraction=0"], "val_fraction"), (["--val_fraction=nan"], "val_fraction"),
-    (["--val_fraction=x"], "val_fraction"),
-    (["--encoding=gb-18"], "unknown encoding 'gb-18'"), (["--clean=adverts"], "no cleaning rule adverts"),
-    (["--imput=x"], "imput"), (["--workers=-4"], "workers: -4 is negative"),
-    (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
-    (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
-    (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
-    (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--val_fraction=0"], "val_fraction"),
+        (["--val_fraction=nan"], "val_fraction"),
+        (["--val_fraction=x"], "val_fraction"),
+        (["--encoding=gb-18"], "unknown encoding 'gb-18'"),
+        (["--clean=adverts"], "no cleaning rule adverts"),
+        (["--imput=x"], "imput"),
+        (["--workers=-4"], "workers: -4 is negative"),
+        (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
+        (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
+        (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
+        (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
+    ],
+)
 def test_flags_are_checked(tmp_path, argv, message):
     with pytest.raises(ValueError, match=message):
         reading_of(parse(tmp_path, *argv))
@@ -335,8 +373,9 @@ def test_a_row_of_any_length_is_copied_once(tmp_path, small_parts, monkeypatch):
 
 def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
     pieces = [Piece("a", "one two", False, None), Piece("a", " three", True, None)]
-    heads = ["".join(piece.text for piece in cut_at(pieces, left, True) if piece.split == "train")
-             for left in range(1, 8)]
+    heads = [
+        "".join(piece.text for piece in cut_at(pieces, left, True) if piece.split == "train") for left in range(1, 8)
+    ]
     assert heads == ["one"] * 3 + ["one two"] * 4
 
 
@@ -348,8 +387,10 @@ def test_a_position_in_a_text_without_a_place_to_cut_stays(monkeypatch):
 
 def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
     path = write(tmp_path / "a.txt", "abc")
-    keys = [made(parse(tmp_path, "--input", path, *argv))[1][0].key
-            for argv in ([], [], ["--clean"], ["--normalize"], ["--encoding=gbk"], ["--separator=b"])]
+    keys = [
+        made(parse(tmp_path, "--input", path, *argv))[1][0].key
+        for argv in ([], [], ["--clean"], ["--normalize"], ["--encoding=gbk"], ["--separator=b"])
+    ]
     assert keys[0] == keys[1] and len(set(keys)) == 5
     write(path, "abcd")
     assert made(parse(tmp_path, "--input", path))[1][0].key not in keys
@@ -370,7 +411,9 @@ def test_a_dry_run_shows_what_cleaning_takes_out_by_line_of_the_file(tmp_path, s
     path = write(tmp_path / "a.txt", text)
     made(parse(tmp_path, "--input", path, "--clean=ads", "--dry_run"))
     assert capsys.readouterr().out.splitlines() == [
-        "clean  a.txt:6001: ads: '喜书网（www.xitxt.net)免费电子书下载'", "clean  ads: 1 times, 25 characters"]
+        "clean  a.txt:6001: ads: '喜书网（www.xitxt.net)免费电子书下载'",
+        "clean  ads: 1 times, 25 characters",
+    ]
     made(parse(tmp_path, "--input", path, "--clean=ads"))
     assert capsys.readouterr().out == ""
 
@@ -386,14 +429,19 @@ def test_a_dry_run_has_one_line_for_the_line_ends_and_spaces_of_a_file_of_many_p
     assert [line.partition(": ")[0] for line in lines] == ["clean  books/a.txt", "clean  books/b.txt"]
     for line in lines:
         assert set(line.partition(": ")[2].split(", ")) == {
-            f"newlines: {3 * n:,} times", f"spaces: {n:,} times", f"blank: {n:,} times"}
+            f"newlines: {3 * n:,} times",
+            f"spaces: {n:,} times",
+            f"blank: {n:,} times",
+        }
 
 
 # ---- splits by position ------------------------------------------------------------------------------------
 
 
-@given(texts=st.lists(st.text(st.sampled_from("ab 字。\n"), min_size=1, max_size=40), min_size=1, max_size=4),
-       val_fraction=st.floats(0.01, 0.99))
+@given(
+    texts=st.lists(st.text(st.sampled_from("ab 字。\n"), min_size=1, max_size=40), min_size=1, max_size=4),
+    val_fraction=st.floats(0.01, 0.99),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_texts_in_a_row_are_cut_once_where_nanogpt_would(tmp_path, texts, val_fraction):
     paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
@@ -424,8 +472,11 @@ def test_every_side_of_a_cut_ends_its_documents(texts, left):
     pieces = []
     for i, parts in enumerate(texts):
         last = len(parts) - 1
-        pieces += [Piece(str(i), text, j == last, None) for j, text in enumerate(parts)
-                   if "".join(parts) and (text or j == last)]
+        pieces += [
+            Piece(str(i), text, j == last, None)
+            for j, text in enumerate(parts)
+            if "".join(parts) and (text or j == last)
+        ]
     cut, whole = list(cut_at(pieces, left, False)), "".join(piece.text for piece in pieces)
     for split, text in (("train", whole[:left]), ("val", whole[left:])):
         side = [piece for piece in cut if piece.split == split]
@@ -440,7 +491,9 @@ def test_what_is_given_for_validation_is_not_cut_by_position(tmp_path, each):
     args = parse(tmp_path, "--input", a, "--val_input", b)
     reading = reading_of(args)
     assert documents(by_position(args, find(args, reading), reading, each)) == {
-        ("b.txt", "val"): "b" * 10, ("a.txt", "train"): "a" * 100}
+        ("b.txt", "val"): "b" * 10,
+        ("a.txt", "train"): "a" * 100,
+    }
 
 
 def test_what_is_one_text(tmp_path, small_parts):
@@ -479,4 +532,8 @@ def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):
     reading = reading_of(args)
     pieces = [piece for unit in by_position(args, find(args, reading), reading, each=True) for piece in unit.pieces()]
     assert [(piece.text, piece.split) for piece in pieces] == [
-        ("a" * 90, "train"), ("a" * 10, "val"), ("b" * 90, "train"), ("b" * 10, "val")]
+        ("a" * 90, "train"),
+        ("a" * 10, "val"),
+        ("b" * 90, "train"),
+        ("b" * 10, "val"),
+    ]

@@ -19,8 +19,8 @@ import pytest
 import torch
 from test_train import ROOT, SMALL, assert_equal_states, run, run_script, timeless, write_dataset
 
-from checkpoints import checkpoint
 import train
+from checkpoints import checkpoint
 from training.metrics import Metrics, read_metrics
 
 
@@ -237,8 +237,15 @@ def test_a_dataset_of_10_gigabytes_takes_no_more_memory_than_one_of_10_megabytes
         meta = json.loads((tmp_path / name / "meta.json").read_text(encoding="utf-8"))
         meta["splits"]["train"]["tokens"] = size // np.dtype(meta["dtype"]).itemsize
         (tmp_path / name / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        run(tmp_path / name, tmp_path / f"out-{name}", "--max_iters=20", "--eval_interval=10", "--batch_size=64",
-            "--n_layer=1", "--n_embd=8")
+        run(
+            tmp_path / name,
+            tmp_path / f"out-{name}",
+            "--max_iters=20",
+            "--eval_interval=10",
+            "--batch_size=64",
+            "--n_layer=1",
+            "--n_embd=8",
+        )
         records = read_metrics(tmp_path / f"out-{name}" / "metrics.jsonl")
         used[name] = max(record["memory_mb"] for record in records if record["kind"] == "train")
     assert used["large"] - used["small"] < 50, used

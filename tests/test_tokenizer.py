@@ -36,8 +36,9 @@ from data.tokenizer import (
 )
 from data.vocabulary import SYMBOL, from_symbols, to_symbols
 
-HARD_TEXT = ("\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官，你道\r\n"
-             "𠀀𪚥 👩‍👩‍👧 ❤️ \x00\x85\u2028 हिन्दी e\u0301\rend\n\n")
+HARD_TEXT = (
+    "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官，你道\r\n𠀀𪚥 👩‍👩‍👧 ❤️ \x00\x85\u2028 हिन्दी e\u0301\rend\n\n"
+)
 CODE = "def f(self, x):\n    if x is None:\n        return x.y_z[100:2000]  # it's\n\n\nclass A:\n    pass\n"
 STORY = "Once upon a time, there was a dog. The dog didn't like the cat. “Hi,” it said.\n" + CODE + HARD_TEXT
 
@@ -70,23 +71,44 @@ def llama_like(text: str) -> dict:
     vocab = {token: id for id, token in enumerate(tokens)}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [{"id": id, "content": t, "special": True, **flags} for id, t in enumerate(specials)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
         "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "pair": [], "single": [
-            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": vocab,
-                  "merges": [[t[:i], t[i:]] for t in pieces for i in range(1, len(t))
-                             if t[:i] in vocab and t[i:] in vocab]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [[t[:i], t[i:]] for t in pieces for i in range(1, len(t)) if t[:i] in vocab and t[i:] in vocab],
+        },
     }
 
 
@@ -113,9 +135,14 @@ def trimmed(bpe):
 @pytest.fixture(scope="module")
 def kinds(bpe, gpt2_like, llama, trimmed):
     return {
-        "byte": ByteTokenizer(), "byte eot": ByteTokenizer(eot=255), "bpe": bpe, "llama": llama,
-        "tiktoken": gpt2_like, "cl100k": TiktokenTokenizer("cl100k_base", tokens=made_up_tokens(100256)),
-        "trimmed": trimmed, "trimmed llama": TrimmedTokenizer.train(llama, CODE, min_count=2),
+        "byte": ByteTokenizer(),
+        "byte eot": ByteTokenizer(eot=255),
+        "bpe": bpe,
+        "llama": llama,
+        "tiktoken": gpt2_like,
+        "cl100k": TiktokenTokenizer("cl100k_base", tokens=made_up_tokens(100256)),
+        "trimmed": trimmed,
+        "trimmed llama": TrimmedTokenizer.train(llama, CODE, min_count=2),
         "trimmed tiktoken": TrimmedTokenizer.train(gpt2_like, CODE),
     }
 
@@ -161,8 +188,18 @@ def test_fingerprints_tell_tokenizers_apart(kinds):
 
 def test_special_tokens_stand_for_no_text(kinds):
     assert [t.eot for t in with_char(kinds, "ab")] == [
-        None, 255, 399, 2, 50256, 100257, kinds["trimmed"].vocab_size - 1, 2,
-        kinds["trimmed tiktoken"].vocab_size - 1, None, 3]
+        None,
+        255,
+        399,
+        2,
+        50256,
+        100257,
+        kinds["trimmed"].vocab_size - 1,
+        2,
+        kinds["trimmed tiktoken"].vocab_size - 1,
+        None,
+        3,
+    ]
     for tokenizer in with_char(kinds, "ab"):
         ids = tokenizer.encode("ab").tolist()
         for id in tokenizer.special_tokens.values():
@@ -225,8 +262,17 @@ def test_ordinary_text_has_a_cut_every_few_characters(kinds):
         assert tokenizer.find_cut("ab" * 3, 6) == tokenizer.find_cut("", 0) == find_cut("", 0) == -1
 
 
-@pytest.mark.parametrize("ids, named", [([0, -1], "-1"), ([0, 101000], "101000"), ([2**40], str(2**40)),
-                                        ([[0]], r"\(1, 1\)"), ([0.0], "float64"), (["0"], "<U1")])
+@pytest.mark.parametrize(
+    "ids, named",
+    [
+        ([0, -1], "-1"),
+        ([0, 101000], "101000"),
+        ([2**40], str(2**40)),
+        ([[0]], r"\(1, 1\)"),
+        ([0.0], "float64"),
+        (["0"], "<U1"),
+    ],
+)
 def test_ids_that_no_token_has_are_named(kinds, ids, named):
     for tokenizer in with_char(kinds, "ab"):
         with pytest.raises(ValueError, match=named):
@@ -250,16 +296,27 @@ def test_lone_surrogates_are_refused_with_their_position(kinds):
             call(text)
 
 
-@pytest.mark.parametrize("d", [
-    None, [], {}, {"kind": "words"}, {"kind": "byte", "eot": 7}, {"kind": "char"},
-    {"kind": "char", "chars": 5, "eot": False}, {"kind": "bpe"}, {"kind": "bpe", "tokenizer": "{}"},
-    {"kind": "tiktoken", "name": "gpt2", "tokens": "a b c"},
-    {"kind": "tiktoken", "name": "o200k", "tokens": "a"}, {"kind": "trimmed"},
-    {"kind": "trimmed", "base": {"kind": "byte", "eot": None}, "ids": []},
-    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(255), 256]},
-    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 9]},
-    {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 257]},
-])
+@pytest.mark.parametrize(
+    "d",
+    [
+        None,
+        [],
+        {},
+        {"kind": "words"},
+        {"kind": "byte", "eot": 7},
+        {"kind": "char"},
+        {"kind": "char", "chars": 5, "eot": False},
+        {"kind": "bpe"},
+        {"kind": "bpe", "tokenizer": "{}"},
+        {"kind": "tiktoken", "name": "gpt2", "tokens": "a b c"},
+        {"kind": "tiktoken", "name": "o200k", "tokens": "a"},
+        {"kind": "trimmed"},
+        {"kind": "trimmed", "base": {"kind": "byte", "eot": None}, "ids": []},
+        {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(255), 256]},
+        {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 9]},
+        {"kind": "trimmed", "base": BPETokenizer.train([], 257).to_json(), "ids": [*range(256), 257]},
+    ],
+)
 def test_a_damaged_description_is_a_value_error(d):
     with pytest.raises(ValueError, match="kind|tokenizer"):
         tokenizer_from_json(d)
@@ -369,11 +426,18 @@ def test_each_bpe_merge_is_of_a_most_frequent_pair():
 def test_bpe_training_gives_the_same_ids_in_another_process_and_on_one_thread(bpe, tmp_path):
     path = tmp_path / "story.txt"
     path.write_bytes(STORY.encode("utf-8"))
-    program = ("import json, sys; from data.tokenizer import BPETokenizer\n"
-               "text = open(sys.argv[1], 'rb').read().decode('utf-8')\n"
-               "print(json.dumps(BPETokenizer.train(iter([text, text]), 400).to_json()))")
-    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=Path(module.__file__).parents[1],
-                         env={**os.environ, "RAYON_NUM_THREADS": "1"}, check=True, capture_output=True)
+    program = (
+        "import json, sys; from data.tokenizer import BPETokenizer\n"
+        "text = open(sys.argv[1], 'rb').read().decode('utf-8')\n"
+        "print(json.dumps(BPETokenizer.train(iter([text, text]), 400).to_json()))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        cwd=Path(module.__file__).parents[1],
+        env={**os.environ, "RAYON_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
     assert json.loads(run.stdout) == bpe.to_json()
 
 
@@ -419,11 +483,18 @@ def test_a_typed_special_token_is_encoded_as_if_the_vocabulary_had_none(bpe):
 
 
 GPT2_SPLIT = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-GPT4_SPLIT = tokenizers.pre_tokenizers.Sequence([
-    tokenizers.pre_tokenizers.Split(tokenizers.Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"), "isolated"),
-    tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+GPT4_SPLIT = tokenizers.pre_tokenizers.Sequence(
+    [
+        tokenizers.pre_tokenizers.Split(
+            tokenizers.Regex(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+                r"|\s+(?!\S)|\s+"
+            ),
+            "isolated",
+        ),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
 NO_SPLIT = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
@@ -431,8 +502,10 @@ def library_bpe(pre_tokenizer, text: str = STORY, **trainer) -> tokenizers.Token
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([text], tokenizers.trainers.BpeTrainer(
-        vocab_size=420, show_progress=False, initial_alphabet=alphabet, **trainer))
+    tokenizer.train_from_iterator(
+        [text],
+        tokenizers.trainers.BpeTrainer(vocab_size=420, show_progress=False, initial_alphabet=alphabet, **trainer),
+    )
     return tokenizer
 
 
@@ -550,8 +623,12 @@ def test_the_same_tokens_in_llamas_newer_format_and_without_a_first_space(llama)
     newer |= {"normalizer": None, "pre_tokenizer": metaspace, "decoder": metaspace}
     gemma = llama_like(STORY)
     gemma["normalizer"] = gemma["normalizer"]["normalizers"][1]
-    gemma["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
-                              "invert": False}
+    gemma["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
     for d in newer, gemma:
         tokenizer = BPETokenizer(json.dumps(d))
         assert tokenizer.encode(STORY * 99).tolist() == llama.encode(STORY * 99).tolist()
@@ -670,21 +747,32 @@ def test_each_name_makes_its_tokenizer(tmp_path, bpe):
     assert make("bpe", vocab_size=300).to_json() == BPETokenizer.train(STORY[:200], 300).to_json()
     assert asked == ["train"]
     assert make("bpe", vocab_size=300, special_tokens=["<|x|>"]).special_tokens.keys() == {EOT, "<|x|>"}
-    for name, file in (("bpe", path), ("qwen2", path.parent), (str(path), None), (str(path.parent), None),
-                       ("gpt2", path), ("a/b", path)):
+    for name, file in (
+        ("bpe", path),
+        ("qwen2", path.parent),
+        (str(path), None),
+        (str(path.parent), None),
+        ("gpt2", path),
+        ("a/b", path),
+    ):
         assert make(name, file=file).to_json() == bpe.to_json() and asked == []
     trimmed = make("bpe", file=path, trim=True, min_count=2)
     assert trimmed.ids.tolist() == TrimmedTokenizer.train(bpe, STORY[:200], 2).ids.tolist()
     assert asked == ["train"]
 
 
-@pytest.mark.parametrize("name, options, found", [
-    ("gpt3", {}, "gpt3 is no file; expected one of byte, char, bpe, gpt2"),
-    ("char", {"trim": True}, "char cannot be trimmed"),
-    ("byte", {"file": "x.json"}, "x.json"), ("bpe", {"file": "none.json"}, "cannot read none.json"),
-    ("none.json", {}, "cannot read none.json"), ("cl100k_base", {"file": "none"}, "cannot read none"),
-    ("bpe", {"vocab_size": 12}, "vocab_size is 12"),
-])
+@pytest.mark.parametrize(
+    "name, options, found",
+    [
+        ("gpt3", {}, "gpt3 is no file; expected one of byte, char, bpe, gpt2"),
+        ("char", {"trim": True}, "char cannot be trimmed"),
+        ("byte", {"file": "x.json"}, "x.json"),
+        ("bpe", {"file": "none.json"}, "cannot read none.json"),
+        ("none.json", {}, "cannot read none.json"),
+        ("cl100k_base", {"file": "none"}, "cannot read none"),
+        ("bpe", {"vocab_size": 12}, "vocab_size is 12"),
+    ],
+)
 def test_names_and_options_that_make_no_tokenizer_are_explained(name, options, found):
     with pytest.raises(ValueError, match=found) as error:
         make_tokenizer(name, lambda split: [STORY], **options)
@@ -737,8 +825,11 @@ def test_gpt2_agrees_with_tokenizers_reading_the_published_merges(shared_data):
 
 # Every way that a character's UTF-8 can be cut short (64 neighbours differ in the last byte only). Python's
 # decoder also waits for a third byte before it gives up on a surrogate.
-UNFINISHED = {chr(c).encode("utf-8", "surrogatepass")[:n] for c in range(0, 0x110000, 64)
-              for n in range(len(chr(c).encode("utf-8", "surrogatepass")))}
+UNFINISHED = {
+    chr(c).encode("utf-8", "surrogatepass")[:n]
+    for c in range(0, 0x110000, 64)
+    for n in range(len(chr(c).encode("utf-8", "surrogatepass")))
+}
 TRICKY_BYTES = b"a\x80\xbf\xc3\xe4\xb8\xad\xed\xa0\xf0\x9f\x98\x80\xf4\x90\xff"
 
 

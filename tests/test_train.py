@@ -259,8 +259,10 @@ def test_a_new_run_in_a_used_folder_sets_the_one_before_aside(dataset, tmp_path,
     assert run(dataset, tmp_path, "--max_iters=3", "--init_from=resume")["rng"] == {"seed": 7, "iter_num": 3}
     assert run(dataset, previous, "--max_iters=7", "--init_from=resume")["rng"] == {"seed": 1337, "iter_num": 7}
     tuned = run(dataset, tmp_path, "--max_iters=0", f"--init_from={tmp_path}")  # the weights that are set aside
-    assert all(torch.equal(tuned["model"][name], new) for name, new in torch.load(
-        tmp_path / "previous-2" / "ckpt.pt", weights_only=True)["model"].items())
+    assert all(
+        torch.equal(tuned["model"][name], new)
+        for name, new in torch.load(tmp_path / "previous-2" / "ckpt.pt", weights_only=True)["model"].items()
+    )
 
 
 @pytest.mark.parametrize("rate, is_better", [("1e-2", True), ("3", False)])
@@ -438,10 +440,14 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
     resume = "--init_from=resume"
     cases = [
         ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume], r"change dataset .*other tokens"),
-        ([f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume, "--allow_changed=dataset"],
-         r"change dataset .*leave that out; this dataset's ids stand for other text"),
-        ([f"--dataset={larger}", f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"],
-         r"n_layer 2 -> 3, dataset .*other tokens: leave that out; this dataset's ids"),
+        (
+            [f"--dataset={other}", f"--out_dir={tmp_path / 'out'}", resume, "--allow_changed=dataset"],
+            r"change dataset .*leave that out; this dataset's ids stand for other text",
+        ),
+        (
+            [f"--dataset={larger}", f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"],
+            r"n_layer 2 -> 3, dataset .*other tokens: leave that out; this dataset's ids",
+        ),
         ([f"--init_from={tmp_path / 'out'}", "--block_size=32"], r"block_size=32.*has 16 .*--block_size=16 or less"),
         (["--learning_rate=nan", "--min_lr=inf"], r"min_lr=inf must be finite.*learning_rate=nan must be positive"),
         ([f"--dataset={other}", f"--init_from={tmp_path / 'out'}"], r"vocabulary 10.*checkpoint"),
@@ -488,9 +494,13 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
     assert len(errors.splitlines()) == 1 and "batch_size" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("room, advice", [
-    (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"), (0, "lower batch_size or"),
-])
+@pytest.mark.parametrize(
+    "room, advice",
+    [
+        (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"),
+        (0, "lower batch_size or"),
+    ],
+)
 def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, capsys, room, advice):
     forward = train.GPT.forward
 

@@ -57,15 +57,21 @@ def save(path: Path, data: bytes) -> Path:
 # ---- OpenAI's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, place, file", [
-    ("gpt2", "cache/encoder.json", "encoder.json"), ("gpt2", "code/gpt2/encoder.json", "encoder.json"),
-    ("gpt2", "code/gpt2/vocab.json", "encoder.json"), ("gpt2", "cache/merges.txt", "vocab.bpe"),
-    ("gpt2", "cache/r50k_base.tiktoken", "r50k_base.tiktoken"), ("r50k_base", "cache/vocab.bpe", "vocab.bpe"),
-    ("gpt2", "code/gpt2/encoder.json.xz", "encoder.json"),
-    ("gpt2", "cache/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "encoder.json"),  # as tiktoken caches it
-    ("cl100k_base", "cache/9b5ad71b2ce5302211f9c61530b329a4922fc6a4", "cl100k_base.tiktoken"),
-    ("o200k_base", "cache/fb374d419588a4632f3f557e76b4b70aebbca790", "o200k_base.tiktoken"),
-])
+@pytest.mark.parametrize(
+    "name, place, file",
+    [
+        ("gpt2", "cache/encoder.json", "encoder.json"),
+        ("gpt2", "code/gpt2/encoder.json", "encoder.json"),
+        ("gpt2", "code/gpt2/vocab.json", "encoder.json"),
+        ("gpt2", "cache/merges.txt", "vocab.bpe"),
+        ("gpt2", "cache/r50k_base.tiktoken", "r50k_base.tiktoken"),
+        ("r50k_base", "cache/vocab.bpe", "vocab.bpe"),
+        ("gpt2", "code/gpt2/encoder.json.xz", "encoder.json"),
+        ("gpt2", "cache/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "encoder.json"),  # as tiktoken caches it
+        ("cl100k_base", "cache/9b5ad71b2ce5302211f9c61530b329a4922fc6a4", "cl100k_base.tiktoken"),
+        ("o200k_base", "cache/fb374d419588a4632f3f557e76b4b70aebbca790", "o200k_base.tiktoken"),
+    ],
+)
 def test_vocabularies_are_found_without_the_network(tmp_path, name, place, file):
     save(tmp_path / place, content(file))
     assert read_ranks(name) == TOKENS
@@ -85,11 +91,19 @@ def test_any_file_that_has_the_vocabulary_can_be_given(tmp_path, name):
 def test_addresses_and_checksums_are_tiktokens(name, monkeypatch):
     monkeypatch.undo()
     asked = {}
-    monkeypatch.setattr(tiktoken_ext.openai_public, "load_tiktoken_bpe",
-                        lambda url, expected_hash: asked.update({url: expected_hash}) or {})
-    monkeypatch.setattr(tiktoken_ext.openai_public, "data_gym_to_mergeable_bpe_ranks",
-                        lambda **k: asked.update({k["vocab_bpe_file"]: k["vocab_bpe_hash"],
-                                                  k["encoder_json_file"]: k["encoder_json_hash"]}) or {})
+    monkeypatch.setattr(
+        tiktoken_ext.openai_public,
+        "load_tiktoken_bpe",
+        lambda url, expected_hash: asked.update({url: expected_hash}) or {},
+    )
+    monkeypatch.setattr(
+        tiktoken_ext.openai_public,
+        "data_gym_to_mergeable_bpe_ranks",
+        lambda **k: (
+            asked.update({k["vocab_bpe_file"]: k["vocab_bpe_hash"], k["encoder_json_file"]: k["encoder_json_hash"]})
+            or {}
+        ),
+    )
     tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
     ours = {urls[0]: sha256 for file, (sha256, urls) in FILES.items() if file in NEEDED[name]}
     assert asked and asked.items() <= ours.items()
@@ -115,14 +129,20 @@ def test_a_download_is_made_once_from_the_first_address_that_has_the_file(tmp_pa
     monkeypatch.setattr(requests, "get", get)
     for _ in range(2):
         assert read_ranks("gpt2") == TOKENS
-    assert asked == [FILES["encoder.json"][1][0],
-                     "https://mirror.example/openai-community/gpt2/resolve/main/vocab.json"]
+    assert asked == [
+        FILES["encoder.json"][1][0],
+        "https://mirror.example/openai-community/gpt2/resolve/main/vocab.json",
+    ]
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [content("encoder.json")]
 
 
-@pytest.mark.parametrize("name, file, hub", [
-    ("gpt2", "encoder.json", "huggingface.co/openai-community/gpt2/resolve/main/vocab.json"),
-    ("cl100k_base", "cl100k_base.tiktoken", "")])
+@pytest.mark.parametrize(
+    "name, file, hub",
+    [
+        ("gpt2", "encoder.json", "huggingface.co/openai-community/gpt2/resolve/main/vocab.json"),
+        ("cl100k_base", "cl100k_base.tiktoken", ""),
+    ],
+)
 def test_a_refused_download_says_which_file_goes_where(tmp_path, monkeypatch, name, file, hub):
     asked = []
 
@@ -136,8 +156,15 @@ def test_a_refused_download_says_which_file_goes_where(tmp_path, monkeypatch, na
     monkeypatch.setattr(requests, "get", get)
     with pytest.raises(ValueError) as error:
         read_ranks(name)
-    for part in (FILES[file][1][0], hub, "ConnectionError", "HTTP 404" if hub else "", "--tokenizer_file",
-                 str(tmp_path / "code" / name / file), "TIKTOKEN_CACHE_DIR"):
+    for part in (
+        FILES[file][1][0],
+        hub,
+        "ConnectionError",
+        "HTTP 404" if hub else "",
+        "--tokenizer_file",
+        str(tmp_path / "code" / name / file),
+        "TIKTOKEN_CACHE_DIR",
+    ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
     assert len(asked) == len(set(asked))  # no second tries
@@ -162,9 +189,14 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 # ---- the hub's ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, place", [
-    ("qwen2", "qwen2/tokenizer.json"), ("llama2", "llama2/tokenizer.json.xz"),
-    ("Qwen/Qwen2.5-7B", "Qwen2.5-7B/tokenizer.json")])
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("qwen2", "qwen2/tokenizer.json"),
+        ("llama2", "llama2/tokenizer.json.xz"),
+        ("Qwen/Qwen2.5-7B", "Qwen2.5-7B/tokenizer.json"),
+    ],
+)
 def test_a_tokenizer_json_beside_the_code_comes_first(tmp_path, name, place):
     path = save(tmp_path / "code" / place, b'{"a": "\xe7\x9a\x84"}')
     assert read_tokenizer_json(name) == ('{"a": "的"}', str(path))
@@ -181,8 +213,12 @@ def test_without_the_hub_the_file_its_address_and_its_places_are_named(tmp_path,
     for name, repo in ("qwen2", "Qwen/Qwen2-0.5B"), ("own/er", "own/er"):
         with pytest.raises(ValueError) as error:
             read_tokenizer_json(name)
-        for part in (f"https://mirror.example/{repo}/resolve/main/tokenizer.json", "HF_ENDPOINT",
-                     str(tmp_path / "code" / name.split("/")[-1] / "tokenizer.json"), "--tokenizer_file"):
+        for part in (
+            f"https://mirror.example/{repo}/resolve/main/tokenizer.json",
+            "HF_ENDPOINT",
+            str(tmp_path / "code" / name.split("/")[-1] / "tokenizer.json"),
+            "--tokenizer_file",
+        ):
             assert part in str(error.value)
         assert "\n" not in str(error.value)
 

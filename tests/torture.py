@@ -30,8 +30,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  an optimizer imports it; once here, not in every process
 
-from checkpoints import checkpoint  # noqa: E402
 import train  # noqa: E402
+from checkpoints import checkpoint  # noqa: E402
 from configurator import configure, exit_on_error  # noqa: E402
 from data.dataset import DatasetWriter  # noqa: E402
 from data.tokenizer import CharTokenizer  # noqa: E402
@@ -87,9 +87,11 @@ def main(argv: list[str]) -> None:
             compare(whole, out_dir)
             print(f"run {runs} equals the undisturbed one", flush=True)
         kinds = ", ".join(f"{kills.count(kind)} {kind}" for kind in sorted(set(kills)))
-        print(f"{len(kills)} kills ({kinds}) in {runs} runs with {config.processes} process(es): weights, optimizer, "
-              f"metrics and best loss equal bitwise; at most {lost} steps lost to a kill, saves were due every "
-              f"{SAVE_INTERVAL}")
+        print(
+            f"{len(kills)} kills ({kinds}) in {runs} runs with {config.processes} process(es): weights, optimizer, "
+            f"metrics and best loss equal bitwise; at most {lost} steps lost to a kill, saves were due every "
+            f"{SAVE_INTERVAL}"
+        )
 
 
 def write_dataset(folder: Path) -> Path:
@@ -183,8 +185,14 @@ def fork(argv: list[str], rank: int, processes: int, port: int, log: Path, kill:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1), os.dup2(output, 2)
         if processes > 1:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes),
-                              LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
         if rank == 0:
             kill.install()
         status = train.main(argv)

@@ -1,7 +1,7 @@
 """What the loop needs to change weights: parameter groups, AdamW, Muon, the learning rate of a step.
 
-    optimizer = make_optimizer(model, learning_rate=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
-    set_rates(optimizer, learning_rate_at(iter_num, horizon, 1.0, ...), iter_num)
+optimizer = make_optimizer(model, learning_rate=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
+set_rates(optimizer, learning_rate_at(iter_num, horizon, 1.0, ...), iter_num)
 """
 
 import math
@@ -41,8 +41,13 @@ def make_optimizer(
     for module in model.modules():
         if hasattr(module, "c_attn"):
             module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
-    muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay,
-            "momentum": MOMENTUM}
+    muon = {
+        "lr": muon_learning_rate,
+        "max_lr": muon_learning_rate,
+        "muon": True,
+        "weight_decay": weight_decay,
+        "momentum": MOMENTUM,
+    }
     groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon})
     return MuonAdamW(groups, betas=betas, fused=fused)
 
@@ -108,13 +113,13 @@ def share_out(function, stacked: torch.Tensor) -> torch.Tensor:
     if n_ranks == 1:
         return function(stacked)
     share = math.ceil(len(stacked) / n_ranks)
-    mine = stacked[dist.get_rank() * share:][:share]
+    mine = stacked[dist.get_rank() * share :][:share]
     part = torch.zeros(share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
     if len(mine):
-        part[:len(mine)] = function(mine)
+        part[: len(mine)] = function(mine)
     parts = torch.empty(n_ranks * share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
     dist.all_gather_into_tensor(parts, part)
-    return parts[:len(stacked)]
+    return parts[: len(stacked)]
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -148,8 +153,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {  # step counts stay on the CPU where AdamW is not fused: not in a mapped file, which may be replaced
-        number: {key: v.clone() if torch.is_tensor(v) and not v.dim() else place(v, parameters[number])
-                 for key, v in slot.items()}
+        number: {
+            key: v.clone() if torch.is_tensor(v) and not v.dim() else place(v, parameters[number])
+            for key, v in slot.items()
+        }
         for number, slot in state["state"].items()
     }
     optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -23,12 +23,18 @@ from data.source import arguments, by_position, downloaded, find, origin, readin
 BOOKS = "hexhero/book-txt", "b46b8dda733b74f0173757d37a513099c9690173"
 NOVELS = {
     "红楼梦.txt": (hongloumeng.URLS, hongloumeng.SHA256),
-    "三国演义.txt": (github_urls(*BOOKS, "三国演义.txt"),
-                 "b434d3c6eb307a3f91f7fc770728a650829f4eb2cdbe21e3064f883c18fb4026"),
-    "水浒传.txt": (github_urls(*BOOKS, "水浒传.txt"),
-                "5747ee7d3e4bc98de646aea5d2454cd7d7ca4b81d8fe8417b934c48a78d7039b"),
-    "西游记.txt": (github_urls(*BOOKS, "西游记.txt"),
-                "acd8762011876f79740f86ab1da855aab40e9690bf2ccbf14e456ddc91352b67"),
+    "三国演义.txt": (
+        github_urls(*BOOKS, "三国演义.txt"),
+        "b434d3c6eb307a3f91f7fc770728a650829f4eb2cdbe21e3064f883c18fb4026",
+    ),
+    "水浒传.txt": (
+        github_urls(*BOOKS, "水浒传.txt"),
+        "5747ee7d3e4bc98de646aea5d2454cd7d7ca4b81d8fe8417b934c48a78d7039b",
+    ),
+    "西游记.txt": (
+        github_urls(*BOOKS, "西游记.txt"),
+        "acd8762011876f79740f86ab1da855aab40e9690bf2ccbf14e456ddc91352b67",
+    ),
 }
 
 

@@ -32,8 +32,13 @@ def main(argv: list[str]) -> None:
         args.input, where = [torch / "include"], "the headers of PyTorch"
     reading = reading_of(args, suffixes=SUFFIXES, lenient=True)
     parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts, where),
-          "config/train_cppcode_bytes.py")
+    build(
+        args,
+        units(args, parts, reading),
+        tokenizer_of(args),
+        origin(args, parts, where),
+        "config/train_cppcode_bytes.py",
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from data.build import build
 from data.download import github_urls
 from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
-URLS = github_urls("ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24",
-                   "data/hongloumeng_char_local/input.txt")
+URLS = github_urls(
+    "ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24", "data/hongloumeng_char_local/input.txt"
+)
 SHA256 = "a9b2f3096c4dc1b1c83bdf185dcf121a03b9b68e8c1979c6744dff856879d01d"
 
 

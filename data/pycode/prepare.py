@@ -41,8 +41,10 @@ def choose(parts: list[Part], max_bytes: int) -> list[Part]:
             chosen.add(part)
             total += part.size
     if len(chosen) < 2 <= len(by_hash):
-        raise ValueError(f"--max_bytes={max_bytes:,} leaves {len(chosen)} of {len(by_hash):,} files, need at least 2; "
-                         "pass a larger one")
+        raise ValueError(
+            f"--max_bytes={max_bytes:,} leaves {len(chosen)} of {len(by_hash):,} files, need at least 2; "
+            "pass a larger one"
+        )
     return [part for part in parts if part in chosen]
 
 

@@ -1,7 +1,7 @@
 """Tiny Shakespeare, or any text, as single characters: data/shakespeare_char/{train.bin,val.bin,meta.json}.
 
-    python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
-    python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
+python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
+python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
 """
 
 import sys
@@ -15,8 +15,7 @@ from data.build import build
 from data.download import github_urls
 from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
 
-URLS = github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e",
-                   "data/tinyshakespeare/input.txt")
+URLS = github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e", "data/tinyshakespeare/input.txt")
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 

@@ -31,8 +31,9 @@ def share(text: str) -> float:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>",
-                       val_fraction=0.01)
+    parser = arguments(
+        __doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>", val_fraction=0.01
+    )
     parser.add_argument("--fraction", type=share, default=1.0, help="of the training stories (default: 1, all)")
     args = parser.parse_args(argv)
     if not args.input:
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> None:
             return
     reading = reading_of(args, named_splits=True, fraction=args.fraction)
     parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts),
-          "config/train_tinystories_llama.py")
+    build(
+        args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_tinystories_llama.py"
+    )
 
 
 if __name__ == "__main__":
