@@ -42,6 +42,7 @@ from configurator import configure, exit_on_error
 from data.dataset import eval_windows, open_dataset
 from data.source import Parser
 from data.tokenizer import BPETokenizer, make_tokenizer
+from inference.load import make_ready
 from inference.pack import pack
 from inference.quantize import quantize
 from model import GPT, GPTConfig, LinearCrossEntropy, Sampling
@@ -749,10 +750,10 @@ def complete(argv: list[str]) -> None:
 
 
 def sure_completer(config):
-    from complete import Completer, make_ready
+    from complete import Completer
     from data.tokenizer import ByteTokenizer
 
-    return Completer(make_ready(sure_model(), config, torch.device("cpu")), ByteTokenizer())
+    return Completer(make_ready(sure_model(), torch.device("cpu"), config.dtype, config.quantize), ByteTokenizer())
 
 
 def sure_model() -> GPT:

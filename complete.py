@@ -37,13 +37,10 @@ from typing import Literal
 import torch
 
 from checkpoints import checkpoint
-from checkpoints.pretrained import load_pretrained
 from configurator import configure, exit_on_error
-from inference.pack import pack
-from inference.quantize import quantize
+from inference.load import find_tokenizer, make_ready, open_trained
 from model import GPT, KVCache, Step
-from sample import find_tokenizer
-from system.device import DTypeName, pick_device, pick_dtype
+from system.device import DTypeName, pick_device
 
 MAX_BYTES = 32  # of a suggestion
 CHUNK = 64  # tokens encoded between two looks at whether the request still matters
@@ -332,27 +329,12 @@ def without_overlap(text: str, suffix: str) -> str:
 def load_completer(config) -> tuple[Completer, str]:
     """(the completer of a checkpoint, the name of the dataset that it was trained on)."""
     device = pick_device(config.device)
-    if config.init_from == "resume":
-        state = checkpoint.load(checkpoint.find(config.out_dir))
-    else:
-        state = load_pretrained(config.init_from)
+    _, state = open_trained(config.init_from, config.out_dir)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
-    model = make_ready(checkpoint.build_model(state, dropout=0.0), config, device)
+    model = checkpoint.build_model(state, dropout=0.0)
+    make_ready(model, device, config.dtype, config.quantize)
     # windows that began with a line began with id 0 before it
     return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))
-
-
-def make_ready(model: GPT, config, device: torch.device) -> GPT:
-    """The model on the device, for inference, in the number format that the settings ask for."""
-    is_int8, dtype = pick_int8(config, device), pick_dtype(config.dtype, device)
-    if config.dtype == "auto" and (dtype == torch.float16 or is_int8 and device.type == "cpu"):
-        dtype = torch.float32  # with int8 it is that of what is left, which is little
-    model = model.to(device, dtype).eval()
-    if is_int8:
-        quantize(model)
-    else:
-        pack(model)
-    return model
 
 
 def apart(function: Callable, *args):
@@ -364,13 +346,6 @@ def apart(function: Callable, *args):
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args).result()
-
-
-def pick_int8(config, device: torch.device) -> bool:
-    """Whether to round the weights to 8 bits. auto: where that was measured to be fast, unless a dtype is asked for."""
-    if config.quantize != "auto":
-        return config.quantize == "int8"
-    return config.dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 # ---- for scripts and editors -----------------------------------------------------------------------------

@@ -38,15 +38,13 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import checkpoint
-from checkpoints.pretrained import load_pretrained
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
 from data.tokenizer import EOT, token_table
 from evaluation import tasks
-from inference.pack import pack
+from inference.load import find_tokenizer, make_ready, open_trained
 from model import CHUNK, GPT
-from sample import find_tokenizer
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
 
@@ -116,8 +114,7 @@ def main(argv: list[str]) -> None:
     validate(args)
     ranks = Ranks()
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
-    source = checkpoint.find(args.out_dir) if args.init_from == "resume" else args.init_from
-    state = checkpoint.load(source) if args.init_from == "resume" else load_pretrained(source)
+    source, state = open_trained(args.init_from, args.out_dir)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
     if args.task:
         tokenizer, edges = find_tokenizer(state), None
@@ -132,12 +129,11 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{text}: {len(get_ids()):,} tokens, a prediction needs 2: evaluate a longer text")
         if args.baselines and tokenizer is None:
             raise ValueError(f"--baselines: {text} has no tokenizer that would say which bytes to compress")
-    model = checkpoint.build_model(state, dropout=0.0).to(device).eval()
+    model = checkpoint.build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
     dtype = pick_dtype(args.dtype, device)
-    if dtype == torch.float32:
-        pack(model)
+    make_ready(model, device, "float32", plain=dtype != torch.float32)  # autocast shortens the rest
 
     # only a few sums travel, and from the CPU: gloo will do, whatever the device
     ranks.start("gloo", torch.device("cpu"))

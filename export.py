@@ -23,12 +23,12 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoints import checkpoint
-from checkpoints.pretrained import ACTIVATIONS, is_transposed, load_pretrained, weight_names
+from checkpoints.pretrained import ACTIVATIONS, is_transposed, weight_names
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
+from inference.load import find_tokenizer, open_trained
 from model import GPT, GPTConfig
-from sample import find_tokenizer
 from system.device import pick_dtype
 
 NAMES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -49,10 +49,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("hf_dir is empty: name the folder to write, --hf_dir=FOLDER")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"hf_dir={folder} exists and is not an empty folder: remove it, or name another")
-    if config.init_from == "resume":
-        state = checkpoint.load(checkpoint.find(config.out_dir))
-    else:
-        state = load_pretrained(config.init_from)
+    _, state = open_trained(config.init_from, config.out_dir)
     shape = GPTConfig(**state["model_args"])
     kind, tokenizer = architecture(shape), find_tokenizer(state)
     model = checkpoint.build_model(state, take=True)  # its weights are those of the mapped file

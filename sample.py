@@ -29,14 +29,11 @@ import torch
 from tqdm import tqdm
 
 from checkpoints import checkpoint
-from checkpoints.pretrained import load_pretrained
 from configurator import configure, exit_on_error
-from data.dataset import open_dataset
-from data.tokenizer import EOT, IncrementalDecoder, TiktokenTokenizer, token_table, tokenizer_from_json
-from inference.pack import pack
-from inference.quantize import quantize
+from data.tokenizer import EOT, IncrementalDecoder, token_table
+from inference.load import find_tokenizer, make_ready, open_trained
 from model import GPT, Sampling
-from system.device import DTypeName, pick_compile, pick_device, pick_dtype
+from system.device import DTypeName, pick_compile, pick_device
 
 
 @dataclass
@@ -75,19 +72,13 @@ def main(argv: list[str]) -> None:
     validate(config)
     device = pick_device(config.device)
     prompts = read_prompts(config)
-    if config.init_from == "resume":
-        state = checkpoint.load(checkpoint.find(config.out_dir))
-    else:
-        state = load_pretrained(config.init_from)
+    _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt) for prompt in prompts]
-    model = checkpoint.build_model(state, dropout=0.0).to(device, pick_weights_dtype(config, device)).eval()
+    model = checkpoint.build_model(state, dropout=0.0)
     del state
     config.compile = config.compile is True and can_compile(device)
-    if config.quantize == "int8":
-        quantize(model, round_inputs=not config.compile)
-    elif not config.compile:
-        pack(model)
+    make_ready(model, device, config.dtype, config.quantize, plain=config.compile)
     writer = Writer(config, model, tokenizer)
     if config.interactive:
         converse(writer, prompts[0] if config.start != SampleConfig.start else "")
@@ -423,27 +414,6 @@ def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
     if tokenizer.eot is None:
         raise ValueError("--start is empty, and this tokenizer has no end-of-text id to begin with: give some text")
     return np.array([tokenizer.eot])
-
-
-def find_tokenizer(state: dict):
-    """The checkpoint's own tokenizer; for one that nanoGPT wrote, that of its dataset's meta.pkl, else GPT-2's."""
-    if state.get("tokenizer"):
-        return tokenizer_from_json(state["tokenizer"])
-    name, vocab_size = state.get("config", {}).get("dataset"), state["model_args"]["vocab_size"]
-    if vocab_size in (50257, 50304):
-        return TiktokenTokenizer("gpt2")
-    tokenizer = open_dataset(name, vocab_size).tokenizer if name else None
-    if tokenizer is None or tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"the checkpoint has no tokenizer, and dataset {name!r} has none for its {vocab_size} ids")
-    return tokenizer
-
-
-def pick_weights_dtype(config: SampleConfig, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor multiplies it natively, else float32; it is the memory that takes the time."""
-    if config.dtype == "auto" and (device.type != "cuda" and config.quantize == "int8"):
-        return torch.float32  # of what is left, which is little
-    dtype = pick_dtype(config.dtype, device)
-    return torch.float32 if config.dtype == "auto" and dtype == torch.float16 else dtype
 
 
 if __name__ == "__main__":
