@@ -44,7 +44,7 @@ from data.source import Parser
 from data.tokenizer import EOT, token_table
 from evaluation import tasks
 from inference.load import find_tokenizer, make_ready, open_trained
-from model import CHUNK, GPT
+from model import LOGITS_AT_ONCE, GPT
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
 
@@ -366,10 +366,10 @@ def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -
     up to 5e-7, so the logarithm and the difference are taken in float64.
     """
     hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
-    rows = max(128, (CHUNK if x.device.type == "cpu" else 64 * CHUNK) // model.config.vocab_size)
+    rows = max(128, (LOGITS_AT_ONCE if x.device.type == "cpu" else 64 * LOGITS_AT_ONCE) // model.config.vocab_size)
     parts = []
     for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = model._logits(h).float()  # (rows, V)
+        logits = model.logits(h).float()  # (rows, V)
         target = logits.gather(1, t[:, None])[:, 0]
         largest, likeliest = logits.max(1) if greedy else (logits.amax(1), t)
         total = logits.sub_(largest[:, None]).exp_().sum(1)

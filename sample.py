@@ -31,8 +31,10 @@ from tqdm import tqdm
 from checkpoints import checkpoint
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, IncrementalDecoder, token_table
+from inference.generate import CompiledStep, stream
 from inference.load import find_tokenizer, make_ready, open_trained
-from model import GPT, Sampling
+from inference.sampling import Sampling
+from model import GPT
 from system.device import DTypeName, pick_compile, pick_device
 
 
@@ -162,6 +164,7 @@ class Writer:
     def __init__(self, config: SampleConfig, model: GPT, tokenizer):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.device = model.transformer.wte.weight.device
+        self.compiled: dict[int, CompiledStep] = {}  # by number of rows
         self.stops = read_stops(config.stop)
         self.sampling = Sampling(
             config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty,
@@ -173,14 +176,15 @@ class Writer:
 
     def write(self, texts: list[Text]) -> Iterator[None]:
         """Continues the texts together, and yields whenever they have grown."""
-        if self.config.compile is True and len(texts) not in self.model.compiled:
+        if self.config.compile is True and len(texts) not in self.compiled:
             options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
-            self.model.compile_decoding(len(texts), **options)
+            self.compiled[len(texts)] = CompiledStep(self.model, len(texts), **options)
         prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
         pending, limit = [], self.config.max_new_tokens
-        for pair in self.model.stream(prompts, limit, self.sampling, generators, self.heal(texts)):
+        compiled = self.compiled.get(len(texts))
+        for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), compiled):
             pending.append(pair)
             limit -= 1
             if limit and len(pending) < every:
@@ -201,7 +205,7 @@ class Writer:
         yield
 
     def heal(self, texts: list[Text]):
-        """For GPT.stream: which ids agree with what was taken back from each text's beginning. None: nothing was."""
+        """For stream(): which ids agree with what was taken back from each text's beginning. None: nothing was."""
         rest = [text.beginning.healed.encode() for text in texts]
         if not any(rest):
             return None

@@ -561,20 +561,7 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     take = take and torch.device(device).type == "cpu"
     if take:
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-        return complete(model)
-    allocate(model, device).load_state_dict(weights)
-    return model
-
-
-def allocate(model: GPT, device: torch.device | str) -> GPT:
-    """Gives a model on the meta device memory that holds nothing yet."""
-    model.to_empty(device=device)
-    return complete(model)
-
-
-def complete(model: GPT) -> GPT:
-    """Makes what a model has beyond its state_dict: ties, and RoPE's tables."""
-    if model.config.tie_weights:
-        model.lm_head.weight = model.transformer.wte.weight
-    model.make_rope()
+        model.make_derived()
+        return model
+    model.allocate(device).load_state_dict(weights)
     return model

@@ -15,6 +15,7 @@ from checkpoints import checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import open_dataset
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
+from inference.bind import bind
 from inference.pack import pack
 from inference.quantize import quantize as round_weights
 from model import GPT
@@ -50,8 +51,8 @@ def make_ready(
     """The model for inference: on `device`, in eval mode, its weights in the asked format.
 
     dtype: a name or 'auto' (see pick_weights_dtype). quantize: 'none', 'int8', or 'auto' (see pick_int8). On a CPU
-    weights that stay in float32 or bfloat16 are packed. plain=True keeps to what torch.compile and autocast can take:
-    no packed layers, and int8 ones that do not round their inputs.
+    weights that stay in float32 or bfloat16 are packed, and layers are bound. plain=True keeps to what torch.compile
+    and autocast can take: no packed layers, and int8 ones that do not round their inputs.
     """
     is_int8 = pick_int8(quantize, dtype, device)
     model = model.to(device, pick_weights_dtype(dtype, is_int8, device)).eval()
@@ -59,6 +60,8 @@ def make_ready(
         round_weights(model, round_inputs=not plain)
     elif not plain:
         pack(model)
+    if not plain:
+        bind(model)
     return model
 
 

@@ -38,16 +38,15 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(dim=1) / 127 + 1e-30
         scale = scale.bfloat16() if not round_inputs else scale  # as the kernel takes it
         weight = (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
         if round_inputs:
             self.packed = pack(weight, scale)
         else:
-            self.register_buffer("weight", weight)
-            self.register_buffer("scale", scale)
+            self.weight, self.scale = weight, scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = self.bias
-        rows = x if x.dim() == 2 else x.flatten(0, -2)  # (M, K)
+        rows = x.view(-1, x.size(-1))  # (M, K)
         if self.round_inputs:
             # a scale for each row, so that no row depends on another; integers add up exactly in any order. A row of
             # zeros is divided by zero, to some integers, and multiplied by it again
@@ -65,7 +64,7 @@ class Int8Linear(nn.Module):
             if bias is not None:
                 y = bias + y
         y = y if y.dtype == x.dtype else y.to(x.dtype)
-        return y if x.dim() == 2 else y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], -1)
 
 
 def pack(weight: torch.Tensor, scale: torch.Tensor):

@@ -30,7 +30,9 @@ from checkpoints import checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer, tokenizer_from_json
-from model import GPT, GPTConfig, Sampling
+from inference.generate import stream
+from inference.sampling import Sampling
+from model import GPT, GPTConfig
 
 TEXT = (
     "黛玉见了宝玉便说：“今日来得不巧了。”\n\tdef f(x):\n        return x ** 2  # 平方\r\n"
@@ -98,7 +100,7 @@ def test_a_random_model_survives_ours_to_hugging_face_to_ours(seed, tmp_path, re
         torch.testing.assert_close(model(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=1e-4)
         written = theirs.generate(idx[:, :8], max_new_tokens=64, do_sample=False)[0, 8:].tolist()
     greedy = Sampling(temperature=0, vocab_size=tokenizer.vocab_size)
-    ours = [int(new) for new, _ in model.stream(idx[:, :8], 64, greedy)]
+    ours = [int(new) for new, _ in stream(model, idx[:, :8], 64, greedy)]
     assert written == ours[: len(written)] and (len(written) == 64 or written[-1] == tokenizer.eot)
 
     their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")

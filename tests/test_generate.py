@@ -1,4 +1,4 @@
-"""Generation in model.py against loops without a cache, single runs, plain Python and transformers' filters."""
+"""Generation against loops without a cache, single runs, plain Python and transformers' filters."""
 
 import copy
 import itertools
@@ -9,10 +9,14 @@ import weakref
 import pytest
 import torch
 
-import bench
+bench = None
+from inference.bind import bind
+from inference.cache import KVCache
+from inference.generate import CompiledStep, Decoder, generate, stream
 from inference.pack import can_pack, pack
 from inference.quantize import quantize
-from model import GPT, Decoder, GPTConfig, KVCache, Sampling, Step, sample_next, uniforms
+from inference.sampling import Sampling, sample_next, uniforms
+from model import GPT, GPTConfig
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [
@@ -58,7 +62,7 @@ def rows(*lengths):
 
 def run(model, prompts, n, sampling=GREEDY, generator=None, **kwargs):
     """(B, n) new ids."""
-    return torch.stack([new for new, _ in model.stream(prompts, n, sampling, generator, **kwargs)], dim=1)
+    return torch.stack([new for new, _ in stream(model, prompts, n, sampling, generator, **kwargs)], dim=1)
 
 
 def draw_in_plain_python(logits, u, temperature):
@@ -109,20 +113,32 @@ OTHERS = [dict(mlp="swiglu", norm="rmsnorm", bias=False, head_dim=10, pos="rope"
           dict(mlp="gelu_tanh", tie_weights=False, norm="rmsnorm", qk_norm=True, n_kv_head=2)]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_bound", [False, True], ids=["modules", "bound"])
 @pytest.mark.parametrize("B", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES + OTHERS, ids=lambda shape: "-".join(map(str, shape.values())))
 @torch.no_grad()
-def test_steps_equal_the_uncached_model(shape, B):
+def test_steps_equal_the_uncached_model(shape, B, is_bound):
     model, idx = build(**shape), ids(B)
     full = model(idx, idx)[0]
+    if is_bound:
+        bind(model)
+        assert torch.equal(model(idx, idx)[0], full)
     cache = KVCache(model.config, B)
     model(idx[:, :5], cache=cache)
-    step = Step(model, cache)
     for t in range(5, 16):
-        torch.testing.assert_close(step(idx[:, t : t + 1])[:, 0], full[:, t], atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(idx[:, t : t + 1], cache=cache)[0][:, 0], full[:, t], atol=1e-4, rtol=0)
     assert cache.length == 16
     cache.length = 9  # and again from there
-    torch.testing.assert_close(step(idx[:, 9:10])[:, 0], full[:, 9], atol=1e-4, rtol=0)
+    torch.testing.assert_close(model(idx[:, 9:10], cache=cache)[0][:, 0], full[:, 9], atol=1e-4, rtol=0)
+
+
+def test_a_bound_model_keeps_its_parameters_and_moves_as_one():
+    model, idx = build(pos="rope", qk_norm=True), ids()
+    names = [name for name, _ in model.named_parameters()]
+    expected = copy.deepcopy(model).double()(idx)[0]
+    bind(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(model.double()(idx)[0], expected)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
@@ -131,8 +147,7 @@ def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(
     model, idx = build(**shape), ids()
     exact, half = model(idx, idx)[0], copy.deepcopy(model).bfloat16()
     cache = KVCache(half.config, 2, dtype=torch.bfloat16)
-    step = Step(half, cache)
-    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    steps = torch.cat([half(idx[:, t : t + 1], cache=cache)[0] for t in range(16)], dim=1)
     error = (half(idx, idx)[0] - exact).square().mean().sqrt()
     assert (steps - exact).square().mean().sqrt() < 1.5 * error
 
@@ -150,8 +165,8 @@ def test_packed_weights_are_as_near_to_float64_as_plain_ones(shape, dtype, monke
     packed = copy.deepcopy(plain)
     pack(packed)
     assert not any(isinstance(module, torch.nn.Linear) for module in packed.modules())
-    step = Step(packed, KVCache(model.config, 3, dtype=dtype))
-    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    cache = KVCache(model.config, 3, dtype=dtype)
+    steps = torch.cat([packed(idx[:, t : t + 1], cache=cache)[0] for t in range(16)], dim=1)
     error = (plain(idx, idx)[0] - exact).square().mean().sqrt()
     logits, loss = packed(idx, idx)
     assert packed(idx, idx, return_logits=False)[1] == loss
@@ -204,8 +219,7 @@ def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_bat
     expected, noise = rounded(idx, idx)[0], 0.04  # of rounding the activations, to 8 bits or to bfloat16
     whole = int8(idx, idx)[0]
     cache = KVCache(model.config, 3)
-    step = Step(int8, cache)
-    steps = torch.cat([step(idx[:, t : t + 1]) for t in range(16)], dim=1)
+    steps = torch.cat([int8(idx[:, t : t + 1], cache=cache)[0] for t in range(16)], dim=1)
     for logits in (whole, steps):
         assert (logits - expected).square().mean().sqrt() < noise * expected.std()
     assert torch.equal(run(int8, idx, 12)[1], run(int8, idx[1:2], 12)[0])
@@ -264,9 +278,12 @@ def test_rows_of_different_lengths_append_several_positions_at_once(pos):
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=["gpt2", "rope"])
 def test_generation_past_block_size_equals_naive_loop(shape, prompt, block_size):
     model, idx = build(**shape | dict(block_size=block_size)), ids(T=prompt)
-    assert torch.equal(model.generate(idx, 30, temperature=0.0), naive_generate(model, idx, 30))
-    drawn = naive_generate(model, idx, 30, 0.7, seeded())
-    assert torch.equal(model.generate(idx, 30, temperature=0.7, generator=seeded()), drawn)
+    greedy, drawn = naive_generate(model, idx, 70), naive_generate(model, idx, 70, 0.7, seeded())
+    for way in (generate, GPT.generate):
+        assert torch.equal(way(model, idx, 70, temperature=0.0), greedy)
+        assert torch.equal(way(model, idx, 70, temperature=0.7, generator=seeded()), drawn)
+    few = generate(model, idx, 70, temperature=0.7, top_k=9, generator=seeded())
+    assert torch.equal(GPT.generate(model, idx, 70, temperature=0.7, top_k=9, generator=seeded()), few)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
@@ -283,7 +300,7 @@ def test_each_row_of_a_ragged_batch_equals_its_single_run(shape):
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=["gpt2", "rope"])
 def test_rows_with_one_prompt_equal_the_naive_loop_past_block_size(shape, prompt):
     model, idx = build(**shape), ids(1, prompt).repeat(6, 1)
-    drawn = model.generate(idx, 30, temperature=0.9, generator=seeded())
+    drawn = generate(model, idx, 30, temperature=0.9, generator=seeded())
     assert torch.equal(drawn, naive_generate(model, idx, 30, 0.9, seeded()))
     assert len(set(map(tuple, drawn.tolist()))) == 6
 
@@ -303,14 +320,13 @@ def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_
     model, prompts = build(**SHAPES[-1], n_layer=1), rows(3, 16, 5)
     expected, uniform = run(model, prompts, 40), run(model, [prompts[0]] * 3, 40)
     torch._dynamo.reset()
-    model.compile_decoding(3, backend=backend)  # fullgraph: a break would be an error
-    memory = model.compiled[3][0].k.data_ptr()
+    compiled = CompiledStep(model, 3, backend=backend)  # fullgraph: a break would be an error
+    memory = compiled.cache.k.data_ptr()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        assert torch.equal(run(model, prompts, 40), expected)
-        assert torch.equal(run(model, [prompts[0]] * 3, 40), uniform)
-        assert torch.equal(run(model, prompts, 40), expected)
-    assert model.compiled[3][0].k.data_ptr() == memory
-    assert torch.equal(run(model, prompts[:1], 40), expected[:1])  # another batch size: without
+        assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
+        assert torch.equal(run(model, [prompts[0]] * 3, 40, compiled=compiled), uniform)
+        assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
+    assert compiled.cache.k.data_ptr() == memory
 
 
 def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
@@ -319,20 +335,19 @@ def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
     quantize(model, round_inputs=False)
     expected = run(model, prompts, 20)
     torch._dynamo.reset()
-    model.compile_decoding(3, backend="eager")
-    assert torch.equal(run(model, prompts, 20), expected)
+    assert torch.equal(run(model, prompts, 20, compiled=CompiledStep(model, 3, backend="eager")), expected)
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_filters():
     model, prompts = build(), rows(4, 8)
     sampling = Sampling(0.5, top_k=3, repetition_penalty=2.0, vocab_size=50, logprobs=True)
-    pairs = list(model.stream(prompts, 6, sampling, [seeded(1), seeded(2)]))
+    pairs = list(stream(model, prompts, 6, sampling, [seeded(1), seeded(2)]))
     for row, prompt in enumerate(prompts):
         text = torch.cat((prompt, torch.stack([new[row] for new, _ in pairs])))
         logits = model(text[None], text[None])[0][0, len(prompt) - 1 : -1, :50]
         expected = logits.log_softmax(-1).gather(1, text[len(prompt) :, None])[:, 0]
         torch.testing.assert_close(torch.stack([s[row] for _, s in pairs]), expected, atol=1e-5, rtol=0)
-    assert next(model.stream(prompts, 1, GREEDY))[1] is None
+    assert next(stream(model, prompts, 1, GREEDY))[1] is None
 
 
 def test_ids_that_pad_the_vocabulary_are_never_drawn():
@@ -340,8 +355,8 @@ def test_ids_that_pad_the_vocabulary_are_never_drawn():
     with torch.no_grad():
         model.lm_head.weight[7:] += 3.0 * torch.sign(model.transformer.ln_f.weight)
     for more in (dict(), dict(repetition_penalty=1.5), dict(top_p=0.99), dict(top_k=50), dict(min_p=1e-9)):
-        assert model.generate(idx, 40, 5.0, generator=seeded(), vocab_size=7, **more)[:, 3:].max() < 7
-    assert model.generate(idx, 40, 0.0, vocab_size=7)[:, 3:].max() < 7
+        assert generate(model, idx, 40, 5.0, generator=seeded(), vocab_size=7, **more)[:, 3:].max() < 7
+    assert generate(model, idx, 40, 0.0, vocab_size=7)[:, 3:].max() < 7
 
 
 def test_constraints_bind_until_they_are_lifted():
@@ -368,23 +383,24 @@ def test_repetition_penalty_counts_the_prompt_and_what_was_drawn():
     assert sorted(new) == sorted(set(range(61)) - {3, 4, 5})
 
 
-def test_edge_cases():
+@pytest.mark.parametrize("way", [generate, GPT.generate], ids=["cached", "plain"])
+def test_edge_cases(way):
     model, idx = build(), ids(T=3)
-    assert torch.equal(model.generate(idx, 0), idx)
+    assert torch.equal(way(model, idx, 0), idx)
     with pytest.raises(ValueError, match="prompt is empty"):
-        model.generate(idx[:, :0], 1)
+        way(model, idx[:, :0], 1)
     with pytest.raises(ValueError, match="prompt is empty"):
-        next(model.stream([idx[0], idx[0, :0]], 1))
+        next(stream(model, [idx[0], idx[0, :0]], 1))
     with pytest.raises(IndexError):
-        model.train().generate(idx + 61, 1)
+        way(model.train(), idx + 61, 1)
     assert model.training  # also after an error
     state = torch.random.get_rng_state()
-    model.generate(idx, 3, generator=seeded())
+    way(model, idx, 3, generator=seeded())
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(1)
-    first = model.generate(idx, 9)
+    first = way(model, idx, 9)
     torch.manual_seed(1)
-    assert torch.equal(model.generate(idx, 9), first)  # nanoGPT's way
+    assert torch.equal(way(model, idx, 9), first)  # nanoGPT's way
 
 
 # ---- one draw ----
@@ -433,7 +449,7 @@ def test_greedy_rows_and_a_top_p_of_zero_take_the_likeliest():
 def test_numbers_out_of_range_are_refused_by_name(bad):
     name, value = bad.split("=")
     with pytest.raises(ValueError, match=bad):
-        build().generate(ids(), 1, **{name: float(value)})
+        generate(build(), ids(), 1, **{name: float(value)})
 
 
 def test_a_generators_draws_do_not_depend_on_the_batch():

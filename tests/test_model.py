@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
-from model import GPT, Dropout, GPTConfig, KVCache, LinearCrossEntropy
+from inference.cache import KVCache
+from model import GPT, Dropout, GPTConfig, LinearCrossEntropy
 
 TINY = dict(block_size=16, vocab_size=61, n_layer=2, n_head=4, n_embd=32)
 LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=2, tie_weights=False)
@@ -278,7 +279,7 @@ def test_training_in_bfloat16_has_the_gradients_of_float32(T, dropout, more):
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("rows", [600, 256, 1])
 def test_linear_cross_entropy_equals_float64_cross_entropy(monkeypatch, rows, softcap, ignored):
-    monkeypatch.setattr(model_file, "CHUNK", 1)  # 256 rows at a time
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 1)  # 256 rows at a time
     g = seeded()
     x = torch.randn(rows, 24, generator=g, requires_grad=True)
     weight = torch.randn(61, 24, generator=g, requires_grad=True)
@@ -305,7 +306,7 @@ def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
             self.numel = max(self.numel, out.numel() if isinstance(out, torch.Tensor) else 0)
             return out
 
-    monkeypatch.setattr(model_file, "CHUNK", 300 * 500)
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 300 * 500)
     x, weight = torch.randn(1000, 8), torch.randn(500, 8, requires_grad=True)
     with Largest() as largest:
         LinearCrossEntropy.apply(x, weight, torch.zeros(1000).long(), 3.0, torch.float32, True).backward()
@@ -314,8 +315,8 @@ def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("tie_weights", [False, True])
-def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, softcap):
-    monkeypatch.setattr(model_file, "CHUNK", 1)
+def test_loss_without_logits_equals_loss_withlogits(monkeypatch, tie_weights, softcap):
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 1)
     model = build(tie_weights=tie_weights, softcap=softcap)
     idx, targets = ids(20), ids(20, seed=3)
     for hidden in (slice(0, 0), slice(3, 9), slice(None)):
@@ -353,7 +354,7 @@ def test_bfloat16_stays_near_float32(shape):
     assert model.generate(idx, 4, temperature=0.0).shape == (2, 20)
 
 
-def test_compiles_to_one_graph_with_and_without_logits():
+def test_compiles_to_one_graph_with_and_withoutlogits():
     model, idx = build(**LLAMA | dict(qk_norm=True, softcap=5.0)), ids()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for return_logits in (True, False):

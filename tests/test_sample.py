@@ -50,7 +50,7 @@ def dictate(monkeypatch):
 
     def dictate(ids):
         class Dictated:
-            def __init__(self, model, prompts):
+            def __init__(self, model, prompts, compiled=None):
                 self.shape, self.ids = (len(prompts), model.config.vocab_size), iter(ids)
 
             def start(self, _=None):
@@ -58,7 +58,7 @@ def dictate(monkeypatch):
 
             advance = start
 
-        monkeypatch.setattr("model.Decoder", Dictated)
+        monkeypatch.setattr("inference.generate.Decoder", Dictated)
 
     return dictate
 
@@ -84,7 +84,7 @@ def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_i
 def test_packed_weights_write_the_same_texts(out_dir, capsys, monkeypatch, packed_layers):
     plain = write(out_dir, capsys, "--start=宝", "--num_samples=3")
     monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
-    monkeypatch.setattr(sample, "pack", packed_layers)
+    monkeypatch.setattr("inference.load.pack", packed_layers)
     assert write(out_dir, capsys, "--start=宝", "--num_samples=3") == plain
     assert packed_layers.count == 5
 

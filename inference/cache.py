@@ -1,0 +1,132 @@
+"""Keys and values of the positions seen so far, so that each new token costs one position of attention.
+
+    cache = KVCache(model.config, batch_size=1, device=..., dtype=...)
+    logits, _ = model(prompt, cache=cache)      # (B, T): fills T positions
+    logits, _ = model(new_ids, cache=cache)     # (B, 1): one more
+
+The model calls positions, reserve, previous and attend; everything about cached attention is here, and nothing about layers.
+"""
+
+from copy import copy
+
+import torch
+from torch.nn import functional as F
+
+from model import GPTConfig
+
+
+class KVCache:
+    """Allocated for block_size positions (a CPU's memory is taken as they fill, so a short text costs little of it).
+
+    k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
+    filled: an int, or a (B,) int64 tensor where rows differ. Lowering it forgets the positions behind. With a tensor,
+    shapes do not depend on the length, as CUDA graphs need: all of the first `reach` slots take part in attention, and
+    a mask hides those a row has not filled; such a cache must be made with ragged=True. The first `shared` positions
+    are stored in row 0 alone and belong to every row. ids (B, block_size + 1), only for config.smear: the id of
+    position p in slot p + 1, and -1 before the first.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, ragged: bool = False):
+        shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
+        if dtype == torch.bfloat16 and torch.device(device or "cpu").type == "cpu":
+            dtype = torch.float32  # one query's attention takes a fifth of the time there (2 cores, 450 positions)
+        allocate = torch.zeros if ragged else torch.empty  # a hidden slot weighs 0, but 0 * nan is nan
+        self.k = allocate(shape, device=device, dtype=dtype)
+        self.v = allocate(shape, device=device, dtype=dtype)
+        self.ids = None
+        if config.smear:
+            self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device)
+        self.length: int | torch.Tensor = 0
+        self.reach = config.block_size
+        self.shared = 0
+
+    def rows(self, rows: slice) -> "KVCache":
+        """An empty cache of these rows, in the same memory."""
+        part = copy(self)
+        part.k, part.v, part.length, part.shared = self.k[:, rows], self.v[:, rows], 0, 0
+        part.ids = None if self.ids is None else self.ids[rows]
+        return part
+
+    def positions(self, T: int) -> slice | torch.Tensor:
+        """Positions of the next T ids: a slice, or (B, T) where rows differ."""
+        if isinstance(self.length, int):
+            return slice(self.length, self.length + T)
+        return self.length[:, None] + torch.arange(T, device=self.length.device)
+
+    def reserve(self, positions: slice | torch.Tensor) -> None:
+        """Prepares what the layers' attend() has in common at positions(T): new slots, visible ones, the mask."""
+        self.mask = self.slots = None
+        if isinstance(positions, slice):
+            t, end, S = positions.start, positions.stop, self.shared
+            self.slots = self.k[:, :, :, t:end].unbind(), self.v[:, :, :, t:end].unbind()
+            self.seen = self.k[:, :, :, S:end].unbind(), self.v[:, :, :, S:end].unbind()
+            if S:
+                self.prefix = self.k[:, 0, :, :S].unbind(), self.v[:, 0, :, :S].unbind()
+            if t > 0 and end - t > 1:
+                self.mask = torch.ones(end - t, end, dtype=torch.bool, device=self.k.device).tril(t)
+        else:
+            B, device = len(positions), positions.device
+            self.new = torch.arange(B, device=device)[:, None], positions  # row (B, 1), slot (B, T)
+            # (B, 1, T, reach)
+            self.mask = (torch.arange(self.reach, device=device) <= positions[:, :, None])[:, None]
+
+    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores k, v (B, nkv, T, hs) of the reserved positions; returns the keys and values that they attend to."""
+        if torch.is_grad_enabled():  # a cache has no gradients
+            k, v = k.detach(), v.detach()
+        if self.slots is not None:
+            self.slots[0][layer].copy_(k)
+            self.slots[1][layer].copy_(v)
+            if self.length == 0:
+                return k, v
+            return self.seen[0][layer], self.seen[1][layer]
+        (row, slot), keys, values = self.new, self.k[layer], self.v[layer]
+        keys[row, :, slot] = k.transpose(1, 2).to(keys.dtype)
+        values[row, :, slot] = v.transpose(1, 2).to(values.dtype)
+        return keys.narrow(2, 0, self.reach), values.narrow(2, 0, self.reach)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Stores k, v (B, nkv, T, hs) of the reserved positions, and returns the attention of q (B, nh, T, hs) over
+        them and all before them, as q."""
+        B, nh, T, hs = q.shape
+        nkv = k.size(1)
+        k, v = self.append(layer, k, v)
+        dtype = q.dtype
+        if k.dtype != dtype:  # a CPU's cache is in float32
+            q = q.to(k.dtype)
+        if T > 1:
+            is_causal, is_gqa = self.mask is None, nkv != nh
+            y = F.scaled_dot_product_attention(q, k, v, self.mask, is_causal=is_causal, enable_gqa=is_gqa)
+            return y.to(dtype)
+        q = q.reshape(B, nkv, nh // nkv, hs)  # heads that share their keys are queries of one head: nothing to repeat
+        if self.shared:
+            y = attend_with_prefix(q, k, v, self.prefix[0][layer], self.prefix[1][layer])
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, self.mask)
+        y = y.view(B, nh, T, hs)
+        return y if y.dtype == dtype else y.to(dtype)
+
+    def previous(self, idx: torch.Tensor) -> torch.Tensor:
+        """Stores idx (B, T) behind `length`; returns the id before each of them, (B, T), -1 before the first."""
+        if isinstance(self.length, int):
+            self.ids.narrow(1, self.length + 1, idx.size(1)).copy_(idx)
+            return self.ids.narrow(1, self.length, idx.size(1))
+        row, slot = torch.arange(idx.size(0), device=idx.device)[:, None], self.positions(idx.size(1))
+        self.ids[row, slot + 1] = idx
+        return self.ids[row, slot]
+
+
+def attend_with_prefix(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shared_k: torch.Tensor, shared_v: torch.Tensor
+) -> torch.Tensor:
+    """Attention of one position in each row, q (B, nkv, nh / nkv, hs), over shared_k, shared_v (nkv, S, hs) and then
+    over the row's own k, v (B, nkv, T, hs): as q. What rows share is read once for all, by a product of matrices."""
+    B, nkv, n, hs = q.shape
+    S, T = shared_k.size(1), k.size(2)
+    q = q * hs**-0.5
+    shared = q.transpose(0, 1).reshape(nkv, B * n, hs).bmm(shared_k.mT)  # (nkv, B n, S)
+    own = k.flatten(0, 1).bmm(q.view(B * nkv, n, hs).mT)  # (B nkv, T, n): q k^T would take a third more time
+    p = torch.cat((shared.view(nkv, B, n, S).transpose(0, 1), own.view(B, nkv, T, n).mT), dim=-1).softmax(-1)
+    shared = p[..., :S].transpose(0, 1).reshape(nkv, B * n, S).bmm(shared_v)  # (nkv, B n, hs)
+    own = p[..., S:].reshape(B * nkv, n, T).bmm(v.flatten(0, 1))  # (B nkv, n, hs)
+    return own.view(q.shape) + shared.view(nkv, B, n, hs).transpose(0, 1)
