@@ -20,7 +20,13 @@ import torch
 import bench
 import complete
 from checkpoints import checkpoint
-from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
+from complete import CompleteConfig
+from completion import completer as completion_completer
+from completion import editor as completion_editor
+from completion import textfile
+from completion.completer import Completer, Suggestion, load_completer, without_overlap
+from completion.editor import Editor, Worker
+from completion.requests import answer
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
@@ -187,10 +193,10 @@ def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
         completer = Completer(model, tokenizer)
         before = CODE[:end]
         ids, choices, total = completer.context(before), {}, 0.0
-        for boundary in range(max(1, len(ids) - complete.BACK), len(ids) + 1):
+        for boundary in range(max(1, len(ids) - completion_completer.BACK), len(ids) + 1):
             spelled = b"".join(completer.bytes[id] for id in ids[boundary:])
             path = 1.0
-            for k in range(max(1, len(ids) - complete.BACK), boundary):
+            for k in range(max(1, len(ids) - completion_completer.BACK), boundary):
                 path *= probabilities(completer, ids[:k])[ids[k]]
             for id, p in enumerate(probabilities(completer, ids[:boundary])):
                 token = completer.bytes[id]
@@ -350,7 +356,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
-    loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
+    loaded, _ = load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
     kinds = {type(module) for module in loaded.model.modules()}
     assert (Int8Linear in kinds) == expected
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
@@ -368,7 +374,7 @@ def test_number_formats_have_short_names(out_dir, name, capsys):
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
     model, tokenizer = learned["byte"]
     config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
-    by_line, _ = complete.load_completer(config)
+    by_line, _ = load_completer(config)
     long = "a = 1\n" * 100
     assert by_line.context("ab") == [0, 97, 98] and by_line.context("") == [0]
     assert by_line.context(long)[:4] == [0, *b"a ="]
@@ -385,7 +391,7 @@ def test_a_cancelled_request_stops_between_passes_and_leaves_the_cache_right(byt
     passes = count_tokens(byte_completer, monkeypatch)
     for limit in (0, 1, 2, 4):
         passes.clear()
-        with pytest.raises(complete.Cancelled):
+        with pytest.raises(completion_completer.Cancelled):
             list(byte_completer.suggest(before, cancelled=lambda n=limit: len(passes) >= n))
         assert len(passes) == limit
     found = last(byte_completer, before)
@@ -401,7 +407,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
             begun.set()
             assert released.wait(60)
             if cancelled():
-                raise complete.Cancelled
+                raise completion_completer.Cancelled
             if before == "bad":
                 raise RuntimeError("out of memory")
             yield Suggestion(before + "2", done=True)
@@ -427,7 +433,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
 
 def request(completer: Completer, line: str | dict) -> dict:
     line = line if isinstance(line, str) else json.dumps(line)
-    return complete.answer(completer, CompleteConfig(), line.encode("utf-8", "surrogateescape"))
+    return answer(completer, CompleteConfig(), line.encode("utf-8", "surrogateescape"))
 
 
 def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
@@ -657,11 +663,11 @@ def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
     for text in ("\n".join(functions), "\n".join(functions[:9])):
         document = Document(text)
         expected = PygmentsLexer(PythonLexer).lex_document(document)
-        found = complete.highlighter(Counted).lex_document(document)
+        found = completion_editor.highlighter(Counted).lex_document(document)
         for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
             assert found(number) == expected(number)
     sizes.clear()
-    complete.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    completion_editor.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
     assert 0 < sum(sizes) < 20_000  # not a million
 
 
@@ -692,7 +698,7 @@ def edit_file(path: Path | None, keys: str | bytes, **config) -> int:
     with create_pipe_input() as keyboard:
         keyboard.send_bytes(keys if isinstance(keys, bytes) else keys.encode())
         settings = CompleteConfig(file=path and str(path), **config)
-        return complete.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
+        return completion_editor.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
 
 
 def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsys):
@@ -724,11 +730,11 @@ def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch)
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(complete, "write_source", full)
+    monkeypatch.setattr(textfile, "write_source", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x04")
     assert capsys.readouterr().out == "x = 1\n"  # so that the error stands on a line of its own
-    monkeypatch.setattr(complete, "write_unsaved", full)
+    monkeypatch.setattr(textfile, "write_unsaved", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x03")
     assert capsys.readouterr().out == "x = 1\n"
@@ -812,7 +818,7 @@ def test_an_error_of_the_editor_leaves_the_text_in_a_file(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path, monkeypatch, name):
-    number, path, plain, run = getattr(signal, name), tmp_path / "x.txt", complete.write_source, Editor.run
+    number, path, plain, run = getattr(signal, name), tmp_path / "x.txt", textfile.write_source, Editor.run
     handler = signal.getsignal(number)
 
     def interrupted(*args) -> None:
@@ -820,7 +826,7 @@ def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path,
         plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(complete, "write_source", interrupted)
+        patch.setattr(textfile, "write_source", interrupted)
         assert edit_file(path, "a\x04") == 0 and path.read_bytes() == b"a"
     with monkeypatch.context() as patch:
         patch.setattr(Editor, "run", lambda editor: (signal.raise_signal(number), run(editor))[1])
@@ -839,18 +845,18 @@ def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "sealed").chmod(0o444)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=message) as caught:
-        complete.check_file(tmp_path / name)
+        textfile.check_file(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_bytes(b"a")
-    complete.check_file(path)
+    textfile.check_file(path)
     for sealed, message in ((path, "is read-only"), (tmp_path, "folder that you may not write to")):
         monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
         with pytest.raises(ValueError, match=message):
-            complete.check_file(path)
+            textfile.check_file(path)
 
 
 def test_an_unknown_language_is_refused():
@@ -985,6 +991,6 @@ def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
 
 
 def test_a_text_that_its_folder_does_not_take_goes_to_the_one_for_temporary_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(complete.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert complete.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
+    monkeypatch.setattr(textfile.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert textfile.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
     assert (tmp_path / "x.py.unsaved").read_bytes() == b"abc"
