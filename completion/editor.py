@@ -1,65 +1,57 @@
-"""The editor: a pane of text, and the model's suggestion in grey after the cursor."""
+"""The editor, on prompt_toolkit and Pygments, which are imported late: the other ways to complete work without them."""
 
-import os
 import re
-import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 from completion.completer import Cancelled, Completer, Suggestion, indentation_after, without_overlap
-from completion.textfile import handling, line_end, print_text, read_source, rescue, save
+from completion.textfile import TextFile, signals_to
 
-LEXED = 1000  # lines of a text that is highlighted as a whole
-BLOCK = 200  # lines of a longer one that are highlighted together
+MAX_LEXED_WHOLE = 1000  # lines; a longer text is highlighted in blocks
+LEXED_BLOCK = 200  # lines
 
 
-class Worker(threading.Thread):
-    """Asks the completer in a thread of its own, for the newest text only; typing never waits for it."""
+class Worker:
+    """Runs the completer in a thread of its own, for the newest text only, so that typing never waits for it.
+
+    report(before, suggestion or exception) is called in that thread; options as in Completer.suggest.
+    """
 
     def __init__(self, completer: Completer, report: Callable[[str, Suggestion | Exception], None], **options):
-        """report(before, suggestion or error) is called in this thread."""
-        super().__init__(daemon=True)
         self.completer, self.report, self.options = completer, report, options
-        self.changed, self.wanted, self.number, self.stopped = threading.Condition(), None, 0, False
+        self.thread, self.newest = ThreadPoolExecutor(1), 0
 
     def ask(self, before: str | None) -> None:
-        """Suggest for this text instead of any older one; None: for no text."""
-        with self.changed:
-            self.wanted = before
-            self.number += 1
-            self.changed.notify()
+        """Abandons any earlier request, and requests suggestions for this text unless it is None."""
+        self.newest += 1
+        if before is not None:
+            self.thread.submit(self.answer, before, self.newest)
 
-    def is_old(self, number: int) -> bool:
-        return number != self.number
+    def answer(self, before: str, number: int) -> None:
+        if number != self.newest:
+            return
+        try:
+            for found in self.completer.suggest(before, cancelled=lambda: number != self.newest, **self.options):
+                self.report(before, found)
+        except Cancelled:
+            pass
+        except Exception as error:  # such as a character that the tokenizer lacks: the editor stays usable
+            self.report(before, error)
 
     def stop(self) -> None:
-        self.stopped = True
         self.ask(None)
-        self.join()
-
-    def run(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.wanted is not None or self.stopped)
-                if self.stopped:
-                    return
-                before, number, self.wanted = self.wanted, self.number, None
-            try:
-                for found in self.completer.suggest(before, cancelled=partial(self.is_old, number), **self.options):
-                    self.report(before, found)
-            except Cancelled:
-                pass
-            except Exception as error:  # such as a character that the tokenizer lacks; the editor goes on without
-                self.report(before, error)
+        self.thread.shutdown()
 
 
 class Editor:
-    """A pane of text with the suggestion as ghost text behind the cursor. run() -> exit status; then `text` has the
-    text. Suggestions come after an insertion, not after a deletion or a movement. All methods run in the thread of the
-    event loop, except for found."""
+    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions bring new suggestions, deletions
+    and cursor movements do not. After run(), which returns the exit status, `text` holds the text.
+
+    lexer: a Pygments class. options as in Completer.suggest. Only `found` may be called outside the event loop's thread.
+    """
 
     HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"
 
@@ -72,26 +64,22 @@ class Editor:
         from prompt_toolkit.output import create_output
         from prompt_toolkit.styles import Style
 
-        self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor that it is for
-        self.indent, self.state = None, ""  # the model's indentation for the next line, and the status line's word
-        self.status = 0  # 128 + the number of a signal that came
+        self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor it was made for
+        self.indent, self.state = None, ""  # the model's indentation for the next line; the status line's first word
+        self.status = 0  # 128 + the number of a signal received
         self.worker = Worker(completer, self.found, **options)
         self.buffer = Buffer(document=Document(text), multiline=True)
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
-        pane = BufferControl(
-            self.buffer,
-            lexer=highlighter(lexer),
-            input_processors=[ghost_processor(self), TabsProcessor(char1=" ", char2=" ")],
-        )
+        processors = [ghost_processor(self), TabsProcessor(char1=" ", char2=" ")]
+        pane = BufferControl(self.buffer, lexer=highlighter(lexer), input_processors=processors)
         status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
-        self.app = Application(
-            layout=Layout(HSplit([Window(pane, left_margins=[NumberedMargin()], wrap_lines=True), status])),
-            style=Style([("ghost", "#808080")]), key_bindings=key_bindings(self), full_screen=True,
-            input=input, output=output or create_output(always_prefer_tty=True),
-        )  # fmt: skip
-        self.app.timeoutlen, self.app.ttimeoutlen = 0.3, 0.05  # seconds until Esc is a key and not the start of one
+        layout = Layout(HSplit([Window(pane, left_margins=[NumberedMargin()], wrap_lines=True), status]))
+        keys, style = key_bindings(self), Style([("ghost", "#808080")])
+        output = output or create_output(always_prefer_tty=True)
+        self.app = Application(layout, style, key_bindings=keys, full_screen=True, input=input, output=output)
+        self.app.timeoutlen, self.app.ttimeoutlen = 0.3, 0.05  # seconds until Esc counts as a key of its own
 
     @property
     def before(self) -> str:
@@ -102,10 +90,9 @@ class Editor:
         return self.buffer.text
 
     def run(self) -> int:
-        self.worker.start()
         try:
             return self.app.run(pre_run=self.begin, handle_sigint=False)
-        except (EOFError, OSError):  # the terminal was closed: nothing can be read or shown any more
+        except (EOFError, OSError):  # the terminal was closed
             return self.status or 128 + 1  # 1 = SIGHUP
         finally:
             self.worker.stop()
@@ -116,7 +103,7 @@ class Editor:
         self.ask()
 
     def interrupt(self, number: int, frame) -> None:
-        """A signal's handler. One that comes when the editor was left is too late: the text is being saved."""
+        """Handles a signal. After the editor was left it has no effect: the text is being saved."""
         self.status = 128 + number
         if self.app.loop is not None:
             self.app.loop.call_soon_threadsafe(self.leave, self.status)
@@ -130,7 +117,7 @@ class Editor:
         self.worker.ask(self.before)
 
     def follow(self) -> None:
-        """After any change: what was typed of the ghost is no ghost any more; if it was something else, none is."""
+        """After any change: typing the ghost text shortens it, anything else removes it."""
         before, at = self.before, self.ghost_at
         if at is None or before == at:
             return
@@ -147,7 +134,7 @@ class Editor:
     def found(self, before: str, found: Suggestion | Exception) -> None:
         loop = self.app.loop
         if loop is not None:
-            with suppress(RuntimeError):  # the editor was left meanwhile
+            with suppress(RuntimeError):  # the editor was left in the meantime
                 loop.call_soon_threadsafe(self.show, before, found)
 
     def show(self, before: str, found: Suggestion | Exception) -> None:
@@ -160,7 +147,7 @@ class Editor:
             text = without_overlap(found.text, rest)
             if not text.strip() or not re.fullmatch(r"[\s)\]}'\",;:]*", rest):
                 text = ""
-            if found.done or not self.ghost.startswith(text):  # what is left of the last ghost needs no new start
+            if found.done or not self.ghost.startswith(text):  # a partial suggestion never shortens the ghost
                 self.ghost = text
             self.indent = found.indent
             if found.done:
@@ -172,7 +159,7 @@ class Editor:
         line, indent = self.buffer.document.current_line_before_cursor, self.indent
         if indent is None:
             indent = indentation_after(line)
-        if not line.strip():  # leave no trailing white space
+        if not line.strip():  # no trailing white space
             self.buffer.delete_before_cursor(len(line))
         self.buffer.insert_text("\n" + indent)
 
@@ -186,7 +173,7 @@ def ghost_processor(editor: Editor):
     from prompt_toolkit.layout.utils import explode_text_fragments
 
     class Ghost(Processor):
-        """Puts the ghost text behind the cursor."""
+        """Shows the ghost text after the cursor."""
 
         def apply_transformation(self, line):
             ghost = editor.ghost
@@ -205,8 +192,8 @@ def ghost_processor(editor: Editor):
 
 
 def highlighter(lexer: type):
-    """prompt_toolkit's lexer from Pygments', which reads 60,000 lines in 2 seconds: too long for every key. Of a long
-    text only blocks that are in sight are read, each from the class or def before it on."""
+    """A prompt_toolkit lexer from a Pygments one. Pygments takes 2 seconds for 60,000 lines, too long after every key,
+    so of a long text only the blocks in sight are lexed, each from the class or def that precedes it."""
     from prompt_toolkit.document import Document
     from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
 
@@ -214,20 +201,16 @@ def highlighter(lexer: type):
 
     class Highlighter(Lexer):
         def lex_document(self, document):
-            if document.line_count <= LEXED:
+            if document.line_count <= MAX_LEXED_WHOLE:
                 return plain.lex_document(document)
-            blocks = {}
 
-            def line(number: int):
-                begin = number - number % BLOCK
-                if begin not in blocks:
-                    first, _ = sync.get_sync_start_position(document, begin)
-                    part = Document("\n".join(document.lines[first : begin + BLOCK]))
-                    blocks[begin] = first, plain.lex_document(part)
-                first, line_of_part = blocks[begin]
-                return line_of_part(number - first)
+            @cache
+            def lex_block(begin: int):
+                first, _ = sync.get_sync_start_position(document, begin)
+                line = plain.lex_document(Document("\n".join(document.lines[first : begin + LEXED_BLOCK])))
+                return lambda number: line(number - first)
 
-            return line
+            return lambda number: lex_block(number - number % LEXED_BLOCK)(number)
 
     return Highlighter()
 
@@ -238,7 +221,7 @@ def key_bindings(editor: Editor):
 
     keys = KeyBindings()
     has_ghost = Condition(lambda: bool(editor.ghost))
-    first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)?")  # or the blanks that are left
+    first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)?")  # or the remaining blanks
 
     def bind(names: str, action: Callable[[], None], **options) -> None:
         keys.add(*names.split(), **options)(lambda event: action())
@@ -256,50 +239,29 @@ def key_bindings(editor: Editor):
     return keys
 
 
-def edit(completer: Completer, config, dataset: str, **terminal) -> int:
-    """Opens the editor and, in the end, prints or writes its text -> exit status. terminal: prompt_toolkit's input
-    and output, if not the usual."""
-    path = Path(config.file).resolve() if config.file is not None else None
-    found = read_source(path) if path else None
-    source = (found or b"").decode("utf-8")
-    old, (end, note) = source.replace("\r\n", "\n"), line_end(source)
-    editor = Editor(
-        completer,
-        old,
-        find_lexer(config, dataset),
-        max_bytes=config.max_bytes,
-        min_confidence=config.min_confidence,
-        **terminal,
-    )
-    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+def edit(completer: Completer, path: Path | None, lexer: type, **options) -> int:
+    """Edits the file, or without a path a new text that is printed at the end. Returns the exit status; options as in
+    Editor. Raises ValueError if the text could not be saved where it belongs."""
+    source = TextFile(path)
+    editor = Editor(completer, source.text, lexer, **options)
     status = 1
-    with handling(editor.interrupt):
+    with signals_to(editor.interrupt):
         try:
             status = editor.run()
-        finally:  # whatever went wrong, first the text
-            gone = [stream for stream in terminals if not stream.isatty()]  # the window was closed
-            for stream in gone:  # or what is written there fails, at exit if not before
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            content = editor.text.replace("\n", end).encode("utf-8", "surrogateescape")  # bytes as they were typed
-            if path is None and sys.stdout in gone and content:
-                rescue(Path.cwd() / "text", content)
-            elif path is None:
-                print_text(content)
-            elif editor.text != old:
-                save(path, found, content, status)
-                if note and status == 0:
-                    print(f"note: {path.name} had {note}", file=sys.stderr)
+        finally:  # whatever went wrong, the text is saved first
+            source.save_text(editor.text, status)
     return status
 
 
-def find_lexer(config, dataset: str) -> type:
+def find_lexer(language: str, file: str | None, dataset: str) -> type:
+    """The Pygments lexer of that name; 'auto': by the file's name, else the dataset's."""
     from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
     from pygments.util import ClassNotFound
 
-    if config.language == "auto":
-        by_name = find_lexer_class_for_filename(config.file) if config.file else None
+    if language == "auto":
+        by_name = find_lexer_class_for_filename(file) if file else None
         return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python")
     try:
-        return find_lexer_class_by_name(config.language)
+        return find_lexer_class_by_name(language)
     except ClassNotFound:
-        raise ValueError(f"language={config.language} is unknown to Pygments: use auto, python, cpp or text") from None
+        raise ValueError(f"language={language} is unknown to Pygments: use auto, python, cpp or text") from None

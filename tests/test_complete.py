@@ -21,13 +21,21 @@ import bench
 import complete
 from checkpoints import checkpoint
 from complete import CompleteConfig
-from completion import completer as completion_completer
-from completion import editor as completion_editor
 from completion import textfile
-from completion.completer import Completer, Suggestion, load_completer, without_overlap
-from completion.editor import Editor, Worker
-from completion.requests import answer
+from completion.completer import (
+    MAX_BYTES,
+    MIN_CONFIDENCE,
+    Cancelled,
+    Completer,
+    Suggestion,
+    load_completer,
+    without_overlap,
+)
+from completion.editor import Editor, Worker, edit, find_lexer, highlighter
+from completion.requests import answer_request
+from completion.textfile import TextFile
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
 from model import GPT, GPTConfig, Step
@@ -193,10 +201,10 @@ def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
         completer = Completer(model, tokenizer)
         before = CODE[:end]
         ids, choices, total = completer.context(before), {}, 0.0
-        for boundary in range(max(1, len(ids) - completion_completer.BACK), len(ids) + 1):
+        for boundary in range(max(1, len(ids) - BACK), len(ids) + 1):
             spelled = b"".join(completer.bytes[id] for id in ids[boundary:])
             path = 1.0
-            for k in range(max(1, len(ids) - completion_completer.BACK), boundary):
+            for k in range(max(1, len(ids) - BACK), boundary):
                 path *= probabilities(completer, ids[:k])[ids[k]]
             for id, p in enumerate(probabilities(completer, ids[:boundary])):
                 token = completer.bytes[id]
@@ -216,6 +224,23 @@ def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
         assert p == pytest.approx(choices[boundary, key] / total, rel=1e-3)
         healed += boundary < len(ids)
     assert healed > 10
+
+
+def test_the_prefix_index_finds_what_a_pass_over_the_vocabulary_does():
+    table = [b"", b"a", b"ab", b"b", b"abc", b"a", b"\xff", b"\xff" * 9, b"a\xff", b"", b"ab"]
+    index = PrefixIndex(table)
+    for text in (b"", b"a", b"ab", b"abcd", b"b", b"c", b"\xff", b"\xff" * 8, b"a\xff\xff"):
+        begun = {id for id, token in enumerate(table) if token.startswith(text)}
+        assert set(index.longer(text).tolist()) == {id for id in begun if table[id] != text}
+        spelled = {id for id, token in enumerate(table) if token and text.startswith(token)}
+        found = index.compatible(text).tolist()
+        assert set(found) == begun | spelled and len(found) == len(set(found))
+    boundaries = [(boundary, typed, set(ids.tolist())) for boundary, typed, ids in index.boundaries([3, 1, 3, 1, 2, 1])]
+    assert boundaries == [(5, b"a", {2, 4, 8, 10})]
+    assert [boundary for boundary, _, _ in index.boundaries([1, 1, 3])] == [1]
+    repeated = PrefixIndex([b"a", b"a" * 9]).boundaries([0] * 7)
+    assert [(boundary, typed) for boundary, typed, _ in repeated] == [(7 - n, b"a" * n) for n in (1, 2, 3, 4)]
+    assert not [*index.boundaries([1])] and not [*index.boundaries([])]
 
 
 def test_tokens_that_end_the_line_at_the_same_place_count_as_one():
@@ -268,19 +293,14 @@ def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, ex
 
 def count_tokens(completer: Completer, monkeypatch) -> list[int]:
     """A list that grows with the number of tokens of every pass through the model."""
-    passes = []
+    passes, forward = [], completer.model.forward
 
-    def count(owner, name: str) -> None:
-        function = getattr(owner, name)
+    def counted(idx, *args, **kwargs):
+        passes.append(idx.size(1))
+        return forward(idx, *args, **kwargs)
 
-        def counted(idx, *args, **kwargs):
-            passes.append(idx.size(1))
-            return function(idx, *args, **kwargs)
-
-        monkeypatch.setattr(owner, name, counted)
-
-    count(completer.model, "forward")
-    count(completer, "step")
+    monkeypatch.setattr(completer.model, "forward", counted)
+    monkeypatch.setattr(Step, "__call__", lambda step, idx: step.model(idx, cache=step.cache)[0])
     return passes
 
 
@@ -356,7 +376,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
-    loaded, _ = load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
+    loaded, _ = load_completer("resume", str(out_dir), device="cpu", **options)
     kinds = {type(module) for module in loaded.model.modules()}
     assert (Int8Linear in kinds) == expected
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
@@ -373,8 +393,7 @@ def test_number_formats_have_short_names(out_dir, name, capsys):
 
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
     model, tokenizer = learned["byte"]
-    config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
-    by_line, _ = load_completer(config)
+    by_line, _ = load_completer("resume", str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
     long = "a = 1\n" * 100
     assert by_line.context("ab") == [0, 97, 98] and by_line.context("") == [0]
     assert by_line.context(long)[:4] == [0, *b"a ="]
@@ -391,7 +410,7 @@ def test_a_cancelled_request_stops_between_passes_and_leaves_the_cache_right(byt
     passes = count_tokens(byte_completer, monkeypatch)
     for limit in (0, 1, 2, 4):
         passes.clear()
-        with pytest.raises(completion_completer.Cancelled):
+        with pytest.raises(Cancelled):
             list(byte_completer.suggest(before, cancelled=lambda n=limit: len(passes) >= n))
         assert len(passes) == limit
     found = last(byte_completer, before)
@@ -407,13 +426,13 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
             begun.set()
             assert released.wait(60)
             if cancelled():
-                raise completion_completer.Cancelled
+                raise Cancelled
             if before == "bad":
                 raise RuntimeError("out of memory")
             yield Suggestion(before + "2", done=True)
 
+    threads = set(threading.enumerate())
     worker = Worker(Slow(), lambda before, found: answers.put((before, getattr(found, "text", str(found)))))
-    worker.start()
     worker.ask("a")
     assert begun.wait(60)
     worker.ask("b")
@@ -425,7 +444,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
     worker.ask("d")
     assert [answers.get(timeout=60) for _ in range(2)] == [("d", "d1"), ("d", "d2")]
     worker.stop()
-    assert not worker.is_alive() and answers.empty()
+    assert set(threading.enumerate()) <= threads and answers.empty()
 
 
 # ---- commands --------------------------------------------------------------------------------------------
@@ -433,7 +452,8 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
 
 def request(completer: Completer, line: str | dict) -> dict:
     line = line if isinstance(line, str) else json.dumps(line)
-    return answer(completer, CompleteConfig(), line.encode("utf-8", "surrogateescape"))
+    defaults = {"max_bytes": MAX_BYTES, "min_confidence": MIN_CONFIDENCE}
+    return answer_request(completer, line.encode("utf-8", "surrogateescape"), **defaults)
 
 
 def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
@@ -504,7 +524,7 @@ def test_jsonl_prompt_and_stdin_from_the_command_line(out_dir, capsys, monkeypat
     "options, message",
     [
         (["--out_dir=nowhere", "--prompt=x"], "no checkpoint: nowhere"),
-        ([], "no terminal.*--prompt"),
+        ([], "needs a terminal.*--prompt"),
         (["--prompt=x", "--jsonl"], "--prompt and --jsonl exclude each other"),
         (["--file=x.py", "--stdin"], "--stdin and --file"),
         (["--prompt=x", "--min_confidence=2"], "min_confidence=2"),
@@ -663,11 +683,11 @@ def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
     for text in ("\n".join(functions), "\n".join(functions[:9])):
         document = Document(text)
         expected = PygmentsLexer(PythonLexer).lex_document(document)
-        found = completion_editor.highlighter(Counted).lex_document(document)
+        found = highlighter(Counted).lex_document(document)
         for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
             assert found(number) == expected(number)
     sizes.clear()
-    completion_editor.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
     assert 0 < sum(sizes) < 20_000  # not a million
 
 
@@ -691,14 +711,14 @@ def test_an_error_of_the_model_is_shown_and_typing_goes_on():
     assert (text, status) == ("abc", 0)
 
 
-def edit_file(path: Path | None, keys: str | bytes, **config) -> int:
+def edit_file(path: Path | None, keys: str | bytes, language: str = "auto") -> int:
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
 
     with create_pipe_input() as keyboard:
         keyboard.send_bytes(keys if isinstance(keys, bytes) else keys.encode())
-        settings = CompleteConfig(file=path and str(path), **config)
-        return completion_editor.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
+        lexer = find_lexer(language, path and str(path), "pycode")
+        return edit(Scripted({}), path, lexer, input=keyboard, output=DummyOutput())
 
 
 def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsys):
@@ -836,7 +856,7 @@ def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path,
 
 @pytest.mark.parametrize("name, message", [
     ("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8.*iconv"), ("sealed", "is read-only"),
-    ("pipe", "no plain file"),
+    ("pipe", "not a regular file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
@@ -845,18 +865,18 @@ def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "sealed").chmod(0o444)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=message) as caught:
-        textfile.check_file(tmp_path / name)
+        TextFile(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_bytes(b"a")
-    textfile.check_file(path)
-    for sealed, message in ((path, "is read-only"), (tmp_path, "folder that you may not write to")):
+    TextFile(path)
+    for sealed, message in ((path, "is read-only"), (tmp_path, "folder you may not write to")):
         monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
         with pytest.raises(ValueError, match=message):
-            textfile.check_file(path)
+            TextFile(path)
 
 
 def test_an_unknown_language_is_refused():
