@@ -738,7 +738,7 @@ def complete(argv: list[str]) -> None:
     config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
     text = read_file("--text=", args.text)
     if args.out_dir:
-        completer, _ = apart(load_completer, config)
+        completer, _ = apart(load_completer, "resume", args.out_dir, "auto", args.dtype, args.quantize)
     else:
         completer = apart(sure_completer, config)
     start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
@@ -848,7 +848,7 @@ def lines(argv: list[str]) -> None:
 
     config = CompleteConfig(out_dir=args.out_dir, device=args.device)
     floor = config.min_confidence if args.min_confidence is None else args.min_confidence
-    completer, trained_on = load_completer(config)
+    completer, trained_on = load_completer("resume", args.out_dir, args.device)
     dataset = open_dataset(args.dataset or trained_on)
     found = []
     places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)
