@@ -87,18 +87,17 @@ class Completer:
                 text += decoder.decode(line)
             except UnicodeDecodeError:
                 break
-            size = len(text.encode())
-            if size > max_bytes:
-                text = text.encode()[:max_bytes].decode("utf-8", "ignore")
-                size = len(text.encode())
+            is_full = len(text.encode()) >= max_bytes
+            text = text.encode()[:max_bytes].decode("utf-8", "ignore")
+            gain = len(text.encode()) * probability
             if probability < min_confidence:
                 break
-            if size * probability > best_gain:
-                is_first, best_gain = not best.text, size * probability
+            if gain > best_gain:
+                is_first, best_gain = not best.text, gain
                 best = Suggestion(text, probability)
                 if is_first:
                     yield best
-            if rest or size >= max_bytes or max_bytes * probability <= best_gain:
+            if rest or is_full or max_bytes * probability <= best_gain:
                 break
         yield replace(best, done=True)
 

@@ -47,10 +47,10 @@ class Worker:
 
 
 class Editor:
-    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions bring new suggestions, deletions
-    and cursor movements do not. After run(), which returns the exit status, `text` holds the text.
+    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions bring new suggestions,
+    deletions and movements do not. After run(), which returns the exit status, `text` holds the text.
 
-    lexer: a Pygments class. options as in Completer.suggest. Only `found` may be called outside the event loop's thread.
+    lexer: a Pygments class. options as in Completer.suggest. Other threads may call `found` only.
     """
 
     HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"

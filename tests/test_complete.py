@@ -273,6 +273,12 @@ def test_a_suggestion_has_whole_characters_only(monkeypatch, text, max_bytes, ex
     assert all(set(piece.text) <= {text} for piece in pieces)
 
 
+def test_nothing_follows_a_character_that_max_bytes_cut_off(monkeypatch):
+    completer = Completer(random_model(), ByteTokenizer())
+    monkeypatch.setattr(completer, "greedy", lambda *args: iter([("é".encode(), 1.0)] * 3 + [(b"a", 1.0)]))
+    assert last(completer, "x", max_bytes=5).text == "éé"
+
+
 def test_where_the_line_ends_the_model_gives_the_next_ones_indentation(completer):
     assert last(completer, "def print_hello_world():").indent == "    "
     assert last(completer, 'def print_hello_world():\n    """Print hello world."""').indent == "    "
