@@ -25,7 +25,6 @@ from typing import Literal
 import torch
 
 from completion.completer import MAX_BYTES, MIN_CONFIDENCE, apart, load_completer, whole_suggestion
-from completion.editor import edit, find_lexer
 from completion.requests import answer_request
 from completion.textfile import TextFile
 from configurator import configure, exit_on_error
@@ -67,6 +66,8 @@ def main(argv: list[str]) -> int:
     )
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
+        from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
+
         path = Path(config.file) if config.file is not None else None
         return edit(completer, path, find_lexer(config.language, config.file, dataset), **options)
     if config.jsonl:

@@ -261,10 +261,10 @@ def load_completer(init_from: str, out_dir: str, device="auto", dtype="auto", qu
 
 
 def apart(function: Callable, *args):
-    """function(*args), run in a thread that ends with it and takes its OpenMP threads along.
+    """function(*args), run in a thread that ends with it, and with it its OpenMP threads.
 
-    OpenMP gives every computing thread helpers of its own, and once these outnumber the cores they sleep between
-    operations: had the main thread loaded the model, the editor's suggestions would take twice as long.
+    OpenMP gives each thread that computes helpers of its own, and once they outnumber the cores they sleep between
+    operations: if the main thread had loaded the model, the editor's suggestions would take twice as long.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args).result()

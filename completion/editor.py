@@ -1,4 +1,4 @@
-"""The editor, on prompt_toolkit and Pygments, which are imported late: the other ways to complete work without them."""
+"""The editor: a pane of text, with the model's suggestion in grey after the cursor."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
+from prompt_toolkit.layout.processors import Processor, TabsProcessor, Transformation
+from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
+from prompt_toolkit.output import create_output
+from prompt_toolkit.styles import Style
+from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
+from pygments.util import ClassNotFound
 
 from completion.completer import Cancelled, Completer, Suggestion, indentation_after, without_overlap
 from completion.textfile import TextFile, signals_to
@@ -56,14 +70,6 @@ class Editor:
     HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"
 
     def __init__(self, completer: Completer, text: str, lexer: type, input=None, output=None, **options):
-        from prompt_toolkit.application import Application
-        from prompt_toolkit.buffer import Buffer
-        from prompt_toolkit.document import Document
-        from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
-        from prompt_toolkit.layout.processors import TabsProcessor
-        from prompt_toolkit.output import create_output
-        from prompt_toolkit.styles import Style
-
         self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor it was made for
         self.indent, self.state = None, ""  # the model's indentation for the next line; the status line's first word
         self.status = 0  # 128 + the number of a signal received
@@ -72,8 +78,8 @@ class Editor:
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
-        processors = [ghost_processor(self), TabsProcessor(char1=" ", char2=" ")]
-        pane = BufferControl(self.buffer, lexer=highlighter(lexer), input_processors=processors)
+        processors = [Ghost(self), TabsProcessor(char1=" ", char2=" ")]
+        pane = BufferControl(self.buffer, lexer=Highlighter(lexer), input_processors=processors)
         status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
         layout = Layout(HSplit([Window(pane, left_margins=[NumberedMargin()], wrap_lines=True), status]))
         keys, style = key_bindings(self), Style([("ghost", "#808080")])
@@ -134,7 +140,7 @@ class Editor:
     def found(self, before: str, found: Suggestion | Exception) -> None:
         loop = self.app.loop
         if loop is not None:
-            with suppress(RuntimeError):  # the editor was left in the meantime
+            with suppress(RuntimeError):  # the editor was left meanwhile
                 loop.call_soon_threadsafe(self.show, before, found)
 
     def show(self, before: str, found: Suggestion | Exception) -> None:
@@ -168,57 +174,46 @@ class Editor:
         self.buffer.insert_text("\t" if line.startswith("\t") else " " * (4 - len(line) % 4))
 
 
-def ghost_processor(editor: Editor):
-    from prompt_toolkit.layout.processors import Processor, Transformation
-    from prompt_toolkit.layout.utils import explode_text_fragments
+class Ghost(Processor):
+    """Shows the editor's ghost text after the cursor."""
 
-    class Ghost(Processor):
-        """Shows the ghost text after the cursor."""
+    def __init__(self, editor: Editor):
+        self.editor = editor
 
-        def apply_transformation(self, line):
-            ghost = editor.ghost
-            if not ghost or line.lineno != line.document.cursor_position_row:
-                return Transformation(line.fragments)
-            column = line.document.cursor_position_col
-            shown = explode_text_fragments(line.fragments)
-            shown = shown[:column] + [("class:ghost", ghost)] + shown[column:]
-            return Transformation(
-                shown,
-                source_to_display=lambda i: i if i <= column else i + len(ghost),
-                display_to_source=lambda i: min(i, column) if i <= column + len(ghost) else i - len(ghost),
-            )
-
-    return Ghost()
+    def apply_transformation(self, line):
+        ghost = self.editor.ghost
+        if not ghost or line.lineno != line.document.cursor_position_row:
+            return Transformation(line.fragments)
+        column = line.document.cursor_position_col
+        shown = explode_text_fragments(line.fragments)
+        return Transformation(
+            shown[:column] + [("class:ghost", ghost)] + shown[column:],
+            source_to_display=lambda i: i if i <= column else i + len(ghost),
+            display_to_source=lambda i: min(i, column) if i <= column + len(ghost) else i - len(ghost),
+        )
 
 
-def highlighter(lexer: type):
-    """A prompt_toolkit lexer from a Pygments one. Pygments takes 2 seconds for 60,000 lines, too long after every key,
-    so of a long text only the blocks in sight are lexed, each from the class or def that precedes it."""
-    from prompt_toolkit.document import Document
-    from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
+class Highlighter(Lexer):
+    """A Pygments lexer for prompt_toolkit. Pygments takes 2 seconds for 60,000 lines, too long after every key, so of a
+    long text only the blocks in sight are lexed, each from the class or def that precedes it."""
 
-    plain, sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
+    def __init__(self, lexer: type):
+        self.lexer, self.sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
 
-    class Highlighter(Lexer):
-        def lex_document(self, document):
-            if document.line_count <= MAX_LEXED_WHOLE:
-                return plain.lex_document(document)
+    def lex_document(self, document):
+        if document.line_count <= MAX_LEXED_WHOLE:
+            return self.lexer.lex_document(document)
 
-            @cache
-            def lex_block(begin: int):
-                first, _ = sync.get_sync_start_position(document, begin)
-                line = plain.lex_document(Document("\n".join(document.lines[first : begin + LEXED_BLOCK])))
-                return lambda number: line(number - first)
+        @cache
+        def lex_block(begin: int):
+            first, _ = self.sync.get_sync_start_position(document, begin)
+            line = self.lexer.lex_document(Document("\n".join(document.lines[first : begin + LEXED_BLOCK])))
+            return lambda number: line(number - first)
 
-            return lambda number: lex_block(number - number % LEXED_BLOCK)(number)
-
-    return Highlighter()
+        return lambda number: lex_block(number - number % LEXED_BLOCK)(number)
 
 
 def key_bindings(editor: Editor):
-    from prompt_toolkit.filters import Condition
-    from prompt_toolkit.key_binding import KeyBindings
-
     keys = KeyBindings()
     has_ghost = Condition(lambda: bool(editor.ghost))
     first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)?")  # or the remaining blanks
@@ -240,8 +235,8 @@ def key_bindings(editor: Editor):
 
 
 def edit(completer: Completer, path: Path | None, lexer: type, **options) -> int:
-    """Edits the file, or without a path a new text that is printed at the end. Returns the exit status; options as in
-    Editor. Raises ValueError if the text could not be saved where it belongs."""
+    """Edits the file, or without a path a new text that is printed at the end. Returns the exit status. Options as in
+    Editor. Raises ValueError as TextFile does."""
     source = TextFile(path)
     editor = Editor(completer, source.text, lexer, **options)
     status = 1
@@ -255,9 +250,6 @@ def edit(completer: Completer, path: Path | None, lexer: type, **options) -> int
 
 def find_lexer(language: str, file: str | None, dataset: str) -> type:
     """The Pygments lexer of that name; 'auto': by the file's name, else the dataset's."""
-    from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
-    from pygments.util import ClassNotFound
-
     if language == "auto":
         by_name = find_lexer_class_for_filename(file) if file else None
         return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python")

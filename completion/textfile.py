@@ -31,7 +31,8 @@ class TextFile:
         closed = [stream for stream in self.terminals if not stream.isatty()]
         for stream in closed:  # writing to it would fail, if only at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        path, content = self.path, text.replace("\n", self.newline).encode("utf-8", "surrogateescape")  # bytes as typed
+        content = text.replace("\n", self.newline).encode("utf-8", "surrogateescape")  # bytes as they were typed
+        path = self.path
         if path is None and sys.stdout in closed and content:
             rescue(Path.cwd() / "text", content)
         elif path is None:
@@ -48,9 +49,9 @@ class TextFile:
             print_text(content)
             raise ValueError(f"cannot write {path}: {error}; your text was printed instead") from error
         if status:
-            print(f"note: {path.name} is unchanged, your text is in {unsaved}", file=sys.stderr)
+            print(f"note: {path.name} was not written, your text is in {unsaved}", file=sys.stderr)
         elif is_changed:
-            raise ValueError(f"another program has changed {path}: compare it with your text, which is in {unsaved}")
+            raise ValueError(f"another program has changed {path}, so it was left alone: your text is in {unsaved}")
         elif self.note:
             print(f"note: {path.name} had {self.note}", file=sys.stderr)
 

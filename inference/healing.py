@@ -1,9 +1,9 @@
-"""Token healing: continuing a prompt that may end inside a token.
+"""Token healing (github.com/guidance-ai/guidance): continuing a prompt that may end inside a token.
 
-A tokenizer splits a prompt without knowing what follows. The tokens of "import num" end in " num", but in training the
-text went on as the single token " numpy", so after " num" the model expects anything except "py". Healing looks back
-over the last boundaries between the prompt's tokens: wherever a longer token begins with the bytes after a boundary,
-the text may continue from that boundary with that token. (The name is guidance's: github.com/guidance-ai/guidance.)
+A tokenizer splits a prompt without knowing what follows. The tokens of "import num" end in " num", but in training
+" numpy" was a single token, so after " num" the model expects anything but "py". Healing looks back over the last
+boundaries between the prompt's tokens: where a longer token begins with all the bytes after a boundary, the text may
+continue from that boundary with that token.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,36 +23,31 @@ def prefix_index(tokenizer, device: torch.device | str = "cpu") -> "PrefixIndex"
 
 
 class PrefixIndex:
-    """A vocabulary sorted by its tokens' bytes and searched by prefix. Ids are returned as (n,) int64 on `device`.
-
-    bytes: what each id stands for, b"" for special and unused ids.
-    """
+    """A vocabulary, as the bytes of each id (see token_table), searched by prefix. Ids are (n,) int64 on `device`."""
 
     def __init__(self, table: list[bytes], device: torch.device | str = "cpu"):
         order = sorted(range(len(table)), key=table.__getitem__)
         self.bytes, self.sorted = table, [table[id] for id in order]
         self.ids = torch.tensor(order, device=device)
 
-    def _end(self, prefix: bytes) -> int:
+    def end_of(self, prefix: bytes) -> int:
+        """Where in `sorted` the tokens that begin with `prefix` end."""
         return bisect_right(self.sorted, prefix, key=lambda token: token[: len(prefix)])
 
     def longer(self, prefix: bytes) -> torch.Tensor:
         """Ids of the tokens that begin with `prefix` and are longer."""
-        return self.ids[bisect_right(self.sorted, prefix) : self._end(prefix)]
+        return self.ids[bisect_right(self.sorted, prefix) : self.end_of(prefix)]
 
     def compatible(self, text: bytes) -> torch.Tensor:
         """Ids of the tokens that begin with `text`, or that `text` begins with. If it is empty, all ids."""
-        ranges = [(bisect_left(self.sorted, text), self._end(text))]
+        ranges = [(bisect_left(self.sorted, text), self.end_of(text))]
         for n in range(1, len(text)):
             ranges.append((bisect_left(self.sorted, text[:n]), bisect_right(self.sorted, text[:n])))
         return torch.cat([self.ids[low:high] for low, high in ranges])
 
     def boundaries(self, ids: Sequence[int]) -> Iterator[tuple[int, bytes, torch.Tensor]]:
-        """Yields (boundary, typed, longer) for those of the last BACK boundaries where healing is possible.
-
-        typed: the bytes of ids[boundary:]. longer: ids of the tokens that begin with them and are longer; at least one.
-        The last boundary comes first; the one before ids[0] is never tried, so some context always remains.
-        """
+        """Yields (boundary, the bytes of ids[boundary:], longer tokens that begin with them) for those of the last BACK
+        boundaries that have such tokens, the last one first. At least ids[0] stays before the boundary."""
         typed = b""
         for boundary in range(len(ids) - 1, max(len(ids) - BACK, 1) - 1, -1):
             typed = self.bytes[ids[boundary]] + typed

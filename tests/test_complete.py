@@ -31,7 +31,7 @@ from completion.completer import (
     load_completer,
     without_overlap,
 )
-from completion.editor import Editor, Worker, edit, find_lexer, highlighter
+from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
 from completion.requests import answer_request
 from completion.textfile import TextFile
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
@@ -56,7 +56,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2)
 
 
 def learn(tokenizer, steps: int) -> GPT:
-    """A small model that knows CODE by heart, its blocks in any order."""
+    """A small model that knows the blocks of CODE by heart, in any order."""
     generator = torch.Generator().manual_seed(0)
     config = GPTConfig(block_size=192, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_embd=64, pos="rope")
     model = GPT(config, generator)
@@ -105,7 +105,7 @@ def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
 
 
 def random_model(vocab_size: int = 256, block_size: int = 64, scale: float = 30.0) -> GPT:
-    """An untrained model, made surer of what it says."""
+    """An untrained model, its predictions sharpened by `scale`."""
     config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
     model = GPT(config, torch.Generator().manual_seed(3)).eval()
     with torch.no_grad():
@@ -151,7 +151,7 @@ def naive_suggestion(completer: Completer, before: str, max_bytes: int, min_conf
         row = probabilities(completer, ids)
         id = int(np.argmax(row))
         p *= row[id]
-        if id in (10, 13, 255) or id > 127:  # line or text ends; no valid text (the models of these tests)
+        if id in (10, 13, 255) or id > 127:  # end of line or text, or not ASCII
             break
         text, ids = text + bytes([id]), [*ids, id]
         prefixes.append((len(text) * p, text.decode(), p))
@@ -184,7 +184,7 @@ def test_what_is_shown_first_begins_the_final_suggestion(completer):
 
 
 def test_typing_the_suggestion_never_changes_it(completer):
-    """Also in the middle of a token: the typed part of it is spelled by other tokens, but means the same."""
+    """Not even inside a token, whose typed part the tokenizer then spells with other tokens."""
     tried = 0
     for before in ("import ", "import numpy a", "X_train,", "def print", "def print_hello_world():\n    "):
         text = last(completer, before).text
@@ -244,7 +244,7 @@ def test_the_prefix_index_finds_what_a_pass_over_the_vocabulary_does():
 
 
 def test_tokens_that_end_the_line_at_the_same_place_count_as_one():
-    """Each of two newline tokens is less probable than 'x', both together are more."""
+    """Each of two newline tokens is less probable than 'x', but together they are more probable."""
     tokenizer = BPETokenizer.train(["a:\n  b\n a:\n    c" * 30], 270)
     completer = Completer(random_model(tokenizer.vocab_size), tokenizer)
     ends = [id for id, text in enumerate(completer.bytes) if text.startswith(b"\n")]
@@ -298,7 +298,7 @@ def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, ex
 
 
 def count_tokens(completer: Completer, monkeypatch) -> list[int]:
-    """A list that grows with the number of tokens of every pass through the model."""
+    """A list to which every pass through the model appends its number of tokens."""
     passes, forward = [], completer.model.forward
 
     def counted(idx, *args, **kwargs):
@@ -311,7 +311,7 @@ def count_tokens(completer: Completer, monkeypatch) -> list[int]:
 
 
 def edits(rng: np.random.Generator, text: str, n: int):
-    """(text before the cursor) while somebody types, deletes, jumps, pastes."""
+    """Yields the text before the cursor while somebody types, deletes, jumps and pastes."""
     cursor = 10
     for _ in range(n):
         kind = rng.choice(["type", "delete", "jump", "paste"], p=[0.6, 0.2, 0.1, 0.1])
@@ -342,13 +342,15 @@ def test_only_what_changed_is_encoded_again(byte_completer, monkeypatch):
     assert prompt == len(byte_completer.context(before)) and set(steps) == {1}
     passes.clear()
     assert last(byte_completer, before) == found and passes == []  # asked again
-    last(byte_completer, before + "i")  # the suggestion goes on as it was, its path is in the cache
+    last(byte_completer, before + "i")  # the suggestion stays, and the cache holds it
     assert found.text.startswith("int_hello") and sum(passes) <= 1
     passes.clear()
-    last(byte_completer, before + "q", min_confidence=0.99)  # another character: it alone, and what it leads to
+    last(byte_completer, before + "q", min_confidence=0.99)  # another character: only it and what follows it
     assert set(passes) == {1}
     passes.clear()
-    assert last(byte_completer, before).text == found.text and len(passes) <= 2  # back: the old path in one pass
+    assert (
+        last(byte_completer, before).text == found.text and len(passes) <= 2
+    )  # back again: the old continuation in one pass
 
 
 def test_the_context_is_whole_lines_and_loses_half_when_it_is_full(completer):
@@ -557,7 +559,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 class Scripted:
-    """A completer that knows the suggestions for some texts before the cursor."""
+    """A completer with given suggestions for some texts before the cursor."""
 
     def __init__(self, suggestions: dict[str, Suggestion | Exception]):
         self.suggestions = suggestions
@@ -575,7 +577,7 @@ def sure(text: str = "", **more) -> Suggestion:
 
 def use_editor(suggestions: dict, steps, text: str = "") -> tuple[str, int]:
     """Opens an editor with `text` and, for each step (keys, expected ghost or None = any), presses the keys and waits
-    until the ghost is as expected and the worker has answered -> (text in the end, exit status)."""
+    until the ghost is as expected and the worker has answered. Returns (final text, exit status)."""
     pytest.importorskip("prompt_toolkit")
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
@@ -634,13 +636,13 @@ def test_keys_act_on_the_ghost():
 
 
 def test_a_word_of_a_ghost_of_blanks_is_the_blanks():
-    twice = "\x1b[1;5C" * 2  # read at once: before the answer to the first, that blanks alone are not shown
+    twice = "\x1b[1;5C" * 2  # read together, before the first is answered: blanks alone are not shown
     steps = [("im", ("port  ", "im")), (twice, ("", "import  "))]
     assert use_editor({"im": sure("port  ")}, steps) == ("import  ", 0)
 
 
 def test_typing_what_the_ghost_says_leaves_the_rest_of_it_at_once():
-    """Nothing is suggested for "de", so what stands there is left over from "d"."""
+    """Nothing is suggested for "de", so its ghost text is what remains of that for "d"."""
     suggestions = {"d": sure("ef main():"), "de": RuntimeError("no idea"), "dx": sure()}
     ghosts = []
     plain = Editor.follow
@@ -689,11 +691,11 @@ def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
     for text in ("\n".join(functions), "\n".join(functions[:9])):
         document = Document(text)
         expected = PygmentsLexer(PythonLexer).lex_document(document)
-        found = highlighter(Counted).lex_document(document)
+        found = Highlighter(Counted).lex_document(document)
         for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
             assert found(number) == expected(number)
     sizes.clear()
-    highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    Highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
     assert 0 < sum(sizes) < 20_000  # not a million
 
 
@@ -740,7 +742,7 @@ def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsy
     assert (tmp_path / "x.cpp.unsaved").read_bytes() == b"a\r\nb\r\nc\r\nlost?"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.cpp", "x.cpp.unsaved"]
     assert capsys.readouterr().out == ""
-    path.write_bytes(b"a\r\nb\n")  # mixed: nothing is written where nothing was typed
+    path.write_bytes(b"a\r\nb\n")  # mixed line ends: nothing is written unless something was typed
     (tmp_path / "x.cpp.tmp").write_text("mine")
     assert edit_file(path, "\x1b") == 0 and path.read_bytes() == b"a\r\nb\n"
     assert edit_file(path, "c\x1b") == 0 and path.read_bytes() == b"a\nb\nc"
@@ -759,7 +761,7 @@ def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(textfile, "write_source", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x04")
-    assert capsys.readouterr().out == "x = 1\n"  # so that the error stands on a line of its own
+    assert capsys.readouterr().out == "x = 1\n"  # ends the line, so the error has one of its own
     monkeypatch.setattr(textfile, "write_unsaved", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x03")
@@ -880,7 +882,7 @@ def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monk
     path.write_bytes(b"a")
     TextFile(path)
     for sealed, message in ((path, "is read-only"), (tmp_path, "folder you may not write to")):
-        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
+        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # works for root too
         with pytest.raises(ValueError, match=message):
             TextFile(path)
 
@@ -919,7 +921,7 @@ class Terminal:
                     break
 
     def line(self, number: int) -> tuple[str, str]:
-        """(the text of a line, that of its grey part), without the line number."""
+        """(text of a line, its grey part), without the line number."""
         row = self.screen.buffer[number - 1]
         cells = [row[column] for column in range(3, self.screen.columns)]
         grey = "".join(cell.data for cell in cells if cell.fg == "808080")
@@ -961,7 +963,7 @@ def test_the_editor_in_a_terminal(out_dir, tmp_path):
 
 
 def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path):
-    """With SIGHUP before it, as of a window, and without, as of a lost connection; without --file, too."""
+    """Both with SIGHUP, as from a window, and without, as after a lost connection; also without --file."""
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"old\n")
     program = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
@@ -1001,7 +1003,7 @@ def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
     ids = np.array([*tokenizer.encode(CODE), 255, *tokenizer.encode("import numpy as nx\nq = 1\n"), 255])
     places = bench.choose_places(ids, tokenizer, 40, seed=3)
     assert places == bench.choose_places(ids, tokenizer, 40, seed=3) != bench.choose_places(ids, tokenizer, 40, seed=4)
-    assert len(places) == 10  # lines with text on them
+    assert len(places) == 10  # the lines that are not blank
     right = []
     for before, rest in places:
         assert rest and "\n" not in rest and (before + rest + "\n") in CODE + "import numpy as nx\nq = 1\n"
