@@ -25,10 +25,6 @@ class Cancelled(Exception):
     """The request is no longer wanted."""
 
 
-def never() -> bool:
-    return False
-
-
 @dataclass
 class Suggestion:
     text: str = ""  # to insert at the cursor, without a newline
@@ -63,7 +59,12 @@ class Completer:
         self.line_ends = torch.tensor(numbers, device=self.device) if len(set(numbers)) < len(numbers) else None
 
     def suggest(
-        self, before: str, max_bytes=MAX_BYTES, min_confidence=0.0, max_tokens: int | None = None, cancelled=never
+        self,
+        before: str,
+        max_bytes: int = MAX_BYTES,
+        min_confidence: float = 0.0,
+        max_tokens: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Suggestion]:
         """Yields the beginning of the suggestion for the text before the cursor as soon as one is certain, and last
         the whole suggestion (done=True), whose text is empty if nothing is probable enough.
@@ -101,7 +102,7 @@ class Completer:
                 break
         yield replace(best, done=True)
 
-    def greedy(self, before: str, cancelled=never) -> Iterator[tuple[bytes, float]]:
+    def greedy(self, before: str, cancelled=lambda: False) -> Iterator[tuple[bytes, float]]:
         """Yields the most likely continuation, up to the end of the text or of the model's context, as (bytes of a
         token, probability). Up to the first newline, tokens that end the line at the same place count as one. The first
         piece may be the rest of a token whose beginning is typed already."""
@@ -157,7 +158,7 @@ class Completer:
             id = torch.where(self.line_ends == id, row, -1.0).argmax()
         return int(id), float(p), float(choices.sum())
 
-    def after(self, ids: list[int], cancelled=never, more: list[int] | None = None) -> torch.Tensor:
+    def after(self, ids: list[int], cancelled=lambda: False, more: list[int] | None = None) -> torch.Tensor:
         """Probabilities (V,) of the id that follows `ids`. Only what the cache lacks is encoded.
 
         more: ids that will probably be appended next. Encoding them in the same pass costs little and yields the
@@ -228,14 +229,6 @@ def next_indentation(white: bytes, pieces: Iterable[tuple[bytes, float]]) -> str
         if rest or len(white) >= 2 * MAX_BYTES:
             break
     return white.replace(b"\r", b"\n").rpartition(b"\n")[2].decode()
-
-
-def indentation_after(line: str) -> str:
-    """The line's own indentation, one level deeper after an opening bracket, a brace or a colon."""
-    indent = line[: len(line) - len(line.lstrip())]
-    if line.rstrip().endswith((":", "{", "(", "[")):
-        indent += "\t" if "\t" in indent else "    "
-    return indent
 
 
 def without_overlap(text: str, suffix: str) -> str:

@@ -21,7 +21,7 @@ from prompt_toolkit.styles import Style
 from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
 from pygments.util import ClassNotFound
 
-from completion.completer import Cancelled, Completer, Suggestion, indentation_after, without_overlap
+from completion.completer import Cancelled, Completer, Suggestion, without_overlap
 from completion.textfile import TextFile, signals_to
 
 MAX_LEXED_WHOLE = 1000  # lines; a longer text is highlighted in blocks
@@ -29,10 +29,8 @@ LEXED_BLOCK = 200  # lines
 
 
 class Worker:
-    """Runs the completer in a thread of its own, for the newest text only, so that typing never waits for it.
-
-    report(before, suggestion or exception) is called in that thread; options as in Completer.suggest.
-    """
+    """Runs the completer in a thread of its own, for the newest text only, so that typing never waits for it. It calls
+    report(before, suggestion or exception) in that thread. Options as in Completer.suggest."""
 
     def __init__(self, completer: Completer, report: Callable[[str, Suggestion | Exception], None], **options):
         self.completer, self.report, self.options = completer, report, options
@@ -163,8 +161,10 @@ class Editor:
 
     def enter(self) -> None:
         line, indent = self.buffer.document.current_line_before_cursor, self.indent
-        if indent is None:
-            indent = indentation_after(line)
+        if indent is None:  # the line's own, one level deeper after an opening bracket, a brace or a colon
+            indent = line[: len(line) - len(line.lstrip())]
+            if line.rstrip().endswith((":", "{", "(", "[")):
+                indent += "\t" if "\t" in indent else "    "
         if not line.strip():  # no trailing white space
             self.buffer.delete_before_cursor(len(line))
         self.buffer.insert_text("\n" + indent)

@@ -13,7 +13,11 @@ def answer_request(completer: Completer, line: bytes, **defaults) -> dict:
     Completer.suggest that the request may override."""
     request = None
     try:
-        request = parse_json(line)
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            begin = line.strip()[:40].decode("utf-8", "replace")
+            raise ValueError(f'the line is not JSON ({error}), expected {{"prompt": "..."}}, found: {begin}') from error
         check_request(request)
         options = defaults | {key: value for key, value in request.items() if key not in ("prompt", "id")}
         found = whole_suggestion(completer, request["prompt"], **options)
@@ -21,14 +25,6 @@ def answer_request(completer: Completer, line: bytes, **defaults) -> dict:
     except Exception as error:  # the next request may still succeed
         answer = {"error": " ".join(str(error).split()) or type(error).__name__}
     return ({"id": request["id"]} if isinstance(request, dict) and "id" in request else {}) | answer
-
-
-def parse_json(line: bytes):
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        begin = line.strip()[:40].decode("utf-8", "replace")
-        raise ValueError(f'the line is not JSON ({error}), expected {{"prompt": "..."}}, found: {begin}') from error
 
 
 def check_request(request) -> None:
