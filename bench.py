@@ -731,13 +731,14 @@ def complete(argv: list[str]) -> None:
     made.add_argument("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py")
     args = made.parse_args(argv)
 
-    from complete import CompleteConfig, apart, load_completer
+    from complete import CompleteConfig
+    from completion.completer import apart, load_completer
     from sample import read_file
 
     config = CompleteConfig(out_dir=args.out_dir or "", dtype=args.dtype, quantize=args.quantize)
     text = read_file("--text=", args.text)
     if args.out_dir:
-        completer, _ = apart(load_completer, config)
+        completer, _ = apart(load_completer, "resume", args.out_dir, "auto", args.dtype, args.quantize)
     else:
         completer = apart(sure_completer, config)
     start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
@@ -750,7 +751,7 @@ def complete(argv: list[str]) -> None:
 
 
 def sure_completer(config):
-    from complete import Completer
+    from completion.completer import Completer
     from data.tokenizer import ByteTokenizer
 
     return Completer(make_ready(sure_model(), torch.device("cpu"), config.dtype, config.quantize), ByteTokenizer())
@@ -775,7 +776,7 @@ def type_into_editor(completer, text: str, keys: str, config) -> dict[str, list[
     from prompt_toolkit.output.vt100 import Vt100_Output
     from pygments.lexers import PythonLexer
 
-    from complete import Editor
+    from completion.editor import Editor
 
     times = {"its echo": [], "the first of the suggestion": [], "the whole suggestion": []}
     output = Vt100_Output(io.StringIO(), lambda: Size(rows=40, columns=120), term="xterm-256color")
@@ -842,11 +843,12 @@ def lines(argv: list[str]) -> None:
         raise ValueError(f"--lines={args.lines} must be at least 1")
     from tqdm import tqdm
 
-    from complete import CompleteConfig, load_completer
+    from complete import CompleteConfig
+    from completion.completer import load_completer
 
     config = CompleteConfig(out_dir=args.out_dir, device=args.device)
     floor = config.min_confidence if args.min_confidence is None else args.min_confidence
-    completer, trained_on = load_completer(config)
+    completer, trained_on = load_completer("resume", args.out_dir, args.device)
     dataset = open_dataset(args.dataset or trained_on)
     found = []
     places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)

@@ -20,8 +20,22 @@ import torch
 import bench
 import complete
 from checkpoints import checkpoint
-from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
+from complete import CompleteConfig
+from completion import textfile
+from completion.completer import (
+    MAX_BYTES,
+    MIN_CONFIDENCE,
+    Cancelled,
+    Completer,
+    Suggestion,
+    load_completer,
+    without_overlap,
+)
+from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
+from completion.requests import answer_request
+from completion.textfile import TextFile
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
 from model import GPT, GPTConfig, Step
@@ -42,7 +56,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2)
 
 
 def learn(tokenizer, steps: int) -> GPT:
-    """A small model that knows CODE by heart, its blocks in any order."""
+    """A small model that knows the blocks of CODE by heart, in any order."""
     generator = torch.Generator().manual_seed(0)
     config = GPTConfig(block_size=192, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_embd=64, pos="rope")
     model = GPT(config, generator)
@@ -91,7 +105,7 @@ def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
 
 
 def random_model(vocab_size: int = 256, block_size: int = 64, scale: float = 30.0) -> GPT:
-    """An untrained model, made surer of what it says."""
+    """An untrained model, its predictions sharpened by `scale`."""
     config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=16, tie_weights=False)
     model = GPT(config, torch.Generator().manual_seed(3)).eval()
     with torch.no_grad():
@@ -137,7 +151,7 @@ def naive_suggestion(completer: Completer, before: str, max_bytes: int, min_conf
         row = probabilities(completer, ids)
         id = int(np.argmax(row))
         p *= row[id]
-        if id in (10, 13, 255) or id > 127:  # line or text ends; no valid text (the models of these tests)
+        if id in (10, 13, 255) or id > 127:  # end of line or text, or not ASCII
             break
         text, ids = text + bytes([id]), [*ids, id]
         prefixes.append((len(text) * p, text.decode(), p))
@@ -170,7 +184,7 @@ def test_what_is_shown_first_begins_the_final_suggestion(completer):
 
 
 def test_typing_the_suggestion_never_changes_it(completer):
-    """Also in the middle of a token: the typed part of it is spelled by other tokens, but means the same."""
+    """Not even inside a token, whose typed part the tokenizer then spells with other tokens."""
     tried = 0
     for before in ("import ", "import numpy a", "X_train,", "def print", "def print_hello_world():\n    "):
         text = last(completer, before).text
@@ -187,10 +201,10 @@ def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
         completer = Completer(model, tokenizer)
         before = CODE[:end]
         ids, choices, total = completer.context(before), {}, 0.0
-        for boundary in range(max(1, len(ids) - complete.BACK), len(ids) + 1):
+        for boundary in range(max(1, len(ids) - BACK), len(ids) + 1):
             spelled = b"".join(completer.bytes[id] for id in ids[boundary:])
             path = 1.0
-            for k in range(max(1, len(ids) - complete.BACK), boundary):
+            for k in range(max(1, len(ids) - BACK), boundary):
                 path *= probabilities(completer, ids[:k])[ids[k]]
             for id, p in enumerate(probabilities(completer, ids[:boundary])):
                 token = completer.bytes[id]
@@ -212,8 +226,25 @@ def test_the_first_token_is_weighed_over_all_boundaries_between_tokens(learned):
     assert healed > 10
 
 
+def test_the_prefix_index_finds_what_a_pass_over_the_vocabulary_does():
+    table = [b"", b"a", b"ab", b"b", b"abc", b"a", b"\xff", b"\xff" * 9, b"a\xff", b"", b"ab"]
+    index = PrefixIndex(table)
+    for text in (b"", b"a", b"ab", b"abcd", b"b", b"c", b"\xff", b"\xff" * 8, b"a\xff\xff"):
+        begun = {id for id, token in enumerate(table) if token.startswith(text)}
+        assert set(index.longer(text).tolist()) == {id for id in begun if table[id] != text}
+        spelled = {id for id, token in enumerate(table) if token and text.startswith(token)}
+        found = index.compatible(text).tolist()
+        assert set(found) == begun | spelled and len(found) == len(set(found))
+    boundaries = [(boundary, typed, set(ids.tolist())) for boundary, typed, ids in index.boundaries([3, 1, 3, 1, 2, 1])]
+    assert boundaries == [(5, b"a", {2, 4, 8, 10})]
+    assert [boundary for boundary, _, _ in index.boundaries([1, 1, 3])] == [1]
+    repeated = PrefixIndex([b"a", b"a" * 9]).boundaries([0] * 7)
+    assert [(boundary, typed) for boundary, typed, _ in repeated] == [(7 - n, b"a" * n) for n in (1, 2, 3, 4)]
+    assert not [*index.boundaries([1])] and not [*index.boundaries([])]
+
+
 def test_tokens_that_end_the_line_at_the_same_place_count_as_one():
-    """Each of two newline tokens is less probable than 'x', both together are more."""
+    """Each of two newline tokens is less probable than 'x', but together they are more probable."""
     tokenizer = BPETokenizer.train(["a:\n  b\n a:\n    c" * 30], 270)
     completer = Completer(random_model(tokenizer.vocab_size), tokenizer)
     ends = [id for id, text in enumerate(completer.bytes) if text.startswith(b"\n")]
@@ -242,6 +273,12 @@ def test_a_suggestion_has_whole_characters_only(monkeypatch, text, max_bytes, ex
     assert all(set(piece.text) <= {text} for piece in pieces)
 
 
+def test_nothing_follows_a_character_that_max_bytes_cut_off(monkeypatch):
+    completer = Completer(random_model(), ByteTokenizer())
+    monkeypatch.setattr(completer, "greedy", lambda *args: iter([("é".encode(), 1.0)] * 3 + [(b"a", 1.0)]))
+    assert last(completer, "x", max_bytes=5).text == "éé"
+
+
 def test_where_the_line_ends_the_model_gives_the_next_ones_indentation(completer):
     assert last(completer, "def print_hello_world():").indent == "    "
     assert last(completer, 'def print_hello_world():\n    """Print hello world."""').indent == "    "
@@ -261,25 +298,20 @@ def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, ex
 
 
 def count_tokens(completer: Completer, monkeypatch) -> list[int]:
-    """A list that grows with the number of tokens of every pass through the model."""
-    passes = []
+    """A list to which every pass through the model appends its number of tokens."""
+    passes, forward = [], completer.model.forward
 
-    def count(owner, name: str) -> None:
-        function = getattr(owner, name)
+    def counted(idx, *args, **kwargs):
+        passes.append(idx.size(1))
+        return forward(idx, *args, **kwargs)
 
-        def counted(idx, *args, **kwargs):
-            passes.append(idx.size(1))
-            return function(idx, *args, **kwargs)
-
-        monkeypatch.setattr(owner, name, counted)
-
-    count(completer.model, "forward")
-    count(completer, "step")
+    monkeypatch.setattr(completer.model, "forward", counted)
+    monkeypatch.setattr(Step, "__call__", lambda step, idx: step.model(idx, cache=step.cache)[0])
     return passes
 
 
 def edits(rng: np.random.Generator, text: str, n: int):
-    """(text before the cursor) while somebody types, deletes, jumps, pastes."""
+    """Yields the text before the cursor while somebody types, deletes, jumps and pastes."""
     cursor = 10
     for _ in range(n):
         kind = rng.choice(["type", "delete", "jump", "paste"], p=[0.6, 0.2, 0.1, 0.1])
@@ -310,13 +342,15 @@ def test_only_what_changed_is_encoded_again(byte_completer, monkeypatch):
     assert prompt == len(byte_completer.context(before)) and set(steps) == {1}
     passes.clear()
     assert last(byte_completer, before) == found and passes == []  # asked again
-    last(byte_completer, before + "i")  # the suggestion goes on as it was, its path is in the cache
+    last(byte_completer, before + "i")  # the suggestion stays, and the cache holds it
     assert found.text.startswith("int_hello") and sum(passes) <= 1
     passes.clear()
-    last(byte_completer, before + "q", min_confidence=0.99)  # another character: it alone, and what it leads to
+    last(byte_completer, before + "q", min_confidence=0.99)  # another character: only it and what follows it
     assert set(passes) == {1}
     passes.clear()
-    assert last(byte_completer, before).text == found.text and len(passes) <= 2  # back: the old path in one pass
+    assert (
+        last(byte_completer, before).text == found.text and len(passes) <= 2
+    )  # back again: the old continuation in one pass
 
 
 def test_the_context_is_whole_lines_and_loses_half_when_it_is_full(completer):
@@ -350,7 +384,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
-    loaded, _ = complete.load_completer(CompleteConfig(out_dir=str(out_dir), device="cpu", **options))
+    loaded, _ = load_completer("resume", str(out_dir), device="cpu", **options)
     kinds = {type(module) for module in loaded.model.modules()}
     assert (Int8Linear in kinds) == expected
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
@@ -367,8 +401,7 @@ def test_number_formats_have_short_names(out_dir, name, capsys):
 
 def test_the_first_id_is_what_began_the_training_windows(learned, tmp_path):
     model, tokenizer = learned["byte"]
-    config = CompleteConfig(out_dir=str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
-    by_line, _ = complete.load_completer(config)
+    by_line, _ = load_completer("resume", str(save(tmp_path, model, tokenizer, sampling="line")), device="cpu")
     long = "a = 1\n" * 100
     assert by_line.context("ab") == [0, 97, 98] and by_line.context("") == [0]
     assert by_line.context(long)[:4] == [0, *b"a ="]
@@ -385,7 +418,7 @@ def test_a_cancelled_request_stops_between_passes_and_leaves_the_cache_right(byt
     passes = count_tokens(byte_completer, monkeypatch)
     for limit in (0, 1, 2, 4):
         passes.clear()
-        with pytest.raises(complete.Cancelled):
+        with pytest.raises(Cancelled):
             list(byte_completer.suggest(before, cancelled=lambda n=limit: len(passes) >= n))
         assert len(passes) == limit
     found = last(byte_completer, before)
@@ -401,13 +434,13 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
             begun.set()
             assert released.wait(60)
             if cancelled():
-                raise complete.Cancelled
+                raise Cancelled
             if before == "bad":
                 raise RuntimeError("out of memory")
             yield Suggestion(before + "2", done=True)
 
+    threads = set(threading.enumerate())
     worker = Worker(Slow(), lambda before, found: answers.put((before, getattr(found, "text", str(found)))))
-    worker.start()
     worker.ask("a")
     assert begun.wait(60)
     worker.ask("b")
@@ -419,7 +452,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
     worker.ask("d")
     assert [answers.get(timeout=60) for _ in range(2)] == [("d", "d1"), ("d", "d2")]
     worker.stop()
-    assert not worker.is_alive() and answers.empty()
+    assert set(threading.enumerate()) <= threads and answers.empty()
 
 
 # ---- commands --------------------------------------------------------------------------------------------
@@ -427,7 +460,8 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
 
 def request(completer: Completer, line: str | dict) -> dict:
     line = line if isinstance(line, str) else json.dumps(line)
-    return complete.answer(completer, CompleteConfig(), line.encode("utf-8", "surrogateescape"))
+    defaults = {"max_bytes": MAX_BYTES, "min_confidence": MIN_CONFIDENCE}
+    return answer_request(completer, line.encode("utf-8", "surrogateescape"), **defaults)
 
 
 def test_a_request_of_an_editor_is_answered_by_its_rules(completer):
@@ -498,7 +532,7 @@ def test_jsonl_prompt_and_stdin_from_the_command_line(out_dir, capsys, monkeypat
     "options, message",
     [
         (["--out_dir=nowhere", "--prompt=x"], "no checkpoint: nowhere"),
-        ([], "no terminal.*--prompt"),
+        ([], "needs a terminal.*--prompt"),
         (["--prompt=x", "--jsonl"], "--prompt and --jsonl exclude each other"),
         (["--file=x.py", "--stdin"], "--stdin and --file"),
         (["--prompt=x", "--min_confidence=2"], "min_confidence=2"),
@@ -525,7 +559,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 class Scripted:
-    """A completer that knows the suggestions for some texts before the cursor."""
+    """A completer with given suggestions for some texts before the cursor."""
 
     def __init__(self, suggestions: dict[str, Suggestion | Exception]):
         self.suggestions = suggestions
@@ -543,7 +577,7 @@ def sure(text: str = "", **more) -> Suggestion:
 
 def use_editor(suggestions: dict, steps, text: str = "") -> tuple[str, int]:
     """Opens an editor with `text` and, for each step (keys, expected ghost or None = any), presses the keys and waits
-    until the ghost is as expected and the worker has answered -> (text in the end, exit status)."""
+    until the ghost is as expected and the worker has answered. Returns (final text, exit status)."""
     pytest.importorskip("prompt_toolkit")
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
@@ -602,13 +636,13 @@ def test_keys_act_on_the_ghost():
 
 
 def test_a_word_of_a_ghost_of_blanks_is_the_blanks():
-    twice = "\x1b[1;5C" * 2  # read at once: before the answer to the first, that blanks alone are not shown
+    twice = "\x1b[1;5C" * 2  # read together, before the first is answered: blanks alone are not shown
     steps = [("im", ("port  ", "im")), (twice, ("", "import  "))]
     assert use_editor({"im": sure("port  ")}, steps) == ("import  ", 0)
 
 
 def test_typing_what_the_ghost_says_leaves_the_rest_of_it_at_once():
-    """Nothing is suggested for "de", so what stands there is left over from "d"."""
+    """Nothing is suggested for "de", so its ghost text is what remains of that for "d"."""
     suggestions = {"d": sure("ef main():"), "de": RuntimeError("no idea"), "dx": sure()}
     ghosts = []
     plain = Editor.follow
@@ -657,11 +691,11 @@ def test_a_long_text_is_highlighted_in_parts_as_it_would_be_as_a_whole():
     for text in ("\n".join(functions), "\n".join(functions[:9])):
         document = Document(text)
         expected = PygmentsLexer(PythonLexer).lex_document(document)
-        found = complete.highlighter(Counted).lex_document(document)
+        found = Highlighter(Counted).lex_document(document)
         for number in (0, 7, 40, *range(0, document.line_count, 61), document.line_count - 1):
             assert found(number) == expected(number)
     sizes.clear()
-    complete.highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
+    Highlighter(Counted).lex_document(Document("x = 1  # comment\n" * 60_000))(59_999)
     assert 0 < sum(sizes) < 20_000  # not a million
 
 
@@ -685,14 +719,14 @@ def test_an_error_of_the_model_is_shown_and_typing_goes_on():
     assert (text, status) == ("abc", 0)
 
 
-def edit_file(path: Path | None, keys: str | bytes, **config) -> int:
+def edit_file(path: Path | None, keys: str | bytes, language: str = "auto") -> int:
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
 
     with create_pipe_input() as keyboard:
         keyboard.send_bytes(keys if isinstance(keys, bytes) else keys.encode())
-        settings = CompleteConfig(file=path and str(path), **config)
-        return complete.edit(Scripted({}), settings, "pycode", input=keyboard, output=DummyOutput())
+        lexer = find_lexer(language, path and str(path), "pycode")
+        return edit(Scripted({}), path, lexer, input=keyboard, output=DummyOutput())
 
 
 def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsys):
@@ -708,7 +742,7 @@ def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsy
     assert (tmp_path / "x.cpp.unsaved").read_bytes() == b"a\r\nb\r\nc\r\nlost?"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.cpp", "x.cpp.unsaved"]
     assert capsys.readouterr().out == ""
-    path.write_bytes(b"a\r\nb\n")  # mixed: nothing is written where nothing was typed
+    path.write_bytes(b"a\r\nb\n")  # mixed line ends: nothing is written unless something was typed
     (tmp_path / "x.cpp.tmp").write_text("mine")
     assert edit_file(path, "\x1b") == 0 and path.read_bytes() == b"a\r\nb\n"
     assert edit_file(path, "c\x1b") == 0 and path.read_bytes() == b"a\nb\nc"
@@ -724,11 +758,11 @@ def test_a_file_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch)
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(complete, "write_source", full)
+    monkeypatch.setattr(textfile, "write_source", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x04")
-    assert capsys.readouterr().out == "x = 1\n"  # so that the error stands on a line of its own
-    monkeypatch.setattr(complete, "write_unsaved", full)
+    assert capsys.readouterr().out == "x = 1\n"  # ends the line, so the error has one of its own
+    monkeypatch.setattr(textfile, "write_unsaved", full)
     with pytest.raises(ValueError, match="cannot write .*No space left"):
         edit_file(tmp_path / "x.py", "x = 1\x03")
     assert capsys.readouterr().out == "x = 1\n"
@@ -812,7 +846,7 @@ def test_an_error_of_the_editor_leaves_the_text_in_a_file(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path, monkeypatch, name):
-    number, path, plain, run = getattr(signal, name), tmp_path / "x.txt", complete.write_source, Editor.run
+    number, path, plain, run = getattr(signal, name), tmp_path / "x.txt", textfile.write_source, Editor.run
     handler = signal.getsignal(number)
 
     def interrupted(*args) -> None:
@@ -820,7 +854,7 @@ def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path,
         plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(complete, "write_source", interrupted)
+        patch.setattr(textfile, "write_source", interrupted)
         assert edit_file(path, "a\x04") == 0 and path.read_bytes() == b"a"
     with monkeypatch.context() as patch:
         patch.setattr(Editor, "run", lambda editor: (signal.raise_signal(number), run(editor))[1])
@@ -830,7 +864,7 @@ def test_a_signal_is_obeyed_before_the_text_is_saved_and_not_meanwhile(tmp_path,
 
 @pytest.mark.parametrize("name, message", [
     ("folder", "is a folder"), ("no/x.py", "not exist"), ("latin", "UTF-8.*iconv"), ("sealed", "is read-only"),
-    ("pipe", "no plain file"),
+    ("pipe", "not a regular file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
@@ -839,18 +873,18 @@ def test_a_file_that_cannot_be_edited_is_refused(tmp_path, name, message):
     (tmp_path / "sealed").chmod(0o444)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=message) as caught:
-        complete.check_file(tmp_path / name)
+        TextFile(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_refused_if_it_or_its_folder_may_not_be_written(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     path.write_bytes(b"a")
-    complete.check_file(path)
-    for sealed, message in ((path, "is read-only"), (tmp_path, "folder that you may not write to")):
-        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # also where root tests
+    TextFile(path)
+    for sealed, message in ((path, "is read-only"), (tmp_path, "folder you may not write to")):
+        monkeypatch.setattr(os, "access", lambda path, _, sealed=sealed: path != sealed)  # works for root too
         with pytest.raises(ValueError, match=message):
-            complete.check_file(path)
+            TextFile(path)
 
 
 def test_an_unknown_language_is_refused():
@@ -887,7 +921,7 @@ class Terminal:
                     break
 
     def line(self, number: int) -> tuple[str, str]:
-        """(the text of a line, that of its grey part), without the line number."""
+        """(text of a line, its grey part), without the line number."""
         row = self.screen.buffer[number - 1]
         cells = [row[column] for column in range(3, self.screen.columns)]
         grey = "".join(cell.data for cell in cells if cell.fg == "808080")
@@ -929,7 +963,7 @@ def test_the_editor_in_a_terminal(out_dir, tmp_path):
 
 
 def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path):
-    """With SIGHUP before it, as of a window, and without, as of a lost connection; without --file, too."""
+    """Both with SIGHUP, as from a window, and without, as after a lost connection; also without --file."""
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"old\n")
     program = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
@@ -969,7 +1003,7 @@ def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
     ids = np.array([*tokenizer.encode(CODE), 255, *tokenizer.encode("import numpy as nx\nq = 1\n"), 255])
     places = bench.choose_places(ids, tokenizer, 40, seed=3)
     assert places == bench.choose_places(ids, tokenizer, 40, seed=3) != bench.choose_places(ids, tokenizer, 40, seed=4)
-    assert len(places) == 10  # lines with text on them
+    assert len(places) == 10  # the lines that are not blank
     right = []
     for before, rest in places:
         assert rest and "\n" not in rest and (before + rest + "\n") in CODE + "import numpy as nx\nq = 1\n"
@@ -985,6 +1019,6 @@ def test_the_share_of_right_lines_is_what_a_naive_loop_counts(byte_completer):
 
 
 def test_a_text_that_its_folder_does_not_take_goes_to_the_one_for_temporary_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(complete.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert complete.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
+    monkeypatch.setattr(textfile.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert textfile.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
     assert (tmp_path / "x.py.unsaved").read_bytes() == b"abc"

@@ -1,0 +1,1 @@
+"""Code completion: suggestions from a model, and the editor that shows them."""

@@ -1,0 +1,263 @@
+"""Suggestions from a model for a text that changes a little from one request to the next."""
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+
+from checkpoints import checkpoint
+from inference.healing import BACK, prefix_index
+from inference.load import find_tokenizer, make_ready, open_trained
+from model import GPT, KVCache, Step
+from system.device import pick_device
+
+MAX_BYTES = 32  # length of a suggestion
+MIN_CONFIDENCE = 0.2  # probability of a suggestion
+ENCODE_STEP = 64  # tokens encoded between checks for cancellation
+MAX_CHARS_PER_TOKEN = 32  # on average over a context
+
+
+class Cancelled(Exception):
+    """The request is no longer wanted."""
+
+
+@dataclass
+class Suggestion:
+    text: str = ""  # to insert at the cursor, without a newline
+    confidence: float = 0.0  # probability of the whole text
+    indent: str | None = None  # the line should end here, and the next one begin with this indentation
+    done: bool = False  # False: the suggestion begins with this text and may still grow
+
+
+class Completer:
+    """Greedy suggestions. The key/value cache is kept between requests, so only the tokens that differ from the last
+    request and its suggestion are encoded. Not thread-safe. bos: the id that began every training window, if any."""
+
+    def __init__(self, model: GPT, tokenizer, bos: int | None = None):
+        weight = model.transformer.wte.weight
+        self.model, self.tokenizer, self.bos, self.device = model, tokenizer, bos, weight.device
+        self.cache = KVCache(model.config, 1, device=weight.device, dtype=weight.dtype)
+        self.ids: list[int] = []  # what the cache holds
+        self.rows: dict[int, torch.Tensor] = {}  # n: probabilities (V,) of the id that follows ids[:n]
+        self.expected: list[int] = []  # the last context with its continuation, probably the next one's beginning
+        self.start, self.mark = 0, "\0"  # where the context begins in the text, and the text around that place
+        block_size = model.config.block_size
+        self.room = block_size - min(MAX_BYTES, block_size // 4)  # tokens of context, leaving some for a suggestion
+
+        self.index = prefix_index(tokenizer, weight.device)
+        self.bytes = self.index.bytes
+        # BPE has a token for each newline with its indentation, perhaps after a colon. Those that end the line at the
+        # same place are one event to a reader, so they share a number under which their probabilities are added up.
+        lines, numbers = {}, list(range(len(self.bytes)))
+        for id, text in enumerate(self.bytes):
+            if b"\n" in text:
+                numbers[id] = lines.setdefault(text.partition(b"\n")[0], id)
+        self.line_ends = torch.tensor(numbers, device=self.device) if len(set(numbers)) < len(numbers) else None
+
+    def suggest(
+        self,
+        before: str,
+        max_bytes: int = MAX_BYTES,
+        min_confidence: float = 0.0,
+        max_tokens: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Suggestion]:
+        """Yields the beginning of the suggestion for the text before the cursor as soon as one is certain, and last
+        the whole suggestion (done=True), whose text is empty if nothing is probable enough.
+
+        Of the prefixes of the greedy continuation, up to a newline, max_bytes or max_tokens, it is the one with the
+        largest expected gain: length in bytes times probability, if that is at least min_confidence. Longer prefixes
+        are never more probable, so the best one so far begins the final one, and the search ends when even max_bytes
+        at the current probability would gain no more. Raises Cancelled once cancelled() is true, and ValueError for
+        text that the tokenizer cannot encode.
+        """
+        best, best_gain, text, probability = Suggestion(), 0.0, "", 1.0
+        decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        pieces = islice(self.greedy(before, cancelled), max_tokens)
+        for number, (piece, p) in enumerate(pieces):
+            line, *rest = re.split(rb"[\r\n]", piece, maxsplit=1)
+            if number == 0 and rest and not line:
+                best.indent = next_indentation(rest[0], pieces)
+                break
+            probability *= p
+            try:
+                text += decoder.decode(line)
+            except UnicodeDecodeError:
+                break
+            is_full = len(text.encode()) >= max_bytes
+            text = text.encode()[:max_bytes].decode("utf-8", "ignore")
+            gain = len(text.encode()) * probability
+            if probability < min_confidence:
+                break
+            if gain > best_gain:
+                is_first, best_gain = not best.text, gain
+                best = Suggestion(text, probability)
+                if is_first:
+                    yield best
+            if rest or is_full or max_bytes * probability <= best_gain:
+                break
+        yield replace(best, done=True)
+
+    def greedy(self, before: str, cancelled=lambda: False) -> Iterator[tuple[bytes, float]]:
+        """Yields the most likely continuation, up to the end of the text or of the model's context, as (bytes of a
+        token, probability). Up to the first newline, tokens that end the line at the same place count as one. The first
+        piece may be the rest of a token whose beginning is typed already."""
+        ids = self.context(before)
+        if not ids:
+            return
+        self.rows = {n: row for n, row in self.rows.items() if n > len(ids) - 2 * BACK}
+        prefix, id, p, typed = self.first_token(ids, cancelled)
+        line_ended = False
+        while self.bytes[id]:
+            piece = self.bytes[id][typed:]
+            yield piece, p
+            typed, prefix, line_ended = 0, [*prefix, id], line_ended or b"\n" in piece
+            if len(prefix) >= self.model.config.block_size:
+                return
+            if self.expected[: len(prefix)] != prefix:
+                self.expected = prefix
+            row = self.after(prefix, cancelled, more=self.expected[len(prefix) :])
+            id, p, _ = self.likeliest(row, by_line=not line_ended)
+
+    def first_token(self, ids: list[int], cancelled: Callable[[], bool]) -> tuple[list[int], int, float, int]:
+        """The first token of the continuation: (the ids before it, its id, its probability, how many of its bytes are
+        typed already).
+
+        Token healing (inference/healing.py) without the assumption that the last boundaries are wrong: the ways to
+        continue the text are any token after all ids, and the ids up to a boundary with a longer token after them. The
+        likeliest one is taken, and its probability is its share of their sum.
+        """
+        n = len(ids)
+        ways = {boundary: (typed, longer) for boundary, typed, longer in self.index.boundaries(ids)} | {n: (b"", None)}
+        path, total, best = 1.0, 0.0, (-1.0, n, 0, 0)
+        for boundary in range(min(ways), n + 1):
+            row = self.after(ids[:boundary], cancelled, more=ids[boundary:])
+            if boundary in ways:
+                typed, allowed = ways[boundary]
+                id, p, mass = self.likeliest(row, by_line=b"\n" not in typed, allowed=allowed)
+                total += path * mass
+                best = max(best, (path * p, boundary, id, len(typed)))
+            if boundary < n:
+                path *= float(row[ids[boundary]])
+        p, boundary, id, length = best
+        return ids[:boundary], id, p / total if total else 0.0, length
+
+    def likeliest(self, row, by_line: bool, allowed: torch.Tensor | None = None) -> tuple[int, float, float]:
+        """Of probabilities (V,): (the likeliest allowed id, its probability, the sum over the allowed ids).
+        by_line: tokens that end the line at the same place count as one, and the id is the likeliest of them."""
+        by_line = by_line and self.line_ends is not None
+        events = torch.zeros_like(row).index_add_(0, self.line_ends, row) if by_line else row
+        choices = events if allowed is None else events[allowed]
+        p, place = choices.max(dim=0)
+        id = place if allowed is None else allowed[place]
+        if by_line:
+            id = torch.where(self.line_ends == id, row, -1.0).argmax()
+        return int(id), float(p), float(choices.sum())
+
+    def after(self, ids: list[int], cancelled=lambda: False, more: list[int] | None = None) -> torch.Tensor:
+        """Probabilities (V,) of the id that follows `ids`. Only what the cache lacks is encoded.
+
+        more: ids that will probably be appended next. Encoding them in the same pass costs little and yields the
+        probabilities after each of them too (as in speculative decoding).
+        """
+        n, more = len(ids), more or []
+        if n in self.rows and self.ids[:n] == ids:
+            return self.rows[n]
+        limit = min(n - 1, len(self.ids))
+        same = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        del self.ids[same:]
+        self.cache.length = same
+        self.rows = {length: row for length, row in self.rows.items() if length <= same}
+        while len(self.ids) < n:
+            if cancelled():
+                raise Cancelled
+            at = len(self.ids)
+            with_more = bool(more) and at == n - 1
+            chunk = ids[at:] + more if with_more else ids[at : min(at + ENCODE_STEP, n - bool(more))]
+            idx = torch.tensor([chunk], device=self.device)
+            with torch.inference_mode():  # targets make the model return the logits of all positions
+                if len(chunk) == 1:
+                    logits = Step(self.model, self.cache)(idx)
+                else:
+                    logits = self.model(idx, idx if with_more else None, cache=self.cache)[0]
+                logits = logits[0, :, : len(self.bytes)]
+            self.ids += chunk
+        self.rows.update(enumerate(logits.float().softmax(dim=-1), start=n))
+        return self.rows[n]
+
+    def context(self, before: str) -> list[int]:
+        """Ids of the last lines before the cursor, as many as there is room for, after the id that begins a text.
+
+        The context keeps its beginning while it fits (and is not short, after a jump upwards). Once too long it is cut
+        to half of the room, so that the cache is not lost again with every line.
+        """
+        low = max(0, self.start - 64)
+        same = before.startswith(self.mark, low)  # probably the last request's text with a small change
+        ids = self.encode(before, self.start) if same else []
+        if not same or len(ids) > self.room or self.start and len(ids) < self.room // 8:
+            self.start = self.line_start(before, self.room // 2 if len(ids) > self.room else self.room)
+            ids = self.encode(before, self.start)
+        self.mark = before[max(0, self.start - 64) : self.start + 64]
+        return ids[-self.room :]
+
+    def encode(self, before: str, start: int) -> list[int]:
+        """Ids of before[start:], after the id that begins every window or, at the start of the text, a document. Of a
+        long text only the end is encoded, which still exceeds the room."""
+        front = self.bos if self.bos is not None else self.tokenizer.eot if start == 0 else None
+        text = before[max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room) :]
+        return ([] if front is None else [front]) + self.tokenizer.encode(text).tolist()
+
+    def line_start(self, before: str, room: int) -> int:
+        """Where the last lines of at most `room` tokens begin; within a line if whole lines would waste much of it."""
+        ids = self.encode(before, 0)
+        if len(ids) <= room:
+            return 0
+        begin = len(before) - len(self.tokenizer.decode(ids[1 - room :]).lstrip("\ufffd"))
+        line = before.find("\n", begin - 1) + 1 if begin > 0 else 0
+        return line if line and len(before) - line > (len(before) - begin) // 2 else begin
+
+
+def next_indentation(white: bytes, pieces: Iterable[tuple[bytes, float]]) -> str:
+    """The indentation of the next line that is not blank; `white` and then `pieces` follow a newline."""
+    for piece, _ in pieces:
+        rest = piece.lstrip(b" \t\r\n")
+        white += piece[: len(piece) - len(rest)]
+        if rest or len(white) >= 2 * MAX_BYTES:
+            break
+    return white.replace(b"\r", b"\n").rpartition(b"\n")[2].decode()
+
+
+def without_overlap(text: str, suffix: str) -> str:
+    """`text` without an ending that the suffix repeats: in print(|) it is x, not x)."""
+    line = suffix.partition("\n")[0]
+    return next((text[:-n] for n in range(min(len(text), len(line)), 0, -1) if text[-n:] == line[:n]), text)
+
+
+def whole_suggestion(completer: Completer, before: str, suffix: str = "", **options) -> Suggestion:
+    """The final suggestion between `before` and `suffix`; options as in Completer.suggest."""
+    *_, found = completer.suggest(before.replace("\r\n", "\n"), **options)
+    return replace(found, text=without_overlap(found.text, suffix))
+
+
+def load_completer(init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto") -> tuple[Completer, str]:
+    """A completer for a trained model (see open_trained and make_ready), and its dataset's name, "" if unknown."""
+    picked = pick_device(device)
+    _, state = open_trained(init_from, out_dir)
+    tokenizer, run = find_tokenizer(state), state.get("config") or {}
+    model = make_ready(checkpoint.build_model(state, dropout=0.0), picked, dtype, quantize)
+    bos = 0 if run.get("sampling") == "line" else None  # windows that began with a line had id 0 before it
+    return Completer(model, tokenizer, bos), str(run.get("dataset", ""))
+
+
+def apart(function: Callable, *args):
+    """function(*args), run in a thread that ends with it, and with it its OpenMP threads.
+
+    OpenMP gives each thread that computes helpers of its own, and once they outnumber the cores they sleep between
+    operations: if the main thread had loaded the model, the editor's suggestions would take twice as long.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args).result()

@@ -1,0 +1,259 @@
+"""The editor: a pane of text, with the model's suggestion in grey after the cursor."""
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
+from prompt_toolkit.layout.processors import Processor, TabsProcessor, Transformation
+from prompt_toolkit.layout.utils import explode_text_fragments
+from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
+from prompt_toolkit.output import create_output
+from prompt_toolkit.styles import Style
+from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
+from pygments.util import ClassNotFound
+
+from completion.completer import Cancelled, Completer, Suggestion, without_overlap
+from completion.textfile import TextFile, signals_to
+
+MAX_LEXED_WHOLE = 1000  # lines; a longer text is highlighted in blocks
+LEXED_BLOCK = 200  # lines
+
+
+class Worker:
+    """Runs the completer in a thread of its own, for the newest text only, so that typing never waits for it. It calls
+    report(before, suggestion or exception) in that thread. Options as in Completer.suggest."""
+
+    def __init__(self, completer: Completer, report: Callable[[str, Suggestion | Exception], None], **options):
+        self.completer, self.report, self.options = completer, report, options
+        self.thread, self.newest = ThreadPoolExecutor(1), 0
+
+    def ask(self, before: str | None) -> None:
+        """Abandons any earlier request, and requests suggestions for this text unless it is None."""
+        self.newest += 1
+        if before is not None:
+            self.thread.submit(self.answer, before, self.newest)
+
+    def answer(self, before: str, number: int) -> None:
+        if number != self.newest:
+            return
+        try:
+            for found in self.completer.suggest(before, cancelled=lambda: number != self.newest, **self.options):
+                self.report(before, found)
+        except Cancelled:
+            pass
+        except Exception as error:  # such as a character that the tokenizer lacks: the editor stays usable
+            self.report(before, error)
+
+    def stop(self) -> None:
+        self.ask(None)
+        self.thread.shutdown()
+
+
+class Editor:
+    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions bring new suggestions,
+    deletions and movements do not. After run(), which returns the exit status, `text` holds the text.
+
+    lexer: a Pygments class. options as in Completer.suggest. Other threads may call `found` only.
+    """
+
+    HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"
+
+    def __init__(self, completer: Completer, text: str, lexer: type, input=None, output=None, **options):
+        self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor it was made for
+        self.indent, self.state = None, ""  # the model's indentation for the next line; the status line's first word
+        self.status = 0  # 128 + the number of a signal received
+        self.worker = Worker(completer, self.found, **options)
+        self.buffer = Buffer(document=Document(text), multiline=True)
+        self.buffer.on_text_changed += lambda _: self.follow()
+        self.buffer.on_cursor_position_changed += lambda _: self.follow()
+        self.buffer.on_text_insert += lambda _: self.ask()
+        processors = [Ghost(self), TabsProcessor(char1=" ", char2=" ")]
+        pane = BufferControl(self.buffer, lexer=Highlighter(lexer), input_processors=processors)
+        status = Window(FormattedTextControl(lambda: f" {self.state:16}{self.HELP}"), height=1, style="reverse")
+        layout = Layout(HSplit([Window(pane, left_margins=[NumberedMargin()], wrap_lines=True), status]))
+        keys, style = key_bindings(self), Style([("ghost", "#808080")])
+        output = output or create_output(always_prefer_tty=True)
+        self.app = Application(layout, style, key_bindings=keys, full_screen=True, input=input, output=output)
+        self.app.timeoutlen, self.app.ttimeoutlen = 0.3, 0.05  # seconds until Esc counts as a key of its own
+
+    @property
+    def before(self) -> str:
+        return self.buffer.document.text_before_cursor
+
+    @property
+    def text(self) -> str:
+        return self.buffer.text
+
+    def run(self) -> int:
+        try:
+            return self.app.run(pre_run=self.begin, handle_sigint=False)
+        except (EOFError, OSError):  # the terminal was closed
+            return self.status or 128 + 1  # 1 = SIGHUP
+        finally:
+            self.worker.stop()
+
+    def begin(self) -> None:
+        if self.status:
+            self.leave(self.status)
+        self.ask()
+
+    def interrupt(self, number: int, frame) -> None:
+        """Handles a signal. After the editor was left it has no effect: the text is being saved."""
+        self.status = 128 + number
+        if self.app.loop is not None:
+            self.app.loop.call_soon_threadsafe(self.leave, self.status)
+
+    def leave(self, status: int) -> None:
+        if not self.app.is_done:
+            self.app.exit(result=status)
+
+    def ask(self) -> None:
+        self.ghost_at, self.indent, self.state = self.before, None, "..."
+        self.worker.ask(self.before)
+
+    def follow(self) -> None:
+        """After any change: typing the ghost text shortens it, anything else removes it."""
+        before, at = self.before, self.ghost_at
+        if at is None or before == at:
+            return
+        typed = before[len(at) :] if before.startswith(at) else None
+        if typed and self.ghost.startswith(typed):
+            self.ghost, self.ghost_at = self.ghost[len(typed) :], before
+        else:
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        self.ghost, self.ghost_at, self.indent, self.state = "", None, None, ""
+        self.worker.ask(None)
+
+    def found(self, before: str, found: Suggestion | Exception) -> None:
+        loop = self.app.loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the editor was left meanwhile
+                loop.call_soon_threadsafe(self.show, before, found)
+
+    def show(self, before: str, found: Suggestion | Exception) -> None:
+        if before != self.ghost_at:
+            return
+        if isinstance(found, Exception):
+            self.ghost, self.state = "", "no suggestion: " + " ".join(str(found).split()) + "  "
+        else:
+            rest = self.buffer.document.current_line_after_cursor
+            text = without_overlap(found.text, rest)
+            if not text.strip() or not re.fullmatch(r"[\s)\]}'\",;:]*", rest):
+                text = ""
+            if found.done or not self.ghost.startswith(text):  # a partial suggestion never shortens the ghost
+                self.ghost = text
+            self.indent = found.indent
+            if found.done:
+                end = None if found.indent is None else f"end, indent {len(found.indent)}"
+                self.state = f"{found.confidence:.0%}" if text else end or "-"
+        self.app.invalidate()
+
+    def enter(self) -> None:
+        line, indent = self.buffer.document.current_line_before_cursor, self.indent
+        if indent is None:  # the line's own, one level deeper after an opening bracket, a brace or a colon
+            indent = line[: len(line) - len(line.lstrip())]
+            if line.rstrip().endswith((":", "{", "(", "[")):
+                indent += "\t" if "\t" in indent else "    "
+        if not line.strip():  # no trailing white space
+            self.buffer.delete_before_cursor(len(line))
+        self.buffer.insert_text("\n" + indent)
+
+    def tab(self) -> None:
+        line = self.buffer.document.current_line_before_cursor
+        self.buffer.insert_text("\t" if line.startswith("\t") else " " * (4 - len(line) % 4))
+
+
+class Ghost(Processor):
+    """Shows the editor's ghost text after the cursor."""
+
+    def __init__(self, editor: Editor):
+        self.editor = editor
+
+    def apply_transformation(self, line):
+        ghost = self.editor.ghost
+        if not ghost or line.lineno != line.document.cursor_position_row:
+            return Transformation(line.fragments)
+        column = line.document.cursor_position_col
+        shown = explode_text_fragments(line.fragments)
+        return Transformation(
+            shown[:column] + [("class:ghost", ghost)] + shown[column:],
+            source_to_display=lambda i: i if i <= column else i + len(ghost),
+            display_to_source=lambda i: min(i, column) if i <= column + len(ghost) else i - len(ghost),
+        )
+
+
+class Highlighter(Lexer):
+    """A Pygments lexer for prompt_toolkit. Pygments takes 2 seconds for 60,000 lines, too long after every key, so of a
+    long text only the blocks in sight are lexed, each from the class or def that precedes it."""
+
+    def __init__(self, lexer: type):
+        self.lexer, self.sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
+
+    def lex_document(self, document):
+        if document.line_count <= MAX_LEXED_WHOLE:
+            return self.lexer.lex_document(document)
+
+        @cache
+        def lex_block(begin: int):
+            first, _ = self.sync.get_sync_start_position(document, begin)
+            line = self.lexer.lex_document(Document("\n".join(document.lines[first : begin + LEXED_BLOCK])))
+            return lambda number: line(number - first)
+
+        return lambda number: lex_block(number - number % LEXED_BLOCK)(number)
+
+
+def key_bindings(editor: Editor):
+    keys = KeyBindings()
+    has_ghost = Condition(lambda: bool(editor.ghost))
+    first_word = re.compile(r"\s*(?:\w+|[^\w\s]+)?")  # or the remaining blanks
+
+    def bind(names: str, action: Callable[[], None], **options) -> None:
+        keys.add(*names.split(), **options)(lambda event: action())
+
+    bind("tab", lambda: editor.buffer.insert_text(editor.ghost), filter=has_ghost)
+    for names in ("c-right", "escape f"):
+        bind(names, lambda: editor.buffer.insert_text(first_word.match(editor.ghost)[0]), filter=has_ghost)
+    bind("backspace", editor.dismiss, filter=has_ghost)
+    bind("tab", editor.tab, filter=~has_ghost)
+    bind("enter", editor.enter)
+    bind("c-z", editor.buffer.undo, save_before=lambda event: False)
+    for names in ("escape", "c-d"):
+        bind(names, lambda: editor.leave(0))
+    bind("c-c", lambda: editor.leave(130))
+    return keys
+
+
+def edit(completer: Completer, path: Path | None, lexer: type, **options) -> int:
+    """Edits the file, or without a path a new text that is printed at the end. Returns the exit status. Options as in
+    Editor. Raises ValueError as TextFile does."""
+    source = TextFile(path)
+    editor = Editor(completer, source.text, lexer, **options)
+    status = 1
+    with signals_to(editor.interrupt):
+        try:
+            status = editor.run()
+        finally:  # whatever went wrong, the text is saved first
+            source.save_text(editor.text, status)
+    return status
+
+
+def find_lexer(language: str, file: str | None, dataset: str) -> type:
+    """The Pygments lexer of that name; 'auto': by the file's name, else the dataset's."""
+    if language == "auto":
+        by_name = find_lexer_class_for_filename(file) if file else None
+        return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python")
+    try:
+        return find_lexer_class_by_name(language)
+    except ClassNotFound:
+        raise ValueError(f"language={language} is unknown to Pygments: use auto, python, cpp or text") from None
