@@ -44,7 +44,7 @@ from data.source import Parser
 from data.tokenizer import EOT, token_table
 from evaluation import tasks
 from inference.load import find_tokenizer, make_ready, open_trained
-from model import LOGITS_AT_ONCE, GPT
+from model import GPT, LOGITS_AT_ONCE
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
 

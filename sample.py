@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from checkpoints import checkpoint
 from configurator import configure, exit_on_error
-from data.tokenizer import EOT, IncrementalDecoder, token_table
+from data.tokenizer import EOT, IncrementalDecoder
 from inference.generate import CompiledStep, stream
+from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
 from inference.sampling import Sampling
 from model import GPT
@@ -108,12 +109,9 @@ class Beginning:
         ids = encode_prompt(tokenizer, prompt)
         keep = len(ids)
         if prompt[-1:].isspace():
-            vocabulary = token_table(tokenizer)
-            for start in range(len(ids) - 1, max(0, len(ids) - 5), -1):
-                end = b"".join(vocabulary[id] for id in ids[start:])
-                if any(token.startswith(end) and token != end for token in vocabulary):  # it may go on in one token
-                    with suppress(UnicodeDecodeError):  # half characters stay
-                        self.healed, keep = end.decode("utf-8"), start
+            for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
+                with suppress(UnicodeDecodeError):  # half characters stay
+                    self.healed, keep = typed.decode("utf-8"), boundary
         self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
 
 
@@ -209,18 +207,17 @@ class Writer:
         rest = [text.beginning.healed.encode() for text in texts]
         if not any(rest):
             return None
-        vocabulary = token_table(self.tokenizer)
+        index = prefix_index(self.tokenizer)
 
         def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
             for row, id in enumerate([] if drawn is None else drawn.tolist()):
-                rest[row] = rest[row][len(vocabulary[id]) :]
+                rest[row] = rest[row][len(index.bytes[id]) :]
             if not any(rest):
                 return None
-            rows = {
-                end: [token.startswith(end) or (token != b"" and end.startswith(token)) for token in vocabulary]
-                for end in set(rest)
-            }
-            return torch.tensor([rows[end] for end in rest], device=self.device)
+            allowed = torch.zeros(len(rest), len(index.bytes), dtype=torch.bool)
+            for row, text in enumerate(rest):
+                allowed[row, index.compatible(text)] = True
+            return allowed.to(self.device)
 
         return constrain
 

@@ -10,9 +10,10 @@ from itertools import islice
 import torch
 
 from checkpoints import checkpoint
+from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
-from model import GPT, KVCache, Step
+from model import GPT
 from system.device import pick_device
 
 MAX_BYTES = 32  # length of a suggestion
@@ -180,11 +181,7 @@ class Completer:
             chunk = ids[at:] + more if with_more else ids[at : min(at + ENCODE_STEP, n - bool(more))]
             idx = torch.tensor([chunk], device=self.device)
             with torch.inference_mode():  # targets make the model return the logits of all positions
-                if len(chunk) == 1:
-                    logits = Step(self.model, self.cache)(idx)
-                else:
-                    logits = self.model(idx, idx if with_more else None, cache=self.cache)[0]
-                logits = logits[0, :, : len(self.bytes)]
+                logits = self.model(idx, idx if with_more else None, cache=self.cache)[0][0, :, : len(self.bytes)]
             self.ids += chunk
         self.rows.update(enumerate(logits.float().softmax(dim=-1), start=n))
         return self.rows[n]

@@ -38,7 +38,7 @@ from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
-from model import GPT, GPTConfig, Step
+from model import GPT, GPTConfig
 from training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,7 +267,6 @@ def test_a_suggestion_has_whole_characters_only(monkeypatch, text, max_bytes, ex
         return logits, None
 
     monkeypatch.setattr(GPT, "forward", forced)
-    monkeypatch.setattr(Step, "__call__", lambda step, idx: step.model(idx, cache=step.cache)[0])
     pieces = list(Completer(random_model(), ByteTokenizer()).suggest("a", max_bytes=max_bytes))
     assert pieces[-1].text == text * expected
     assert all(set(piece.text) <= {text} for piece in pieces)
@@ -306,7 +305,6 @@ def count_tokens(completer: Completer, monkeypatch) -> list[int]:
         return forward(idx, *args, **kwargs)
 
     monkeypatch.setattr(completer.model, "forward", counted)
-    monkeypatch.setattr(Step, "__call__", lambda step, idx: step.model(idx, cache=step.cache)[0])
     return passes
 
 
