@@ -36,15 +36,15 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
-from data.source import SOME, some
+from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, display_path, id_dtype, open_dataset, os_errors
+from data.source import SHOWN_NAMES, first_few
 from data.tokenizer import fingerprint, tokenizer_from_json
 
-FORMAT = 2  # of the parts; parts of another one are not used
-HEAD = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
-SMALL = 2**23  # bytes of text a worker process is worth starting for
+PARTS_FORMAT = 2  # of the parts; parts of another one are not used
+RANK_BYTES = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
+BYTES_PER_WORKER = 2**23  # bytes of text a worker process is worth starting for
 SLICE = 2**18  # ids that are copied at a time
-NEAR = 2**16  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
+CACHED_BYTES = 2**16  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
 DROPPED = len(SPLITS)  # where a duplicate goes
 ROW = np.dtype(
     [
@@ -69,14 +69,14 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     """
     units = list(units)
     limit = find_limit(units, args.val_fraction)
-    tokenizer = make_tokenizer(partial(texts, units, limit))
+    tokenizer = make_tokenizer(partial(split_texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
-    n = n_workers(getattr(args, "workers", 0), units)
+    n = worker_count(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
             work_folder(folder, [fingerprint(tokenizer), end, limit]) as work,
-            workers(n, tokenizer) as pool,
+            worker_pool(n, tokenizer) as pool,
             DatasetWriter(folder, tokenizer, source, work) as writer,
         ):
             start = partial(pool.submit, encode_unit, end)
@@ -87,8 +87,8 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
-    print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
-    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
+    print(f"wrote  train.bin, val.bin and meta.json in {display_path(args.out_dir)}")
+    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else display_path(args.out_dir)
     quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
     print(f"next   python train.py {config} --dataset={quoted}")
 
@@ -115,7 +115,7 @@ class Fold:
     """Hashes of a document that comes in pieces, which its whitespace does not change.
 
     Runs of blanks (spaces, control characters, the no-break and the full-width space) count as one blank, and as
-    none at both ends. `rank` is the hash of the first HEAD bytes of what is left, None until they were seen.
+    none at both ends. `rank` is the hash of the first RANK_BYTES bytes of what is left, None until they were seen.
     """
 
     def __init__(self) -> None:
@@ -124,8 +124,8 @@ class Fold:
     def add(self, piece: Any) -> int:
         """Returns how many bytes of UTF-8 the piece has."""
         n_bytes = 0
-        for first in range(0, len(piece.text), NEAR):
-            part = piece.text[first : first + NEAR]
+        for first in range(0, len(piece.text), CACHED_BYTES):
+            part = piece.text[first : first + CACHED_BYTES]
             spaced = part if part.isascii() else part.replace("\xa0", " ").replace("\u3000", " ")
             try:
                 text = spaced.encode()
@@ -151,8 +151,8 @@ class Fold:
             self._hash(folded[: folded.size - self.gap].data)
 
     def _hash(self, folded: memoryview) -> None:
-        if self.rank is None and self.length + len(folded) >= HEAD:
-            head = HEAD - self.length
+        if self.rank is None and self.length + len(folded) >= RANK_BYTES:
+            head = RANK_BYTES - self.length
             self.sha1.update(folded[:head])
             self.rank = self.value()
             self.sha1.update(folded[head:])
@@ -165,7 +165,7 @@ class Fold:
         return int.from_bytes(self.sha1.digest()[:8], "little")
 
 
-def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
+def ranked_pieces(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
     """Every piece, with the split or else the rank of its document; keeps pieces back until that is known."""
     document = None  # the split or rank of the one that is being read, perhaps over several units
     for unit in units:
@@ -187,16 +187,16 @@ def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
             yield from ((piece, document) for piece in held)
 
 
-def with_bar(units: list[Any], what: str) -> Iterator[Any]:
+def with_progress(units: list[Any], what: str) -> Iterator[Any]:
     from tqdm import tqdm
 
-    with tqdm(desc=what, total=total(units), unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with tqdm(desc=what, total=total_bytes(units), unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for unit in units:
             yield unit
             bar.update(unit.size)
 
 
-def total(units: Iterable[Any]) -> int:
+def total_bytes(units: Iterable[Any]) -> int:
     """Bytes."""
     return sum(unit.size for unit in units)
 
@@ -209,7 +209,7 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
     lowest, highest = 2**64, -1
-    for _, rank in ranked(with_bar(units, "splitting")):
+    for _, rank in ranked_pieces(with_progress(units, "splitting")):
         if isinstance(rank, str):
             return limit
         lowest, highest = min(lowest, rank), max(highest, rank)
@@ -224,9 +224,9 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
     return lowest if limit < lowest else highest - 1
 
 
-def texts(units: list[Any], limit: int, split: str | None = "train") -> Iterator[str]:
+def split_texts(units: list[Any], limit: int, split: str | None = "train") -> Iterator[str]:
     """The texts of a split piece by piece, of both for split=None. Duplicates are still among them."""
-    for piece, rank in ranked(with_bar(units, "reading")):
+    for piece, rank in ranked_pieces(with_progress(units, "reading")):
         if split in (None, rank if isinstance(rank, str) else SPLITS[rank <= limit]):
             yield piece.text
 
@@ -284,7 +284,7 @@ class Ledger:
         for split, n in zip(SPLITS, np.bincount(where[copies], minlength=2), strict=True):
             self.counts[split]["duplicates"] += int(n)
         where[copies] = DROPPED
-        self.copies += [names[i] for i in copies[: SOME - len(self.copies)]]
+        self.copies += [names[i] for i in copies[: SHOWN_NAMES - len(self.copies)]]
         for i, split in enumerate(SPLITS):
             self.tally(rows[where == i], i)
             kept = np.flatnonzero((where == i) & rows["ends"])
@@ -324,15 +324,17 @@ def start_worker(description: dict) -> None:
     use_tokenizer(tokenizer_from_json(description), 1)
 
 
-def n_workers(wanted: int, units: list[Any]) -> int:
-    """`wanted` processes, or as many as this one may use cores, but none for less than SMALL bytes of text."""
+def worker_count(wanted: int, units: list[Any]) -> int:
+    """`wanted` processes, or as many as this one may use cores, but none for less than BYTES_PER_WORKER bytes of text."""
     if not wanted:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(wanted, len(units), 1 + total(units) // SMALL, 61))  # 61: the most that Windows can wait for
+    return max(
+        1, min(wanted, len(units), 1 + total_bytes(units) // BYTES_PER_WORKER, 61)
+    )  # 61: the most that Windows can wait for
 
 
 @contextmanager
-def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
+def worker_pool(n: int, tokenizer: Any) -> Iterator[Executor]:
     """n processes that know the tokenizer; for n = 1 a thread of this one."""
     if n == 1:
         pool = ThreadPoolExecutor(1, initializer=use_tokenizer, initargs=(tokenizer, None))
@@ -371,11 +373,11 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
                     file.write(array.data)
                 n_tokens += array.size
             if piece.ends:
-                rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
+                rows.append(document_row(piece, fold, n_tokens, n_bytes, n_characters))
                 names.append(piece.document)
                 fold = None
         if fold is not None:
-            rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
+            rows.append(document_row(piece, fold, n_tokens, n_bytes, n_characters))
             names.append(piece.document)
     with os_errors(path.parent):
         os.replace(temp, path.with_suffix(".ids"))
@@ -390,7 +392,7 @@ def part_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint8) if vocab_size <= 256 else id_dtype(vocab_size)
 
 
-def row(piece: Any, fold: Fold, n_tokens: int, n_bytes: int, n_characters: int) -> tuple:
+def document_row(piece: Any, fold: Fold, n_tokens: int, n_bytes: int, n_characters: int) -> tuple:
     split = -1 if piece.split is None else SPLITS.index(piece.split)
     rank = fold.value() if fold.rank is None else fold.rank
     return n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
@@ -421,7 +423,7 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
 
     ValueError if another process works there.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([PARTS_FORMAT, *settings]).encode()).hexdigest()[:16]
     work, is_new = folder / f".prepare-{key}", not folder.exists()
     with os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -492,7 +494,7 @@ def assemble(
 
     hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
     paths = [writer.temp / f"{i:06}-{key}" for i, key in enumerate(hashes)]
-    n_done, ledger = go_on(paths, writer, limit)
+    n_done, ledger = resume(paths, writer, limit)
     todo = zip(units[n_done:], paths[n_done:], strict=True)
 
     def start_one() -> None:
@@ -504,13 +506,18 @@ def assemble(
     for _ in range(n_ahead):
         start_one()
     with tqdm(
-        desc="encoding", total=total(units), initial=total(units[:n_done]), unit="B", unit_scale=True, disable=None
+        desc="encoding",
+        total=total_bytes(units),
+        initial=total_bytes(units[:n_done]),
+        unit="B",
+        unit_scale=True,
+        disable=None,
     ) as bar:
         while started:
             unit, path, future = started.popleft()
             if future is not None:
                 future.result()
-            append(path, writer, ledger)
+            append_part(path, writer, ledger)
             bar.update(unit.size)
             start_one()
     assert ledger.open is None  # the last document ends
@@ -520,7 +527,7 @@ def assemble(
     return ledger
 
 
-def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
+def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
     """How many of the first units the writer's files hold from an earlier run, and the ledger behind them.
 
     The files are cut there. What else that run left is kept if it is a part of one of `paths`.
@@ -547,7 +554,7 @@ def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Le
     return n, ledger
 
 
-def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
+def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
     """Move the ids of a part to where the ledger says."""
     rows, names = read_rows(path)
     unfinished = ledger.open
@@ -592,7 +599,7 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
     counts, pairs = np.zeros(vocab_size, np.int64), np.zeros((256, 256), np.int64)
     with open(path, "rb") as file:
         file.seek(first * dtype.itemsize)
-        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else NEAR, n))).size:
+        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else CACHED_BYTES, n))).size:
             n -= ids.size
             if vocab_size == 256:
                 even = ids.size // 2 * 2
@@ -608,15 +615,15 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     for counts in used.values():
         if tokenizer.eot is not None:
             counts[tokenizer.eot] = 0
-    print(table(ledger.counts, used))
+    print(counts_table(ledger.counts, used))
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())
-        print(f"left out as copies of documents before them: {some(ledger.copies, n)}")
+        print(f"left out as copies of documents before them: {first_few(ledger.copies, n)}")
     print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
     for split in SPLITS:
         n, name = ledger.longest[split]
         print(f"\n{split}: longest document {name}, {n:,} characters")
-        print(f"most frequent: {frequent(tokenizer, used[split])}")
+        print(f"most frequent: {most_frequent(tokenizer, used[split])}")
         ids = dataset.array(split)
         for part in range(1, 6, 2):
             sample = tokenizer.decode(ids[ids.size * part // 6 :][:60]).strip("\ufffd")
@@ -624,7 +631,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     print()
 
 
-def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
+def counts_table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
     keys = ("documents", "duplicates", "characters", "bytes", "tokens")
     rows = {split: [counts[split][key] for key in keys] for split in SPLITS}
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
@@ -638,7 +645,7 @@ def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str
     return "\n".join(lines)
 
 
-def frequent(tokenizer: Any, counts: np.ndarray) -> str:
+def most_frequent(tokenizer: Any, counts: np.ndarray) -> str:
     """The 20 most frequent tokens with their share of all, in percent."""
     shown = []
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():

@@ -24,7 +24,7 @@ RULES = {  # rule: what it does, in the order in which the rules are applied
     "blank": "one blank line for several",
 }
 WHITE = ("bom", "newlines", "spaces", "blank")  # those that take no text out: reports count them
-LONGEST = 1 << 20  # characters: a longer line is cleaned in pieces
+LONGEST_LINE = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
 
 BOM = re.compile("^\ufeff+")
@@ -136,7 +136,7 @@ class Cleaner:
             if cleaned is not None:
                 kept += (cleaned, "\n")
             self.line, self.midway = self.line + 1, False
-        if ends or len(rest) > LONGEST:
+        if ends or len(rest) > LONGEST_LINE:
             kept.append(self.clean_line(rest, not self.midway and bool(rest)) or "")
             rest, self.midway = "", True
         return "".join(kept), rest

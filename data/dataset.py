@@ -291,19 +291,19 @@ def find_folder(name: str | Path) -> Path:
         if (folder / "prepare.py").exists():
             raise ValueError(
                 f"dataset {name} is not prepared (no train.bin in {folder}); make it with: "
-                f"python {shown(folder / 'prepare.py')}"
+                f"python {display_path(folder / 'prepare.py')}"
             )
     if Path(name).is_dir():
         raise ValueError(f"{name} has no train.bin: not a dataset, or its prepare was stopped; prepare again")
     ready = sorted(path.parent.name for path in DATA.glob("*/train.bin"))
     known = sorted(path.parent.name for path in DATA.glob("*/prepare.py"))
     raise ValueError(
-        f"no dataset {name}: neither a folder nor in {shown(DATA)}; prepared there: "
+        f"no dataset {name}: neither a folder nor in {display_path(DATA)}; prepared there: "
         f"{', '.join(ready) or 'none'}; with a prepare.py: {', '.join(known) or 'none'}"
     )
 
 
-def shown(path: Path) -> Path:
+def display_path(path: Path) -> Path:
     """path as a user would type it: relative to the working folder where it lies below that."""
     path, here = path.resolve(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

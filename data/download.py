@@ -1,6 +1,6 @@
 """Downloads with checksums, mirrors and resuming: what a prepare.py does when it is called without --input.
 
-    download(github_urls(repository, commit, path), sha256, dest)
+    download_file(github_urls(repository, commit, path), sha256, dest)
 
 Downloads go through the proxy in HTTPS_PROXY and the like. HF_ENDPOINT (https://hf-mirror.com, say) takes the
 place of https://huggingface.co, and GITHUB_RAW_ENDPOINT that of https://raw.githubusercontent.com.
@@ -35,7 +35,7 @@ def hub_urls(dataset: str, path: str) -> list[str]:
     ]
 
 
-def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
+def download_file(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
     """Fetch dest from the first address that delivers the file with this sha256, resuming an earlier attempt.
 
     Without a sha256, the one that the Hugging Face hub states for its large files is used; an address that
@@ -51,14 +51,14 @@ def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
             os.replace(part, dest)
             return
         except (OSError, ValueError) as error:  # requests raises OSErrors, ValueErrors for bad addresses
-            failures.append(f"{url} ({reason(error)})")
+            failures.append(f"{url} ({short_reason(error)})")
     raise ValueError(
         f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these "
         f"addresses by other means and pass it with --input FILE, or save it as {dest}"
     )
 
 
-def reason(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """A few words for what requests says in several lines."""
     from requests import exceptions
 

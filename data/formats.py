@@ -34,11 +34,19 @@ from data.clean import NORMALIZE
 from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes: about what a worker reads at a time
-CHUNK = 1 << 20  # bytes read at a time
+READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes that become text at a time; data/source.py's trim() says why so few
-HEAD = 1 << 22  # bytes that tell the encoding
-ROWS = (".jsonl", ".ndjson")
-BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a folder of texts is searched for
+DETECTED_BYTES = 1 << 22  # bytes that tell the encoding
+ROW_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (
+    ".txt",
+    ".text",
+    ".md",
+    *ROW_SUFFIXES,
+    ".parquet",
+    ".zip",
+    ".tar",
+)  # what a folder of texts is searched for
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
 FIELDS = ("text", "content", "story")  # of a row: the first that it has, where --field names none
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # others', or no source
@@ -63,7 +71,7 @@ class Reading:
     rules: tuple[str, ...] = ()  # of data/clean.py
     field: str | None = None  # of rows; None: FIELDS
     separator: str | None = None  # between the documents of a text file
-    suffixes: tuple[str, ...] = BOOKS  # of the files to read in folders and archives
+    suffixes: tuple[str, ...] = TEXT_SUFFIXES  # of the files to read in folders and archives
     skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and those that begin with a dot
     joined: bool = False  # rows are the lines of one document; blank ones have lost " \n"
     lenient: bool = False  # source code: of folders and archives, report and leave out what can't be read or has a NUL
@@ -134,7 +142,7 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
     """
 
     def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
-        refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
+        raise_or_report(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
 
     # folders by their true paths: links may lead around in a circle, or out of `folder` to all that it is in
     seen = set(map(str, Path(os.path.realpath(folder)).parents))
@@ -265,7 +273,7 @@ DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
 
 def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     """A file of text or of rows as ranges of bytes that can be read, and encoded, by themselves."""
-    separator = "\n" if kind in ROWS else reading.separator
+    separator = "\n" if kind in ROW_SUFFIXES else reading.separator
     text = not separator  # one document goes through all ranges
     if text:
         find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
@@ -295,7 +303,7 @@ def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
         at = UNIT
         while at < whole.size - UNIT // 2:
             file.seek(at)
-            window = file.read(CHUNK)
+            window = file.read(READ_BYTES)
             found = find_cut(window)
             if found and at + found < whole.size:
                 yield at + found
@@ -359,14 +367,14 @@ def open_part(part: Part) -> BinaryIO:
         except NotImplementedError as error:
             raise ValueError(f"{part.name}: {error}; unpack the archive and pass the folder") from error
     file = open(part.path, "rb")  # noqa: SIM115
-    return file if part.stop is None else io.BufferedReader(Range(file, part.start, part.stop), CHUNK)
+    return file if part.stop is None else io.BufferedReader(Range(file, part.start, part.stop), READ_BYTES)
 
 
 def hash_part(part: Part) -> str:
     """The sha256 of a part's bytes."""
     digest = hashlib.sha256()
     with open_part(part) as stream:
-        while data := stream.read(CHUNK):
+        while data := stream.read(READ_BYTES):
             digest.update(data)
     return digest.hexdigest()
 
@@ -413,7 +421,7 @@ def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
     head = b""
     while len(head) < size and (data := stream.read(size - len(head))):
         head += data
-    return head, io.BufferedReader(Unread(head, stream), CHUNK)
+    return head, io.BufferedReader(Unread(head, stream), READ_BYTES)
 
 
 def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
@@ -455,9 +463,9 @@ def read_stream(
         raise ValueError(f"{name}: cannot read a {kind} inside of another file; unpack that first")
     encoding = part.encoding
     if encoding == "auto":
-        head, stream = peek(stream, HEAD)
-        encoding = detect(head, name)
-    if kind in ROWS:
+        head, stream = peek(stream, DETECTED_BYTES)
+        encoding = detect_encoding(head, name)
+    if kind in ROW_SUFFIXES:
         if "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
             stream, encoding = lines_of(text_chunks(stream, encoding, part, reading, name)), "utf-8"
         yield from json_rows(stream, encoding, part, reading, name)
@@ -501,7 +509,7 @@ def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterat
             if document or begun:
                 yield f"{name}:{number}", document, True
             number, begun = number + 1, False
-        if len(rest) > 4 * CHUNK:  # no separators?
+        if len(rest) > 4 * READ_BYTES:  # no separators?
             head, rest = rest[:-longest], rest[-longest:]
             yield f"{name}:{number}", head if begun else head.lstrip(), False
             begun = True
@@ -527,7 +535,7 @@ def json_rows(
         try:
             text = text_of_line(line, encoding, reading, document) if line.strip() else None
         except ValueError as error:
-            refuse(str(error), part.lenient)
+            raise_or_report(str(error), part.lenient)
             continue
         if text:
             yield document, text, True
@@ -549,7 +557,7 @@ def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str
     return text
 
 
-def refuse(message: str, lenient: bool) -> None:
+def raise_or_report(message: str, lenient: bool) -> None:
     """ValueError, or if lenient, a line of the report."""
     if not lenient:
         raise ValueError(message)
@@ -588,7 +596,7 @@ def open_parquet(part: Part) -> Iterator[Any]:
     pyarrow = import_pyarrow()
     try:
         # with a buffer the columns are read page by page, however large the row groups are
-        with pyarrow.parquet.ParquetFile(part.path, buffer_size=CHUNK, pre_buffer=False) as file:
+        with pyarrow.parquet.ParquetFile(part.path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             yield file
     except pyarrow.ArrowException as error:
         raise ValueError(cannot_read(part.where, error)) from error
@@ -612,7 +620,7 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
                 try:
                     text = (row or b"").decode("utf-8", reading.errors)
                 except UnicodeDecodeError as error:
-                    refuse(
+                    raise_or_report(
                         f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
                         f"({error.reason}); --errors=replace reads the rest of it",
                         part.lenient,
@@ -680,20 +688,20 @@ def with_encoding(part: Part, reading: Reading) -> Part:
     if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
         return part
     with open_part(part) as stream:
-        head, _ = peek(decompressed(stream, compression) if compression else stream, HEAD)
+        head, _ = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
     try:
-        return replace(part, encoding=detect(head, part.where))
+        return replace(part, encoding=detect_encoding(head, part.where))
     except ValueError:
         if not part.lenient:
             raise
         return part  # reading it will report it
 
 
-def detect(head: bytes, name: str) -> str:
+def detect_encoding(head: bytes, name: str) -> str:
     """The encoding of a file that begins with `head`: UTF-8 if that is possible, UTF-16 by its mark, UTF-8 with some
     damage, else the one of GB18030 and Big5 that gives Chinese. ValueError if none does.
     """
-    whole = len(head) < HEAD
+    whole = len(head) < DETECTED_BYTES
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, whole)
         return "utf-8"

@@ -2,13 +2,13 @@
 
     python data/<name>/prepare.py --input novel.txt books/ more.jsonl.gz --encoding=auto --clean --dry_run
 
-    args = arguments(__doc__, HERE, tokenizer="bpe").parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="bpe").parse_args(argv)
     reading = reading_of(args)                         # the encoding, what to clean, ...
-    parts = find(args, reading)                        # files, ranges, members: data/formats.py
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
+    parts = find_parts(args, reading)                        # files, ranges, members: data/formats.py
+    build(args, make_units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/x.py")
 
 Text is kept as it is, its newlines, byte-order mark and full-width spaces too, unless --normalize or --clean is
-given; only a known file (see find) is normalized unasked, and says so.
+given; only a known file (see find_parts) is normalized unasked, and says so.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
-from data.download import download, hash_file
+from data.download import download_file, hash_file
 from data.formats import (
     UNIT,
     Part,
@@ -48,7 +48,7 @@ from data.tokenizer import find_cut
 
 PIECE = 1 << 17  # characters: about what is encoded at a time
 LONGEST_PIECE = 1 << 22
-SOME = 8  # names that a report shows of many
+SHOWN_NAMES = 8  # names that a report shows of many
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -81,7 +81,7 @@ class PrepareParser(Parser):
         return args
 
 
-def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
+def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
     """The flags that all prepare scripts share; `folder` is the script's own. `defaults` are other defaults: where
     out_dir's is None, `description` says where the dataset goes."""
     parser = PrepareParser(
@@ -99,7 +99,7 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="those of the validation split")
     add(
         "--val_fraction",
-        type=fraction,
+        type=open_fraction,
         default=0.1,
         help="part of the text for validation, if nothing else says which (default: %(default)s)",
     )
@@ -140,7 +140,7 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     add("--dry_run", action="store_true", help="do it all, print the numbers, but leave out_dir as it is")
     add(
         "--workers",
-        type=count,
+        type=nonnegative,
         default=0,
         help="processes; the result is the same for any number (default: 0, all cores)",
     )
@@ -148,13 +148,13 @@ def arguments(description: str, folder: Path, vocab_size: int = 8192, **defaults
     return parser
 
 
-def fraction(text: str) -> float:
+def open_fraction(text: str) -> float:
     if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return float(text)
 
 
-def count(text: str) -> int:
+def nonnegative(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return int(text)
@@ -196,7 +196,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
 # ---- finding -----------------------------------------------------------------------------------------------
 
 
-def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Part]:
+def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Part]:
     """What --input and --val_input name, in parts: files in the order given, folders in the order of names.
 
     ValueError: nothing there, or a file that can't be read (one from a folder is reported and left out if
@@ -214,7 +214,7 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
             empty += [part.name for part in found if not part.size]
             found = [part for part in found if part.size]
             if not found and not args.skip_bad:
-                found_empty = f", empty: {some(empty)}" * bool(empty)
+                found_empty = f", empty: {first_few(empty)}" * bool(empty)
                 raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}{found_empty}")
             if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
@@ -226,12 +226,12 @@ def find(args: argparse.Namespace, reading: Reading, known: str = "") -> list[Pa
         parts = [replace(part, split=split_of(part.name)) for part in parts]
         left_out = dict.fromkeys(part.name for part in parts if part.split == "test")
         if left_out:
-            print(f"left out {len(left_out):,} as test, by name: {some(left_out)}")
+            print(f"left out {len(left_out):,} as test, by name: {first_few(left_out)}")
         parts = [part for part in parts if part.split != "test"]
         if not any(part.split == "val" for part in parts):  # what is called train is then split like anything
             parts = [replace(part, split=None) for part in parts]
     if empty:
-        print(f"left out {len(empty):,} as empty: {some(empty)}")
+        print(f"left out {len(empty):,} as empty: {first_few(empty)}")
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
@@ -311,10 +311,10 @@ def split_of(name: str) -> str | None:
     return match and ("train" if match[1] else "val" if match[2] else "test")
 
 
-def some(names: Collection[str], n: int = 0) -> str:
+def first_few(names: Collection[str], n: int = 0) -> str:
     """The first few of the names, of which there are n, if not only these."""
     n = max(n, len(names))
-    return ", ".join(islice(names, SOME)) + f" and {n - SOME:,} more" * (n > SOME)
+    return ", ".join(islice(names, SHOWN_NAMES)) + f" and {n - SHOWN_NAMES:,} more" * (n > SHOWN_NAMES)
 
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
@@ -336,7 +336,7 @@ def downloaded(args: argparse.Namespace, name: str, urls: Sequence[str], sha256:
         return []
     if path.suffix == ".parquet":
         import_pyarrow()  # better now than after some gigabytes
-    download(urls, sha256, path)
+    download_file(urls, sha256, path)
     return [path]
 
 
@@ -353,7 +353,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
                 digest.update(sha256.encode())
     names = dict.fromkeys(part.name for part in parts)
     return {
-        "from": where or some(names),
+        "from": where or first_few(names),
         "files": len({(part.path, part.member) for part in parts}),
         "bytes": n_bytes,
         "sha256": sha256 if len(files) == 1 else digest.hexdigest(),
@@ -416,7 +416,7 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, single: bool = False) -> list[Unit]:
+def make_units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, single: bool = False) -> list[Unit]:
     """Parts as units: small ones together up to UNIT bytes, or each by itself. A dry run shows the cleaning."""
     made, group, size = [], [], 0
     for part in parts:
@@ -493,10 +493,10 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     from tqdm import tqdm
 
     if args.val_input:
-        return units(args, parts, reading)
+        return make_units(args, parts, reading)
     groups: dict[tuple, list[tuple[Unit, int]]] = {}
     whole_words = args.tokenizer not in ("char", "byte")
-    single = units(args, parts, reading, single=True)
+    single = make_units(args, parts, reading, single=True)
     for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
         n = sum(len(piece.text) for piece in unit.pieces())
         part = unit.parts[0]

@@ -52,9 +52,9 @@ EOT = "<|endoftext|>"
 # what vocabularies call it: GPT-2's, Qwen2's, ours; Llama-3's; Llama-2's and Mistral's; Gemma's; DeepSeek's
 EOTS = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 SPACE_SIGN = "\u2581"  # in the tokens of Llama-2's kind
-CHUNK = 1 << 16  # characters: longer texts go to the libraries in pieces of about this size, in parallel
+PIECE_CHARS = 1 << 16  # characters: longer texts go to the libraries in pieces of about this size, in parallel
 GROUP = 16  # pieces held as Python objects at a time
-NEAR = 1 << 14  # characters that numpy works on at a time: what its steps leave stays in the processor's cache
+CACHED_CHARS = 1 << 14  # characters that numpy works on at a time: what its steps leave stays in the processor's cache
 TRAIN_BUDGET = 64_000_000  # of BPETokenizer.train, as _sample counts: 64 MB of English, 2.5 million Han
 
 # Unicode White_Space, which is what \s means to the libraries (Python's \s has four control characters more).
@@ -88,7 +88,7 @@ PATTERN_GPT4O = "|".join(
 )
 _FIM = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
 # name: pattern, cuts that it allows, ids up to the last merge's, special tokens
-OPENAI = {
+OPENAI_ENCODINGS = {
     "gpt2": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "r50k_base": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "p50k_base": (PATTERN_GPT2, CUT_GPT2, 50281, {EOT: 50256}),
@@ -179,8 +179,8 @@ class CharTokenizer:
         """The distinct characters of `texts` in code point order, as nanoGPT numbers them."""
         seen = np.zeros(sys.maxunicode + 1, bool)
         for text in [texts] if isinstance(texts, str) else texts:
-            for i in range(0, len(text), NEAR):
-                seen[_code_points(text[i : i + NEAR], at=i)] = True
+            for i in range(0, len(text), CACHED_CHARS):
+                seen[_code_points(text[i : i + CACHED_CHARS], at=i)] = True
         return cls("".join(map(chr, np.flatnonzero(seen))), eot)
 
     def encode(self, text: str, special: bool = False, num_threads: int | None = None) -> np.ndarray:
@@ -188,11 +188,11 @@ class CharTokenizer:
         if special:
             return _encode_special(self, text, num_threads)
         out = np.empty(len(text), _dtype(self.vocab_size))
-        for i in range(0, len(text), NEAR):
-            ids = self._ids.take(_code_points(text[i : i + NEAR], at=i), mode="clip")
+        for i in range(0, len(text), CACHED_CHARS):
+            ids = self._ids.take(_code_points(text[i : i + CACHED_CHARS], at=i), mode="clip")
             if ids.min() < 0:
                 raise ValueError(self._missing(text))
-            out[i : i + NEAR] = ids
+            out[i : i + CACHED_CHARS] = ids
         return out
 
     def _missing(self, text: str) -> str:
@@ -375,7 +375,7 @@ class BPETokenizer:
 
 
 class TiktokenTokenizer:
-    """One of OPENAI's vocabularies through tiktoken: byte strings by merge rank, and special tokens."""
+    """One of OPENAI_ENCODINGS's vocabularies through tiktoken: byte strings by merge rank, and special tokens."""
 
     kind = "tiktoken"
 
@@ -383,9 +383,9 @@ class TiktokenTokenizer:
         """The vocabulary is `tokens`, in id order (b"" is none), or else what read_ranks finds."""
         import tiktoken
 
-        if name not in OPENAI:
-            raise ValueError(f"tiktoken tokenizer: {name!r} is not known, expected {', '.join(OPENAI)}")
-        pattern, self._cut, size, self.special_tokens = OPENAI[name]
+        if name not in OPENAI_ENCODINGS:
+            raise ValueError(f"tiktoken tokenizer: {name!r} is not known, expected {', '.join(OPENAI_ENCODINGS)}")
+        pattern, self._cut, size, self.special_tokens = OPENAI_ENCODINGS[name]
         tokens = read_ranks(name, file) if tokens is None else tokens
         self.ranks = {token: id for id, token in enumerate(tokens) if token}
         expected = size - sum(id < size for id in self.special_tokens.values())
@@ -438,7 +438,7 @@ class TiktokenTokenizer:
 
     def to_json(self) -> dict:
         """ "tokens" is the vocabulary in id order, spelled as in encoder.json, with spaces between."""
-        size = OPENAI[self.name][2]
+        size = OPENAI_ENCODINGS[self.name][2]
         tokens = " ".join(map(to_symbols, self._bytes[:size]))
         return {"kind": "tiktoken", "name": self.name, "tokens": tokens}
 
@@ -534,7 +534,7 @@ def make_tokenizer(
 
     byte, char       with an end-of-text id if `eot`; char has the characters of all of texts(None)
     bpe              trained on texts("train"): vocab_size ids (8,192), special_tokens among them
-    gpt2, ...        one of OPENAI, from `file` (or its folder), tiktoken's cache or the network
+    gpt2, ...        one of OPENAI_ENCODINGS, from `file` (or its folder), tiktoken's cache or the network
     qwen2, llama2    the tokenizer.json in `file` or data/<name>/, or of that repository of the hub
     owner/name       that of any repository of the hub
     a path           of a tokenizer.json; so is `file` with bpe
@@ -558,13 +558,13 @@ def _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot) -> AnyTo
         return ByteTokenizer(255 if eot else None)
     if name == "bpe" and not file:
         return BPETokenizer.train(texts("train"), vocab_size, special_tokens)
-    if name in OPENAI and not (file and Path(file).name.startswith("tokenizer.json")):
+    if name in OPENAI_ENCODINGS and not (file and Path(file).name.startswith("tokenizer.json")):
         return TiktokenTokenizer(name, file)
     if file or Path(name).exists() and name not in HUB or name.endswith((".json", ".xz")):
         return BPETokenizer.from_file(file or name)
     if name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return BPETokenizer(*read_tokenizer_json(name))
-    names = ", ".join(["byte", "char", "bpe", *OPENAI, *HUB])
+    names = ", ".join(["byte", "char", "bpe", *OPENAI_ENCODINGS, *HUB])
     raise ValueError(
         f"--tokenizer={name} is no file; expected one of {names}, a repository of the hub "
         "(owner/name), or the path of a tokenizer.json"
@@ -647,11 +647,11 @@ def _spaces_before(text: str, end: int) -> str:
 
 
 def _pieces(text: str, find_cut: Callable[[str, int], int]) -> Iterator[str]:
-    """`text` in pieces, each up to the first cut from CHUNK characters on, or to the end if there is none."""
+    """`text` in pieces, each up to the first cut from PIECE_CHARS characters on, or to the end if there is none."""
     _to_bytes(text)  # for its error
     start = 0
-    while len(text) - start > CHUNK:
-        end = find_cut(text, start + CHUNK)
+    while len(text) - start > PIECE_CHARS:
+        end = find_cut(text, start + PIECE_CHARS)
         if end < 0:
             break
         yield text[start:end]
@@ -692,8 +692,8 @@ def _sample(texts: Iterable[str], budget: int) -> Iterator[str]:
     kept = []  # a heap of (-lot, place, price, piece): the highest lots leave first
     for text in texts:
         for long in _pieces(text, find_cut):
-            for i in range(0, len(long), 4 * CHUNK):  # a text without cuts loses one word here
-                piece = long[i : i + 4 * CHUNK]
+            for i in range(0, len(long), 4 * PIECE_CHARS):  # a text without cuts loses one word here
+                piece = long[i : i + 4 * PIECE_CHARS]
                 price = len(piece) + 24 * int((_code_points(piece) >= 0x800).sum())
                 heapq.heappush(kept, (-rng.random(), next(places), price, piece))
                 cost += price

@@ -19,25 +19,25 @@ import os
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-OPENAI = "https://openaipublic.blob.core.windows.net"
+FOLDERS = Path(__file__).resolve().parent
+OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
 HUB_GPT2 = "https://huggingface.co/openai-community/gpt2/resolve/main"  # HF_ENDPOINT replaces the host
 TIMEOUT = (10, 30)  # seconds to connect, and of silence
 
 # file: (sha256, addresses of the same bytes). tiktoken's cache names a file by the sha1 of its first address.
-FILES = {
+PUBLISHED = {
     "encoder.json": ("196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-                     (f"{OPENAI}/gpt-2/encodings/main/encoder.json", f"{HUB_GPT2}/vocab.json")),
+                     (f"{OPENAI_HOST}/gpt-2/encodings/main/encoder.json", f"{HUB_GPT2}/vocab.json")),
     "vocab.bpe": ("1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-                  (f"{OPENAI}/gpt-2/encodings/main/vocab.bpe", f"{HUB_GPT2}/merges.txt")),
+                  (f"{OPENAI_HOST}/gpt-2/encodings/main/vocab.bpe", f"{HUB_GPT2}/merges.txt")),
     "r50k_base.tiktoken": ("306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-                           (f"{OPENAI}/encodings/r50k_base.tiktoken",)),
+                           (f"{OPENAI_HOST}/encodings/r50k_base.tiktoken",)),
     "p50k_base.tiktoken": ("94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-                           (f"{OPENAI}/encodings/p50k_base.tiktoken",)),
+                           (f"{OPENAI_HOST}/encodings/p50k_base.tiktoken",)),
     "cl100k_base.tiktoken": ("223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-                             (f"{OPENAI}/encodings/cl100k_base.tiktoken",)),
+                             (f"{OPENAI_HOST}/encodings/cl100k_base.tiktoken",)),
     "o200k_base.tiktoken": ("446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-                            (f"{OPENAI}/encodings/o200k_base.tiktoken",)),
+                            (f"{OPENAI_HOST}/encodings/o200k_base.tiktoken",)),
 }  # fmt: skip
 # Any one of these will do; the first is downloaded. GPT-2's three say the same: its ids are the merge ranks.
 NEEDED = {
@@ -62,7 +62,7 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     Raises ValueError, in one line, for a file that is missing or other than the published one, and, when
     nothing is on disk, for a failed download: it names the file, its address and the places to put it.
     """
-    needed, home = NEEDED[name], HERE / name
+    needed, home = NEEDED[name], FOLDERS / name
     if file and not Path(file).is_dir():
         return _parse(*_known(Path(file), needed))
     for place in [Path(file)] if file else [_cache(), home]:
@@ -76,7 +76,7 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
         raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
-    data, failures = _download(urls, FILES[needed[0]][0])
+    data, failures = _download(urls, PUBLISHED[needed[0]][0])
     if data is None:
         raise ValueError(
             f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and "
@@ -89,15 +89,15 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
 
 def _known(path: Path, needed) -> tuple[str, bytes]:
     """Which of the needed files this one is, and its content."""
-    data = read_file(path)
+    data = read_packed(path)
     digest = hashlib.sha256(data).hexdigest()
     for name in needed:
-        if FILES[name][0] == digest:
+        if PUBLISHED[name][0] == digest:
             return name, data
     name = needed[0]
     raise ValueError(
         f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-        f"{digest[:16]}..., expected {FILES[name][0][:16]}..., from {_addresses(name)[0]}"
+        f"{digest[:16]}..., expected {PUBLISHED[name][0][:16]}..., from {_addresses(name)[0]}"
     )
 
 
@@ -121,12 +121,12 @@ def _cache() -> Path:
 
 
 def _cache_key(name: str) -> str:
-    return hashlib.sha1(FILES[name][1][0].encode()).hexdigest()
+    return hashlib.sha1(PUBLISHED[name][1][0].encode()).hexdigest()
 
 
 def _addresses(name: str) -> list[str]:
     hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    return [url.replace("https://huggingface.co", hub) for url in FILES[name][1]]
+    return [url.replace("https://huggingface.co", hub) for url in PUBLISHED[name][1]]
 
 
 def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
@@ -168,7 +168,7 @@ def read_tokenizer_json(name: str, file: str | os.PathLike | None = None) -> tup
     """
     if file and not Path(file).is_dir():
         return _utf8(Path(file))
-    folder = Path(file) if file else HERE / name.split("/")[-1]
+    folder = Path(file) if file else FOLDERS / name.split("/")[-1]
     for path in folder / "tokenizer.json", folder / "tokenizer.json.xz":
         if path.is_file():
             return _utf8(path)
@@ -203,7 +203,7 @@ def _from_hub(repo: str, home: Path) -> Path:
 # ---- both --------------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path) -> bytes:
+def read_packed(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .xz. Raises ValueError if it can't be read."""
     try:
         data = path.read_bytes()
@@ -214,7 +214,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _utf8(path: Path) -> tuple[str, str]:
-    data = read_file(path)
+    data = read_packed(path)
     try:
         return data.decode("utf-8"), str(path)
     except UnicodeDecodeError as error:

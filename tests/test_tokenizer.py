@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from data import tokenizer as module
 from data.tokenizer import (
     EOT,
-    OPENAI,
+    OPENAI_ENCODINGS,
     TRAIN_PATTERN,
     BPETokenizer,
     ByteTokenizer,
@@ -521,7 +521,7 @@ def file_tokenizers(bpe):
 def test_long_texts_get_the_ids_that_the_libraries_give_them_unsplit(file_tokenizers, gpt2_like, parts):
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", 3)
+        patch.setattr(module, "PIECE_CHARS", 3)
         patch.setattr(module, "GROUP", 2)
         assert gpt2_like.encode(text).tolist() == gpt2_like._encoding.encode_ordinary(text)
         for tokenizer in file_tokenizers:
@@ -534,7 +534,7 @@ def test_texts_are_split_where_their_tokenizer_allows_it(file_tokenizers, llama)
     for tokenizer in (*file_tokenizers[:-1], llama):
         pieces = list(module._pieces(text, tokenizer.find_cut))
         assert "".join(pieces) == text
-        assert max(map(len, pieces)) < module.CHUNK + len(STORY)
+        assert max(map(len, pieces)) < module.PIECE_CHARS + len(STORY)
     assert list(module._pieces(text, file_tokenizers[-1].find_cut)) == [text]  # it has no words
 
 
@@ -782,12 +782,12 @@ def test_names_and_options_that_make_no_tokenizer_are_explained(name, options, f
 # ---- OpenAI's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPENAI)
+@pytest.mark.parametrize("name", OPENAI_ENCODINGS)
 def test_patterns_and_special_tokens_are_tiktokens(name, monkeypatch):
     for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(tiktoken_ext.openai_public, load, lambda *args, **kwargs: {})
     theirs = tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
-    pattern, _, size, special_tokens = OPENAI[name]
+    pattern, _, size, special_tokens = OPENAI_ENCODINGS[name]
     assert special_tokens == theirs["special_tokens"]
     assert theirs.get("explicit_n_vocab") in (None, max(size, theirs["special_tokens"][EOT] + 1))
     theirs, ours, rng = regex.compile(theirs["pat_str"]), regex.compile(pattern), random.Random(name)

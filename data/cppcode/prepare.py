@@ -19,22 +19,22 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import build
-from data.source import arguments, find, origin, reading_of, tokenizer_of, units
+from data.source import find_parts, make_units, origin, prepare_parser, reading_of, tokenizer_of
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".zip", ".tar")
 
 
 def main(argv: list[str]) -> None:
-    args = arguments(__doc__, HERE, tokenizer="byte").parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="byte").parse_args(argv)
     where = ""
     if not args.input:
         torch = Path(importlib.util.find_spec("torch").origin).parent
         args.input, where = [torch / "include"], "the headers of PyTorch"
     reading = reading_of(args, suffixes=SUFFIXES, lenient=True)
-    parts = find(args, reading)
+    parts = find_parts(args, reading)
     build(
         args,
-        units(args, parts, reading),
+        make_units(args, parts, reading),
         tokenizer_of(args),
         origin(args, parts, where),
         "config/train_cppcode_bytes.py",

@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import github_urls
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
+from data.source import by_position, downloaded, find_parts, origin, prepare_parser, reading_of, tokenizer_of
 
 URLS = github_urls(
     "ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24", "data/hongloumeng_char_local/input.txt"
@@ -32,7 +32,7 @@ SHA256 = "a9b2f3096c4dc1b1c83bdf185dcf121a03b9b68e8c1979c6744dff856879d01d"
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="char", vocab_size=8192, eot=False, out_dir=None)
+    parser = prepare_parser(__doc__, HERE, tokenizer="char", vocab_size=8192, eot=False, out_dir=None)
     args = parser.parse_args(argv)
     name = re.sub(r"\W+", "_", args.tokenizer.rpartition("/")[2].removesuffix(".json"))
     if args.out_dir is None:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if not args.input:
         return
     reading = reading_of(args)
-    parts = find(args, reading, SHA256)
+    parts = find_parts(args, reading, SHA256)
     texts = by_position(args, parts, reading)
     config = name if name in ("bpe", "qwen2") else "char"
     build(args, texts, tokenizer_of(args), origin(args, parts), f"config/train_hongloumeng_{config}.py")

@@ -22,8 +22,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import hub_urls
-from data.formats import BOOKS
-from data.source import arguments, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.formats import TEXT_SUFFIXES
+from data.source import downloaded, find_parts, make_units, origin, prepare_parser, reading_of, tokenizer_of
 
 DATASET, SHARDS = "Skylion007/openwebtext", 80
 
@@ -35,7 +35,7 @@ def shards(text: str) -> int:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="gpt2", val_fraction=0.0005)
+    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", val_fraction=0.0005)
     parser.add_argument("--shards", type=shards, default=SHARDS, help=f"files to download (default: {SHARDS}, all)")
     args = parser.parse_args(argv)
     if not args.input:
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
             args.input += downloaded(args, name, hub_urls(DATASET, f"plain_text/{name}"))
         if len(args.input) < args.shards:
             return
-    reading = reading_of(args, suffixes=BOOKS)
-    parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
+    reading = reading_of(args, suffixes=TEXT_SUFFIXES)
+    parts = find_parts(args, reading)
+    build(args, make_units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
 
 
 if __name__ == "__main__":

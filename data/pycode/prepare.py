@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.formats import Part, hash_part
-from data.source import arguments, find, origin, read_errors, reading_of, tokenizer_of, units
+from data.source import find_parts, make_units, origin, prepare_parser, read_errors, reading_of, tokenizer_of
 
 # Parts of a library that teach nobody to write Python: tests (60 % of the standard library's, repetitive or broken on
 # purpose), and generated tables and help texts
@@ -58,7 +58,7 @@ def own_code(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
+    parser = prepare_parser(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
     parser.add_argument("--installed", action="store_true", help="all installed packages too")
     parser.add_argument("--max_bytes", type=int, default=0, help="at most so much of it (default: 0, all)")
     args = parser.parse_args(argv)
@@ -66,9 +66,11 @@ def main(argv: list[str]) -> None:
     where = "" if args.input else own_code(args)
     reading = reading_of(args, suffixes=(".py", ".zip", ".tar"), skip=skip, lenient=True)
     # _sysconfigdata: settings of the machine that built this Python
-    parts = [part for part in find(args, reading) if "/_sysconfigdata" not in part.name]
+    parts = [part for part in find_parts(args, reading) if "/_sysconfigdata" not in part.name]
     parts = choose(parts, args.max_bytes)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts, where), "config/train_pycode.py")
+    build(
+        args, make_units(args, parts, reading), tokenizer_of(args), origin(args, parts, where), "config/train_pycode.py"
+    )
 
 
 if __name__ == "__main__":

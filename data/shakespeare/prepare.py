@@ -16,18 +16,18 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.shakespeare_char.prepare import SHA256, URLS
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
+from data.source import by_position, downloaded, find_parts, origin, prepare_parser, reading_of, tokenizer_of
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="gpt2", eot=False)  # one running text
+    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False)  # one running text
     parser.add_argument("--gpt2_dir", type=Path, dest="tokenizer_file", help="an older name of --tokenizer_file")
     args = parser.parse_args(argv)
     args.input = args.input or downloaded(args, "input.txt", URLS, SHA256)
     if not args.input:
         return
     reading = reading_of(args)
-    parts = find(args, reading, SHA256)
+    parts = find_parts(args, reading, SHA256)
     texts = by_position(args, parts, reading)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_shakespeare.py")
 

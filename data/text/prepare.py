@@ -17,19 +17,28 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import build
-from data.source import arguments, by_position, find, is_one_text, origin, reading_of, tokenizer_of, units
+from data.source import (
+    by_position,
+    find_parts,
+    is_one_text,
+    make_units,
+    origin,
+    prepare_parser,
+    reading_of,
+    tokenizer_of,
+)
 
 
 def main(argv: list[str]) -> None:
-    args = arguments(__doc__, HERE, tokenizer="bpe", vocab_size=8192).parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="bpe", vocab_size=8192).parse_args(argv)
     if not args.input:
         raise ValueError("nothing to read: name files, folders or archives of text with --input")
     reading = reading_of(args)
-    parts = find(args, reading)
+    parts = find_parts(args, reading)
     if is_one_text(parts, reading):
         texts = by_position(args, parts, reading)
     else:
-        texts = units(args, parts, reading)
+        texts = make_units(args, parts, reading)
     build(args, texts, tokenizer_of(args), origin(args, parts), "config/train_classics_bpe.py")
 
 

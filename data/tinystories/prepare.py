@@ -20,18 +20,27 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import hub_urls
-from data.source import arguments, downloaded, find, fraction, origin, reading_of, tokenizer_of, units
+from data.source import (
+    downloaded,
+    find_parts,
+    make_units,
+    open_fraction,
+    origin,
+    prepare_parser,
+    reading_of,
+    tokenizer_of,
+)
 
 DATASET = "roneneldan/TinyStories"
 FILES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 
 
 def share(text: str) -> float:
-    return 1.0 if float(text) == 1 else fraction(text)
+    return 1.0 if float(text) == 1 else open_fraction(text)
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(
+    parser = prepare_parser(
         __doc__, HERE, tokenizer="llama2", vocab_size=32000, separator="<|endoftext|>", val_fraction=0.01
     )
     parser.add_argument("--fraction", type=share, default=1.0, help="of the training stories (default: 1, all)")
@@ -41,9 +50,13 @@ def main(argv: list[str]) -> None:
         if len(args.input) < len(FILES):
             return
     reading = reading_of(args, named_splits=True, fraction=args.fraction)
-    parts = find(args, reading)
+    parts = find_parts(args, reading)
     build(
-        args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_tinystories_llama.py"
+        args,
+        make_units(args, parts, reading),
+        tokenizer_of(args),
+        origin(args, parts),
+        "config/train_tinystories_llama.py",
     )
 
 

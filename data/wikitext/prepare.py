@@ -20,14 +20,14 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import build
 from data.download import hub_urls
-from data.formats import BOOKS
-from data.source import arguments, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.formats import TEXT_SUFFIXES
+from data.source import downloaded, find_parts, make_units, origin, prepare_parser, reading_of, tokenizer_of
 
 TRAIN_FILES = {"2": 1, "103": 2}
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="gpt2", eot=False, out_dir=None)
+    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False, out_dir=None)
     parser.add_argument("--size", choices=TRAIN_FILES, default="2", help="which one to download (default: 2)")
     args = parser.parse_args(argv)
     args.out_dir = args.out_dir or HERE.with_name("wikitext" if args.size == "2" else "wikitext103")
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
             args.input += downloaded(args, f"{folder}-{name}", hub_urls("Salesforce/wikitext", f"{folder}/{name}"))
         if len(args.input) < len(names):
             return
-    reading = reading_of(args, suffixes=(*BOOKS, ".raw", ".tokens"), named_splits=True, joined=True)
-    parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
+    reading = reading_of(args, suffixes=(*TEXT_SUFFIXES, ".raw", ".tokens"), named_splits=True, joined=True)
+    parts = find_parts(args, reading)
+    build(args, make_units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
 
 
 if __name__ == "__main__":
