@@ -469,7 +469,7 @@ def test_bpe_training_with_more_special_tokens():
     assert tokenizer.special_tokens == {EOT: 297, "<|user|>": 298, "<|bot|>": 299}
     assert (tokenizer.vocab_size, tokenizer.eot) == (300, 297)
     assert tokenizer.encode("<|bot|>a", special=True).tolist() == [299, *tokenizer.encode("a")]
-    with pytest.raises(ValueError, match="'a' is an ordinary"):
+    with pytest.raises(ValueError, match="'a' was also learned as an ordinary token"):
         BPETokenizer.train(STORY, 300, ["a"])
     with pytest.raises(ValueError, match="258, expected at least 259"):
         BPETokenizer.train(STORY, 258, ["<|user|>", "<|bot|>"])
@@ -584,7 +584,7 @@ def test_files_that_would_change_the_text_are_refused(tmp_path):
         refused[-1][0].normalizer = getattr(tokenizers.normalizers, name)()
     drops = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+"), "removed")
     bert = tokenizers.pre_tokenizers.BertPreTokenizer()
-    for split, reason in (drops, "Split"), (bert, "gives back"):
+    for split, reason in (drops, "Split"), (bert, "comes back as"):
         split = tokenizers.pre_tokenizers.Sequence([split, NO_SPLIT])
         refused.append((library_bpe(split), reason))
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
@@ -764,7 +764,7 @@ def test_each_name_makes_its_tokenizer(tmp_path, bpe):
 @pytest.mark.parametrize(
     "name, options, found",
     [
-        ("gpt3", {}, "gpt3 is no file; expected one of byte, char, bpe, gpt2"),
+        ("gpt3", {}, "gpt3: no such file or name; expected one of byte, char, bpe, gpt2"),
         ("char", {"trim": True}, "char cannot be trimmed"),
         ("byte", {"file": "x.json"}, "x.json"),
         ("bpe", {"file": "none.json"}, "cannot read none.json"),
