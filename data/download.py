@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from data.progress import byte_bar
+
 HUB_HOST = "https://huggingface.co"
 MIRRORS = {HUB_HOST: "HF_ENDPOINT", "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT"}  # host: its variable
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more data
@@ -103,7 +105,6 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
     Returns the sha256 of the whole file if the server states it, as the Hugging Face hub does.
     """
     import requests
-    from tqdm import tqdm
 
     headers = {"Accept-Encoding": "identity"}  # offsets and sizes must be the file's, not a gzip stream's
     if offset:
@@ -120,7 +121,7 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
         size = offset + int(reply.headers.get("Content-Length", 0)) or None
         with (
             open(part, "ab" if offset else "wb") as file,
-            tqdm(desc=part.name, total=size, initial=offset, unit="B", unit_scale=1, disable=None) as bar,
+            byte_bar(part.name, size, initial=offset) as bar,
         ):
             for piece in reply.iter_content(2**14):
                 file.write(piece)
