@@ -348,7 +348,7 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     assert {part.encoding for part in parts} == {encoding}
     replaced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced ")]
     n = len(raw) - len(raw.decode(encoding, "ignore").encode(encoding))
-    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} bytes that do not decode, by U+FFFD"]
+    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
 
 
 def test_damaged_rows_are_replaced_too(tmp_path):
@@ -423,18 +423,22 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
         ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
         ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
         ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
-        ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
-        ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a readable line of JSON"),
+        ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, only: title, body; .*--field"),
+        ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text has type int, expected text"),
         ("a.jsonl", b"[1]", "a.jsonl:1 has no field .*list"),
         (
             "a.jsonl",
             b'{"text": "a"}\n' + b"[" * 200_000,
-            r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion",
+            r"a.jsonl:2 is not a readable line of JSON \(.*recursion",
         ),
-        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "n": ' + b"9" * 5000 + b"}",
+            "a.jsonl:1 is not a readable line of JSON .*4300 digits",
+        ),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
-        ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
+        ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside another file"),
         ("a.txt", b"", "a.txt is empty; expected text"),
     ],
 )
@@ -458,7 +462,7 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a.parquet has no column .* of text, but: text \(int64\), b \(string\);"):
+    with pytest.raises(ValueError, match=r"a.parquet has no text column .*, only: text \(int64\), b \(string\);"):
         read(tmp_path / "a.parquet")
 
 
@@ -471,7 +475,7 @@ def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text
         assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
     for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=r"a.parquet has no column text .* of text, but: text \(.*\); .*--field"):
+        with pytest.raises(ValueError, match=r"a.parquet has no text column text .*, only: text \(.*\); .*--field"):
             read(tmp_path / "a.parquet")
 
 
