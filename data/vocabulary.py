@@ -6,7 +6,7 @@
 
 Without a file, OpenAI vocabularies are looked for in $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and in
 data/<name>/, a tokenizer.json in data/<name>/ and the hub library's cache; then the network is tried, through
-HTTPS_PROXY and HF_ENDPOINT (a mirror of the hub) if set. Files may be xz-compressed; OpenAI's are known by their sha256.
+HTTPS_PROXY and HF_ENDPOINT (a mirror of the hub) if set. Files may be xz-compressed; OpenAI's are checked by sha256.
 """
 
 import base64

@@ -177,7 +177,7 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
 def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
     fold = Fold()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "HEAD", head)
+        patch.setattr(module, "RANK_BYTES", head)
         patch.setattr(module, "CACHED_BYTES", 7)
         for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(text)], strict=True):
             assert fold.add(Piece("", text[a:b], False, None)) == len(text[a:b].encode())
@@ -389,7 +389,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_run_can_be_gone_on_with(tmp
     result = prepare(tmp_path / "out", 2, FAIL="17:exit")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert re.search("a worker process was killed.*--workers=1", result.stderr)
-    assert "which an earlier run finished" in prepare(tmp_path / "out", 2).stdout
+    assert "parts, finished by an earlier run" in prepare(tmp_path / "out", 2).stdout
     assert digests(tmp_path / "out") == undisturbed
 
 

@@ -380,7 +380,7 @@ def test_help_tells_the_defaults(name, vocab_size, place, capsys):
     with pytest.raises(SystemExit):
         prepare(name, "--help")
     words = " ".join(capsys.readouterr().out.split())
-    assert f"that is trained (default: {vocab_size})" in words and f"the dataset goes (default: {place})" in words
+    assert f"trained here (default: {vocab_size})" in words and f"write the dataset (default: {place})" in words
 
 
 # ---- the other corpora -------------------------------------------------------------------------------------

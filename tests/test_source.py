@@ -22,7 +22,7 @@ from data.source import (
     Piece,
     by_position,
     cut_at,
-    downloaded,
+    download_inputs,
     find_parts,
     is_one_text,
     make_units,
@@ -278,10 +278,11 @@ def test_names_that_are_not_utf8_are_shown_as_text(tmp_path):
 
 
 def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
-    assert downloaded(parse(tmp_path, "--dry_run"), "input.txt", ["http://127.0.0.1:9/x"]) == []
+    files, args = {"input.txt": (["http://127.0.0.1:9/x"], None)}, parse(tmp_path, "--dry_run")
+    assert not download_inputs(args, files) and args.input == []
     assert "would download http://127.0.0.1:9/x" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    path = write(tmp_path / "input.txt", "x")
-    assert downloaded(parse(tmp_path), "input.txt", ["http://127.0.0.1:9/x"]) == [path]
+    path, args = write(tmp_path / "input.txt", "x"), parse(tmp_path)
+    assert download_inputs(args, files) and args.input == [path]
 
 
 @pytest.mark.parametrize(
@@ -294,10 +295,10 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
         (["--clean=adverts"], "no cleaning rule adverts"),
         (["--imput=x"], "imput"),
         (["--workers=-4"], "workers: -4 is negative"),
-        (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
-        (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
+        (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is only for a bpe .*found --tokenizer=gpt2"),
+        (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is only for a bpe"),
         (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
-        (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
+        (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 needs --trim"),
     ],
 )
 def test_flags_are_checked(tmp_path, argv, message):
