@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import re
 import sys
@@ -185,15 +186,16 @@ def zip_parts(whole: Part, reading: Reading) -> list[Part]:
     members = [info for info in infos if not info.is_dir() and is_wanted(info.filename, reading)]
     if any(info.flag_bits & 1 for info in members):
         raise ValueError(f"{whole.path} is password-protected; unpack it and pass the folder")
-    return [
-        member_part(whole, reading, zip_name(info), size=info.file_size, member=info.filename)
-        for info in sorted(members, key=lambda info: info.filename)
-    ]
+    members.sort(key=lambda info: info.filename)
+    return [member_part(whole, reading, zip_name(info), info.filename, info.file_size) for info in members]
 
 
-def member_part(whole: Part, reading: Reading, name: str, **fields: Any) -> Part:
-    lenient = whole.lenient or reading.lenient
-    return with_encoding(replace(whole, name=f"{whole.name}/{name}", lenient=lenient, **fields), reading)
+def member_part(whole: Part, reading: Reading, name: str, member: str, size: int, start: int = 0) -> Part:
+    """A member of an archive; `start` is its offset in a .tar, from which it can be read directly."""
+    lenient, stop = whole.lenient or reading.lenient, start + size if start else None
+    name = f"{whole.name}/{name}"
+    part = replace(whole, name=name, size=size, member=member, start=start, stop=stop, lenient=lenient)
+    return with_encoding(part, reading)
 
 
 def zip_name(info: zipfile.ZipInfo) -> str:
@@ -215,11 +217,7 @@ def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
 def tar_parts(whole: Part, reading: Reading) -> list[Part]:
     with tarfile.open(whole.path, "r:") as archive:
         members = [info for info in archive if info.isfile() and is_wanted(info.name, reading)]
-    places = [(info, info.offset_data, info.offset_data + info.size) for info in members]
-    return [
-        member_part(whole, reading, info.name, size=info.size, member=info.name, start=start, stop=stop)
-        for info, start, stop in places
-    ]
+    return [member_part(whole, reading, info.name, info.name, info.size, info.offset_data) for info in members]
 
 
 def parquet_parts(whole: Part, reading: Reading) -> list[Part]:
@@ -334,7 +332,8 @@ def open_part(part: Part) -> BinaryIO:
         except NotImplementedError as error:
             raise ValueError(f"{part.name}: {error}; unpack the archive and pass the folder") from error
     file = open(part.path, "rb")  # noqa: SIM115
-    return file if part.stop is None else io.BufferedReader(Range(file, part.start, part.stop), READ_BYTES)
+    file.seek(part.start)
+    return file if part.stop is None else io.BufferedReader(Window(file, b"", part.stop - part.start), READ_BYTES)
 
 
 def hash_part(part: Part) -> str:
@@ -346,41 +345,28 @@ def hash_part(part: Part) -> str:
     return digest.hexdigest()
 
 
-class Range(io.RawIOBase):
-    """Bytes start to stop - 1 of a file."""
+class Window(io.RawIOBase):
+    """The next `left` bytes of a stream (inf: all), after the bytes `head` put back in front."""
 
-    def __init__(self, file: BinaryIO, start: int, stop: int):
-        self.file, self.left = file, stop - start
-        file.seek(start)
+    def __init__(self, stream: BinaryIO, head: bytes, left: float = math.inf):
+        self.stream, self.head, self.left = stream, head, left
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self.file.read(min(len(buffer), self.left))
+        data = self.head[: len(buffer)]
+        if data:
+            self.head = self.head[len(buffer) :]
+        else:
+            data = self.stream.read(min(len(buffer), self.left))
+            self.left -= len(data)
         buffer[: len(data)] = data
-        self.left -= len(data)
         return len(data)
 
     def close(self) -> None:
-        self.file.close()
+        self.stream.close()
         super().close()
-
-
-class Unread(io.RawIOBase):
-    """A stream with the bytes `head` put back in front."""
-
-    def __init__(self, head: bytes, stream: BinaryIO):
-        self.head, self.stream = head, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.head[: len(buffer)] or self.stream.read(len(buffer))
-        self.head = self.head[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
 
 
 def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
@@ -388,7 +374,7 @@ def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
     head = b""
     while len(head) < size and (data := stream.read(size - len(head))):
         head += data
-    return head, io.BufferedReader(Unread(head, stream), READ_BYTES)
+    return head, io.BufferedReader(Window(stream, head), READ_BYTES)
 
 
 def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:

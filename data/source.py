@@ -62,11 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class PrepareParser(Parser):
-    """Refuses options that would have no effect. `vocab_size` is the default of --vocab_size."""
-
-    def __init__(self, vocab_size: int, **options: Any):
-        super().__init__(**options)
-        self.vocab_size = vocab_size
+    """Refuses options that would have no effect."""
 
     def parse_args(self, *argv: Any) -> argparse.Namespace:
         args = super().parse_args(*argv)
@@ -79,16 +75,15 @@ class PrepareParser(Parser):
         if args.min_count != 1 and not args.trim:
             self.error(f"--min_count={args.min_count} needs --trim; pass both or neither")
         if args.vocab_size is None:
-            args.vocab_size = self.vocab_size
+            args.vocab_size = args.default_vocab_size
         return args
 
 
 def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
     """The options common to all prepare scripts; `folder` is the script's own, `defaults` replaces their defaults. With
     out_dir=None, `description` says where the dataset goes."""
-    parser = PrepareParser(
-        vocab_size, description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = PrepareParser(description=description, allow_abbrev=False, formatter_class=style)
     add_text_options(parser.add_argument_group("text").add_argument)
     add_token_options(parser.add_argument_group("tokens").add_argument, vocab_size)
     add = parser.add_argument_group("result").add_argument
@@ -97,7 +92,7 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
     add("--dry_run", action="store_true", help="do everything and print the report, but leave out_dir as it is")
     workers = "number of processes, which does not change the result (default: 0, all cores)"
     add("--workers", type=nonnegative, default=0, help=workers)
-    parser.set_defaults(**{"folder": folder, "eot": True, **defaults})
+    parser.set_defaults(**{"folder": folder, "eot": True, "default_vocab_size": vocab_size, **defaults})
     return parser
 
 

@@ -514,31 +514,29 @@ def make_tokenizer(
     texts(split) iterates over the texts of a split (None: all), from the start at each call. `trim` keeps the ids that
     occur at least min_count times in texts("train") (TrimmedTokenizer). ValueError: what cannot be found or used.
     """
-    if trim and name in ("byte", "char"):
-        raise ValueError(f"--tokenizer={name} cannot be trimmed; choose another tokenizer, or leave out --trim")
-    vocab_size = 8192 if vocab_size is None else vocab_size
-    tokenizer = _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot)
+    is_plain, own_file = name in ("byte", "char"), file and Path(file).name.startswith("tokenizer.json")
+    if is_plain and (trim or file):
+        option = "--trim" if trim else f"--tokenizer_file={file}"
+        raise ValueError(f"--tokenizer={name} cannot be combined with {option}; leave out one of the two")
+    if name == "char":
+        tokenizer = CharTokenizer.train(texts(None), eot)
+    elif name == "byte":
+        tokenizer = ByteTokenizer(255 if eot else None)
+    elif name == "bpe" and not file:
+        tokenizer = BPETokenizer.train(texts("train"), 8192 if vocab_size is None else vocab_size, special_tokens)
+    elif name in OPENAI_ENCODINGS and not own_file:
+        tokenizer = TiktokenTokenizer(name, file)
+    elif file or Path(name).exists() and name not in HUB or name.endswith((".json", ".xz")):
+        tokenizer = BPETokenizer.from_file(file or name)
+    elif name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        tokenizer = BPETokenizer(*read_tokenizer_json(name))
+    else:
+        names = ", ".join(["byte", "char", "bpe", *OPENAI_ENCODINGS, *HUB])
+        raise ValueError(
+            f"--tokenizer={name}: no such file or name; expected one of {names}, a repository on the hub (owner/name), "
+            "or the path of a tokenizer.json"
+        )
     return TrimmedTokenizer.train(tokenizer, texts("train"), min_count) if trim else tokenizer
-
-
-def _make_untrimmed(name, texts, file, vocab_size, special_tokens, eot) -> Tokenizer:
-    if name in ("byte", "char"):
-        if file:
-            raise ValueError(f"--tokenizer={name} needs no file, found --tokenizer_file={file}; leave it out")
-        return CharTokenizer.train(texts(None), eot) if name == "char" else ByteTokenizer(255 if eot else None)
-    if name == "bpe" and not file:
-        return BPETokenizer.train(texts("train"), vocab_size, special_tokens)
-    if name in OPENAI_ENCODINGS and not (file and Path(file).name.startswith("tokenizer.json")):
-        return TiktokenTokenizer(name, file)
-    if file or Path(name).exists() and name not in HUB or name.endswith((".json", ".xz")):
-        return BPETokenizer.from_file(file or name)
-    if name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return BPETokenizer(*read_tokenizer_json(name))
-    names = ", ".join(["byte", "char", "bpe", *OPENAI_ENCODINGS, *HUB])
-    raise ValueError(
-        f"--tokenizer={name}: no such file or name; expected one of {names}, a repository on the hub (owner/name), or "
-        "the path of a tokenizer.json"
-    )
 
 
 def tokenizer_from_json(d: dict) -> Tokenizer:
@@ -675,9 +673,6 @@ def _merge(parts: list, rank: Callable) -> list:
             break
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
-
-
-# ---- arrays ------------------------------------------------------------------------------------------------
 
 
 def _dtype(vocab_size: int) -> type:

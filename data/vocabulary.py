@@ -23,23 +23,14 @@ from data.download import HUB_HOST, TIMEOUT, download_from_hub, mirrored
 
 FOLDERS = Path(__file__).resolve().parent  # data/<name>/ may hold the files of the tokenizer <name>
 OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
-HUB_GPT2 = f"{HUB_HOST}/openai-community/gpt2/resolve/main"
-
-# file: (sha256, addresses). tiktoken's cache names a file after the sha1 of its first address.
-PUBLISHED = {
-    "encoder.json": ("196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-                     (f"{OPENAI_HOST}/gpt-2/encodings/main/encoder.json", f"{HUB_GPT2}/vocab.json")),
-    "vocab.bpe": ("1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-                  (f"{OPENAI_HOST}/gpt-2/encodings/main/vocab.bpe", f"{HUB_GPT2}/merges.txt")),
-    "r50k_base.tiktoken": ("306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-                           (f"{OPENAI_HOST}/encodings/r50k_base.tiktoken",)),
-    "p50k_base.tiktoken": ("94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-                           (f"{OPENAI_HOST}/encodings/p50k_base.tiktoken",)),
-    "cl100k_base.tiktoken": ("223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-                             (f"{OPENAI_HOST}/encodings/cl100k_base.tiktoken",)),
-    "o200k_base.tiktoken": ("446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-                            (f"{OPENAI_HOST}/encodings/o200k_base.tiktoken",)),
-}  # fmt: skip
+SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "r50k_base.tiktoken": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+    "p50k_base.tiktoken": "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
+    "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "o200k_base.tiktoken": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+}
 # Any one of these suffices; the first is downloaded. GPT-2's three are equivalent: its ids are the merge ranks.
 NEEDED = {
     "gpt2": ("encoder.json", "vocab.bpe", "r50k_base.tiktoken"),
@@ -51,9 +42,6 @@ NEEDED = {
 ALIASES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # the same files' names on the hub
 
 HUB = {"qwen2": "Qwen/Qwen2-0.5B", "llama2": "KoboldAI/llama2-tokenizer"}  # repositories that need no login
-
-
-# ---- OpenAI vocabularies -----------------------------------------------------------------------------------
 
 
 def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
@@ -75,7 +63,7 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
         raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
-    data, failures = _download(urls, PUBLISHED[needed[0]][0])
+    data, failures = _download(urls, SHA256[needed[0]])
     if data is None:
         raise ValueError(
             f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and save it as "
@@ -90,12 +78,12 @@ def _known(path: Path, needed: Sequence[str]) -> tuple[str, bytes]:
     data = read_packed(path)
     digest = hashlib.sha256(data).hexdigest()
     for name in needed:
-        if PUBLISHED[name][0] == digest:
+        if SHA256[name] == digest:
             return name, data
     name = needed[0]
     raise ValueError(
         f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-        f"{digest[:16]}..., expected {PUBLISHED[name][0][:16]}..., from {_addresses(name)[0]}"
+        f"{digest[:16]}..., expected {SHA256[name][:16]}..., from {_addresses(name)[0]}"
     )
 
 
@@ -111,19 +99,21 @@ def _parse(name: str, data: bytes) -> list[bytes]:
 
 
 def _cache() -> Path:
-    return Path(
-        os.environ.get("TIKTOKEN_CACHE_DIR")
-        or os.environ.get("DATA_GYM_CACHE_DIR")
-        or Path(tempfile.gettempdir(), "data-gym-cache")
-    )
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    return Path(folder or Path(tempfile.gettempdir(), "data-gym-cache"))
 
 
-def _cache_key(name: str) -> str:
-    return hashlib.sha1(PUBLISHED[name][1][0].encode()).hexdigest()
+def _cache_key(file: str) -> str:
+    """tiktoken's cache names a file after the sha1 of its first address."""
+    return hashlib.sha1(_addresses(file)[0].encode()).hexdigest()
 
 
-def _addresses(name: str) -> list[str]:
-    return [mirrored(url) for url in PUBLISHED[name][1]]
+def _addresses(file: str) -> list[str]:
+    """OpenAI's address of a file, and for GPT-2's two that of the hub or its mirror."""
+    if file not in ALIASES:
+        return [f"{OPENAI_HOST}/encodings/{file}"]
+    hub = mirrored(f"{HUB_HOST}/openai-community/gpt2/resolve/main/{ALIASES[file]}")
+    return [f"{OPENAI_HOST}/gpt-2/encodings/main/{file}", hub]
 
 
 def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
@@ -154,9 +144,6 @@ def _keep(data: bytes, path: Path) -> None:
         part.replace(path)
     except OSError:
         pass  # without a writable cache the file is merely downloaded again
-
-
-# ---- tokenizer.json ----------------------------------------------------------------------------------------
 
 
 def read_tokenizer_json(name: str, file: str | os.PathLike | None = None) -> tuple[str, str]:
