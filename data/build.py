@@ -1,6 +1,6 @@
 """Units of text -> a dataset folder, on all cores: the second half of every prepare.py.
 
-    prepare(args, parts, make_units(args, parts, reading), "config/train_pycode.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_pycode.py")
 
 Workers encode units (data/source.py) into encoded parts: files with the ids of a unit and a row for each of its
 documents. The parent takes these in the order of the units, decides where each document goes, and appends it to
@@ -9,7 +9,6 @@ killed run can resume: units with rows but no ids are already in the .bin files,
 others are encoded again.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -60,20 +60,20 @@ ROW = np.dtype("<i8,<i8,<i8,<u8,<u8,i1,?")
 ROW.names = ("tokens", "bytes", "characters", "rank", "hash", "split", "ends")
 
 
-def prepare(args: argparse.Namespace, parts: list[Part], units: list[Unit], config: str, where: str = "") -> None:
-    """Encode the units made of `parts` as the command line says; `where` describes them better than their names."""
+def prepare_dataset(args: Namespace, parts: list[Part], units: list[Unit], config: str, where: str = "") -> None:
+    """Encode the units made of `parts` as the command line says; `where` describes them in place of their names."""
     build(args, units, tokenizer_of(args), origin(args, parts, where), config)
 
 
-def prepare_text(args: argparse.Namespace, urls: list[str], sha256: str, config: str) -> None:
+def prepare_text(args: Namespace, urls: list[str], sha256: str, config: str) -> None:
     """Prepare --input, or the script's own text, with the end of the text as the validation split."""
     if download_inputs(args, {"input.txt": (urls, sha256)}):
         reading = reading_of(args)
         parts = find_parts(args, reading, sha256)
-        prepare(args, parts, by_position(args, parts, reading), config)
+        prepare_dataset(args, parts, by_position(args, parts, reading), config)
 
 
-def build(args: argparse.Namespace, units: Iterable[Unit], make_tokenizer: Callable, source: dict, config: str) -> None:
+def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, source: dict, config: str) -> None:
     """Encode `units` into the dataset args.out_dir, print a report for checking, and the next command to run.
 
     make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
@@ -562,10 +562,10 @@ def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
             for first in range(0, bounds[-1], SLICE):
                 ids = np.fromfile(file, part_dtype(writer.tokenizer.vocab_size), SLICE)
                 lengths = np.diff(np.clip(bounds, first, first + SLICE))
-                goes = set(where[lengths > 0].tolist())
-                of = np.repeat(where.astype(np.int8), lengths) if len(goes) > 1 else None
-                for i in goes - {DROPPED}:
-                    writer.write(SPLITS[i], ids if of is None else ids[of == i], 0, 0)
+                targets = set(where[lengths > 0].tolist())
+                target_of = np.repeat(where.astype(np.int8), lengths) if len(targets) > 1 else None
+                for i in targets - {DROPPED}:
+                    writer.write(SPLITS[i], ids if target_of is None else ids[target_of == i], 0, 0)
         for file in writer.bins.values():
             file.flush()
         path.with_suffix(".ids").unlink()

@@ -153,7 +153,7 @@ def download_from_hub(repository: str, files: Sequence[str], remedy: str) -> lis
         ) from None
 
 
-def hash_file(path: str | Path, progress: Callable[[int], None] = int) -> str:
+def hash_file(path: str | Path, progress: Callable[[int], object] = int) -> str:
     """The sha256 of a file in hex; progress(n) is called after every n bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -47,7 +47,7 @@ STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b"
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
-Text = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
+Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
 
 # The most frequent characters, simplified and traditional; text in the right encoding is full of them
 FREQUENT = frozenset(
@@ -308,8 +308,8 @@ def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def documents(part: Part, reading: Reading) -> Iterator[Text]:
-    """The part's documents, each in one or more Texts. ValueError, naming the file, if it cannot be read."""
+def documents(part: Part, reading: Reading) -> Iterator[Passage]:
+    """The part's documents, each in one or more passages. ValueError, naming the file, if it cannot be read."""
     kind, compression = kind_of(part.member or part.path)
     try:
         if kind == ".parquet" and not compression and not part.member:
@@ -388,7 +388,7 @@ def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
     return opener(stream)
 
 
-def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name: str) -> Iterator[Text]:
+def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
     """The documents of a stream whose format the suffixes of `file` tell; `name` is for reports."""
     kind, compression = kind_of(file)
     if compression:
@@ -426,7 +426,7 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name:
         yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
-def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Text]:
+def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
     where = part.where if name == part.name else name
     while True:
@@ -445,7 +445,7 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, n
             return
 
 
-def separated(chunks: Iterator[Text], separator: str) -> Iterator[Text]:
+def separated(chunks: Iterator[Passage], separator: str) -> Iterator[Passage]:
     """The documents between separators, numbered from 1, stripped of surrounding white space."""
     pattern, longest = separator_pattern(separator), len(separator) + separator.count("\n")
     rest, number, begun = "", 1, False
@@ -464,7 +464,7 @@ def separated(chunks: Iterator[Text], separator: str) -> Iterator[Text]:
             begun = True
 
 
-def lines_of(chunks: Iterator[Text]) -> Iterator[bytes]:
+def lines_of(chunks: Iterator[Passage]) -> Iterator[bytes]:
     """The lines of a text as UTF-8."""
     line = []
     for _, text, _ in chunks:
@@ -476,7 +476,7 @@ def lines_of(chunks: Iterator[Text]) -> Iterator[bytes]:
     yield "".join(line).encode()
 
 
-def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Text]:
+def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
     for number, line in enumerate(stream, 1):
         document = f"{name}:{number}"
         try:
@@ -549,7 +549,7 @@ def open_parquet(part: Part) -> Iterator[Any]:
         raise ValueError(cannot_read(part.where, error)) from error
 
 
-def parquet_rows(part: Part, reading: Reading) -> Iterator[Text]:
+def parquet_rows(part: Part, reading: Reading) -> Iterator[Passage]:
     pyarrow = import_pyarrow()
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)

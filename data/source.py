@@ -5,7 +5,7 @@
     args = prepare_parser(__doc__, HERE, tokenizer="bpe").parse_args(argv)
     reading = reading_of(args)                               # the encoding, the cleaning rules, ...
     parts = find_parts(args, reading)                        # files, byte ranges, archive members: data/formats.py
-    prepare(args, parts, make_units(args, parts, reading), "config/x.py")        # data/build.py
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/x.py")           # data/build.py
 
 Text is kept as it is, including newlines, byte-order marks and full-width spaces, without --normalize or --clean; only
 a known file (see find_parts) is normalized unasked, and reported.
@@ -33,8 +33,8 @@ from data.download import download_file, hash_file
 from data.formats import (
     UNIT,
     Part,
+    Passage,
     Reading,
-    Text,
     cannot_read,
     check_encoding,
     documents,
@@ -451,7 +451,7 @@ def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Ite
         yield Piece(document, buffer, False, part.split)
 
 
-def in_slices(texts: Iterable[Text]) -> Iterator[Text]:
+def in_slices(texts: Iterable[Passage]) -> Iterator[Passage]:
     """The same with no text longer than PIECE: taking pieces off a long one would copy the rest each time."""
     for document, text, ends in texts:
         last = max(0, len(text) - 1) // PIECE

@@ -115,14 +115,20 @@ TRAIN_PATTERN = "|".join(
 
 
 class Tokenizer:
-    """What all kinds have in common. Each sets kind, vocab_size, eot (the end-of-text id or None), special_tokens
-    (spelling -> id) and _bytes (by id), and defines _encode and to_json, which gives a dict that rebuilds it."""
+    """What the five kinds have in common."""
 
     kind: str
     vocab_size: int
-    eot: int | None
-    special_tokens: dict[str, int]
-    _bytes: list[bytes]
+    eot: int | None  # the end-of-text id
+    special_tokens: dict[str, int]  # spelling -> id
+    _bytes: list[bytes]  # by id
+
+    def _encode(self, text: str, num_threads: int | None) -> np.ndarray:
+        raise NotImplementedError
+
+    def to_json(self) -> dict:
+        """A dict from which tokenizer_from_json rebuilds it."""
+        raise NotImplementedError
 
     def encode(self, text: str, special: bool = False, num_threads: int | None = None) -> np.ndarray:
         """The ids, whose bytes joined are the text's UTF-8. Special tokens typed in the text are plain text unless
@@ -438,7 +444,7 @@ class TrimmedTokenizer(Tokenizer):
 
     kind = "trimmed"
 
-    def __init__(self, base: "BPETokenizer | TiktokenTokenizer", ids: Sequence[int]):
+    def __init__(self, base: BPETokenizer | TiktokenTokenizer, ids: Sequence[int]):
         """New id i stands for ids[i] of `base`."""
         if base.kind not in ("bpe", "tiktoken"):
             raise ValueError(f"a {base.kind} tokenizer cannot be trimmed; expected bpe or tiktoken")
@@ -455,7 +461,7 @@ class TrimmedTokenizer(Tokenizer):
         self._parts: dict[int, list[int]] = {}  # base's dropped id -> our ids, filled as texts need them
 
     @classmethod
-    def train(cls, base: "BPETokenizer | TiktokenTokenizer", texts: Iterable[str], min_count: int = 1):
+    def train(cls, base: BPETokenizer | TiktokenTokenizer, texts: Iterable[str], min_count: int = 1):
         """Keep the ids that occur at least min_count times in the encoded `texts`."""
         if min_count < 1:
             raise ValueError(f"min_count is {min_count}, expected at least 1")

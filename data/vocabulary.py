@@ -23,7 +23,7 @@ from data.download import HUB_HOST, TIMEOUT, download_from_hub, mirrored
 
 FOLDERS = Path(__file__).resolve().parent  # data/<name>/ may hold the files of the tokenizer <name>
 OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
-SHA256 = {
+PUBLISHED = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "r50k_base.tiktoken": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
@@ -63,7 +63,7 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
         raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
-    data, failures = _download(urls, SHA256[needed[0]])
+    data, failures = _download(urls, PUBLISHED[needed[0]])
     if data is None:
         raise ValueError(
             f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and save it as "
@@ -78,12 +78,12 @@ def _known(path: Path, needed: Sequence[str]) -> tuple[str, bytes]:
     data = read_packed(path)
     digest = hashlib.sha256(data).hexdigest()
     for name in needed:
-        if SHA256[name] == digest:
+        if PUBLISHED[name] == digest:
             return name, data
     name = needed[0]
     raise ValueError(
         f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-        f"{digest[:16]}..., expected {SHA256[name][:16]}..., from {_addresses(name)[0]}"
+        f"{digest[:16]}..., expected {PUBLISHED[name][:16]}..., from {_addresses(name)[0]}"
     )
 
 

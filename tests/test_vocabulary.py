@@ -11,7 +11,7 @@ import requests
 import tiktoken_ext.openai_public
 
 from data import vocabulary as module
-from data.vocabulary import NEEDED, SHA256, from_symbols, read_ranks, read_tokenizer_json, to_symbols
+from data.vocabulary import NEEDED, PUBLISHED, from_symbols, read_ranks, read_tokenizer_json, to_symbols
 
 EOT = "<|endoftext|>"
 TOKENS = sorted((bytes([b]) for b in range(256)), key=to_symbols)
@@ -34,8 +34,8 @@ def content(file: str) -> bytes:
 @pytest.fixture(autouse=True)
 def small_files(tmp_path, monkeypatch):
     """Small files pass for the published ones; caches are empty and the network is closed."""
-    for file in SHA256:
-        monkeypatch.setitem(SHA256, file, hashlib.sha256(content(file)).hexdigest())
+    for file in PUBLISHED:
+        monkeypatch.setitem(PUBLISHED, file, hashlib.sha256(content(file)).hexdigest())
     monkeypatch.setattr(module, "FOLDERS", tmp_path / "code")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
@@ -105,7 +105,7 @@ def test_addresses_and_checksums_are_tiktokens(name, monkeypatch):
         ),
     )
     tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
-    ours = {module._addresses(file)[0]: sha256 for file, sha256 in SHA256.items() if file in NEEDED[name]}
+    ours = {module._addresses(file)[0]: sha256 for file, sha256 in PUBLISHED.items() if file in NEEDED[name]}
     assert asked and asked.items() <= ours.items()
 
 

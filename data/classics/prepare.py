@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare
+from data.build import prepare_dataset
 from data.download import github_urls
 from data.hongloumeng import prepare as hongloumeng
 from data.source import by_position, download_inputs, find_parts, prepare_parser, reading_of
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find_parts(args, reading, hongloumeng.SHA256)
-    prepare(args, parts, by_position(args, parts, reading, each=True), "config/train_classics_bpe.py")
+    prepare_dataset(args, parts, by_position(args, parts, reading, each=True), "config/train_classics_bpe.py")
 
 
 if __name__ == "__main__":

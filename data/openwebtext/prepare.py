@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare
+from data.build import prepare_dataset
 from data.download import hub_urls
 from data.source import download_inputs, find_parts, make_units, prepare_parser, reading_of
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find_parts(args, reading)
-    prepare(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
 
 
 if __name__ == "__main__":
