@@ -216,7 +216,7 @@ def find_limit(units: list[Unit], val_fraction: float) -> int:
     """The largest rank (of 0 to 2**64 - 1) that is validation: a share val_fraction of all ranks.
 
     If that leaves a split without documents, the document of lowest rank is val, or that of the highest is train. Reads
-    until both splits have a document, and not at all if the corpus has splits of its own.
+    until both splits have a document, and stops at once if the corpus has splits of its own.
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
     lowest, highest = 2**64, -1

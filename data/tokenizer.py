@@ -80,18 +80,14 @@ PATTERN_GPT4O = "|".join(
         r"\s++$|\s+(?!\S)|\s",
     ]
 )
-_FIM = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+_CL100K = (EOT, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+_CL100K_SPECIAL = {**{name: 100257 + i for i, name in enumerate(_CL100K)}, "<|endofprompt|>": 100276}
 # name: pattern, the cuts it allows, number of ids up to the last merge, special tokens
 OPENAI_ENCODINGS = {
     "gpt2": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "r50k_base": (PATTERN_GPT2, CUT_GPT2, 50256, {EOT: 50256}),
     "p50k_base": (PATTERN_GPT2, CUT_GPT2, 50281, {EOT: 50256}),
-    "cl100k_base": (
-        PATTERN_GPT4,
-        CUT_GPT4,
-        100256,
-        {EOT: 100257, **dict(zip(_FIM, range(100258, 100261), strict=True)), "<|endofprompt|>": 100276},
-    ),
+    "cl100k_base": (PATTERN_GPT4, CUT_GPT4, 100256, _CL100K_SPECIAL),
     "o200k_base": (PATTERN_GPT4O, CUT_GPT4, 199998, {EOT: 199999, "<|endofprompt|>": 200018}),
 }
 
