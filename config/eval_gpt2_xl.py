@@ -3,5 +3,5 @@
 
 init_from = "gpt2-xl"
 eval_only = True
-eval_iters = 500  # many, for a good estimate
+eval_iters = 500  # many, for a precise estimate
 batch_size = 8

@@ -9,9 +9,9 @@ init_from = "gpt2-xl"  # the largest; gpt2, gpt2-medium and gpt2-large need less
 
 eval_interval = 5
 eval_iters = 40
-always_save_checkpoint = False  # it overfits soon: keep the best
+always_save_checkpoint = False  # it overfits quickly: keep the best
 
-# 1 sequence x 32 micro-batches x 1,024 tokens = 32,768 tokens a step, 9 steps an epoch
+# 1 sequence x 32 micro-batches x 1,024 tokens = 32,768 tokens per step, 9 steps per epoch
 batch_size = 1
 gradient_accumulation_steps = 32
 max_iters = 20

@@ -1,5 +1,5 @@
-# What quickstart.py trains: two minutes that end with the most bits per byte saved on 2 CPU cores.
-# Chosen by the bits per byte of held-out files after two minutes there; RESULTS.md has the table.
+# What quickstart.py trains: the best model found for two minutes on 2 CPU cores, by bits per byte of held-out files;
+# RESULTS.md has the table.
 #     python data/pycode/prepare.py --out_dir data/quickstart --vocab_size=4096 --val_fraction=0.05
 #     python train.py config/quickstart.py
 
@@ -9,7 +9,7 @@ dataset = "quickstart"
 max_minutes = 2
 max_iters = 1000000
 eval_interval = 400
-eval_iters = 100  # more than the validation split has: it is read whole
+eval_iters = 100  # more than the validation split has, so all of it is read
 log_interval = 20
 always_save_checkpoint = False
 

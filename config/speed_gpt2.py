@@ -1,12 +1,12 @@
-# GPT-2's shape on OpenWebText by the recipe of the speed_* files: Muon, RoPE, QK-norm, and a head of its own, which
-# makes 162M parameters of 124M.
+# GPT-2's shape on OpenWebText with the recipe of the speed_* files: Muon, RoPE, QK-norm, and an untied head, which
+# turns 124M parameters into 162M.
 #     python data/openwebtext/prepare.py
 #     torchrun --standalone --nproc_per_node=8 train.py config/speed_gpt2.py
 
 out_dir = "out-speed-gpt2"
 dataset = "openwebtext"
 
-# 32 sequences x 1,024 tokens x 16 micro-batches (2 on each of 8 cards) = 524,288 tokens a step
+# 32 sequences x 1,024 tokens x 16 micro-batches (2 on each of 8 GPUs) = 524,288 tokens per step
 batch_size = 32
 block_size = 1024
 gradient_accumulation_steps = 2 * 8

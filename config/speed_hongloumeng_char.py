@@ -1,5 +1,5 @@
 # 红楼梦 by character in ten minutes on two CPU cores, to a validation loss of 3.51: speed_shakespeare_char.py's recipe,
-# larger, with what helps against overfitting (a tied head, dropout) and `smear`. RESULTS.md says how it was chosen.
+# larger, with less overfitting (a tied head, dropout) and with `smear`. RESULTS.md says how it was chosen.
 #     python data/hongloumeng/prepare.py && python train.py config/speed_hongloumeng_char.py
 # In eight seconds, validation loss 4.31: --n_layer=2 --n_embd=128 --dropout=0 --max_iters=200
 
@@ -8,7 +8,7 @@ dataset = "hongloumeng"
 
 max_iters = 3400
 eval_interval = 1700
-eval_iters = 100  # the validation split has fewer batches: it is read whole
+eval_iters = 100  # more than the validation split has, so all of it is read
 log_interval = 50
 always_save_checkpoint = False  # keep the best
 

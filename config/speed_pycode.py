@@ -1,6 +1,6 @@
-# Python code by the recipe of the speed_* files, 123M parameters: for a GPU.
+# Python code with the recipe of the speed_* files, 123M parameters; for a GPU.
 #     python data/pycode/prepare.py --installed --vocab_size=50000 && python train.py config/speed_pycode.py
-# Less memory: batch_size = 8 and gradient_accumulation_steps = 16.
+# To use less memory: batch_size = 8 and gradient_accumulation_steps = 16.
 
 out_dir = "out-speed-pycode"
 dataset = "pycode"
@@ -12,7 +12,7 @@ eval_iters = 100
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
-# 32 x 1,024 x 4 = 131,072 tokens a step
+# 32 x 1,024 x 4 = 131,072 tokens per step
 gradient_accumulation_steps = 4
 batch_size = 32
 block_size = 1024

@@ -1,14 +1,14 @@
-# Tiny Shakespeare by character, as fast as two CPU cores learn it: nanoGPT's laptop model, but with Muon, RoPE, a
-# head of its own and a learning rate that falls to 0. RESULTS.md says what each part is worth.
+# Tiny Shakespeare by character, as fast as two CPU cores can learn it: nanoGPT's laptop model, but with Muon, RoPE, an
+# untied head and a learning rate that decays to 0. RESULTS.md says what each part contributes.
 #     python data/shakespeare_char/prepare.py && python train.py config/speed_shakespeare_char.py
-# Sooner: --max_iters=250 (the schedule follows it). After some 2,500 steps it overfits.
+# Faster: --max_iters=250 (the schedule adapts). It overfits after some 2,500 steps.
 
 out_dir = "out-speed-shakespeare-char"
 dataset = "shakespeare_char"
 
 max_iters = 2000
 eval_interval = 1000000  # at the end only
-eval_iters = 110  # the validation split has fewer batches: it is read whole
+eval_iters = 110  # more than the validation split has, so all of it is read
 log_interval = 50
 
 gradient_accumulation_steps = 1

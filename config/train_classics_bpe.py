@@ -1,4 +1,4 @@
-# The four classic novels with one BPE of 8,192 ids; a gaming card, or a patient laptop.
+# The four classic novels with one BPE of 8,192 ids; for a gaming GPU, or a patient laptop.
 #     python data/classics/prepare.py --clean && python train.py config/train_classics_bpe.py
 # Also for other books: python data/text/prepare.py --input FOLDER, then --dataset=text.
 
@@ -10,7 +10,7 @@ eval_iters = 40
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
-# 32 x 256 = 8,192 tokens a step
+# 32 x 256 = 8,192 tokens per step
 gradient_accumulation_steps = 1
 batch_size = 32
 block_size = 256

@@ -1,16 +1,16 @@
-# C and C++ by bytes, for completing code at the terminal (complete.py): 85 million parameters; for a GPU.
+# C and C++ as bytes, for code completion at the terminal (complete.py): 85 million parameters; for a GPU.
 #     python data/cppcode/prepare.py && python train.py config/train_cppcode_bytes.py
 
 out_dir = "out-cppcode"
 dataset = "cppcode"
-sampling = "line"  # windows begin with a line, after a BOS, and end with their file
+sampling = "line"  # windows start at a line, after a BOS, and end with their file
 
 eval_interval = 500
 eval_iters = 100
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
-# 16 x 512 x 8 = 65,536 bytes a step; out of memory? 8, and gradient_accumulation_steps = 16
+# 16 x 512 x 8 = 65,536 bytes per step; if memory runs out, 8 and gradient_accumulation_steps = 16
 gradient_accumulation_steps = 8
 batch_size = 16
 block_size = 512
@@ -25,7 +25,7 @@ optimizer = "muon"
 learning_rate = 2e-3
 min_lr = 0.0
 warmup_iters = 100
-max_iters = 10000  # 0.66 billion bytes, 3.3e17 operations: half a day on a gaming card
+max_iters = 10000  # 0.66 billion bytes, 3.3e17 operations: half a day on a gaming GPU
 
 wandb_project = "cppcode"
 wandb_run_name = "bytes"

@@ -1,4 +1,4 @@
-# 红楼梦 in tokens of its own, small enough for a laptop's CPU: a BPE of 4,096 ids, 1.4 characters a token.
+# 红楼梦 in tokens of its own, small enough for a laptop's CPU: a BPE of 4,096 ids, 1.4 characters per token.
 #     python data/hongloumeng/prepare.py --tokenizer=bpe --vocab_size=4096
 #     python train.py config/train_hongloumeng_bpe.py
 

@@ -5,7 +5,7 @@ out_dir = "out-hongloumeng-char"
 dataset = "hongloumeng"
 
 eval_interval = 100
-eval_iters = 10  # 640 windows of each split: the validation split has fewer, so it is read whole
+eval_iters = 10  # 640 windows of each split; the validation split has fewer, so all of it is read
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
@@ -22,7 +22,7 @@ optimizer = "muon"
 learning_rate = 4e-3
 min_lr = 0.0
 warmup_iters = 20
-max_iters = 500  # longer overfits: it knows the 0.8 million characters by heart before it writes better
+max_iters = 500  # more overfits: it memorizes the 0.8 million characters before it writes any better
 beta2 = 0.99
 
 wandb_project = "hongloumeng"

@@ -9,15 +9,15 @@ eval_iters = 20
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
-# 64 x 256 = 16,384 characters a step, 48 steps an epoch
+# 64 x 256 = 16,384 characters per step, 48 steps per epoch
 gradient_accumulation_steps = 1
-batch_size = 64  # out of memory? 16, and gradient_accumulation_steps = 4
+batch_size = 64  # if memory runs out, 16 and gradient_accumulation_steps = 4
 block_size = 256
 
 n_layer = 24
 n_head = 8
 n_embd = 512
-dropout = 0.3  # a hundred parameters for every character: without it the best comes early and is worse
+dropout = 0.3  # a hundred parameters per character: without it the best loss comes early and is worse
 pos = "rope"
 qk_norm = True
 

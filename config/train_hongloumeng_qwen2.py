@@ -1,8 +1,8 @@
-# 红楼梦 in Qwen2's tokens, trimmed to the 9,332 that its training text needs, so that the parameters go into the model.
+# 红楼梦 in Qwen2's tokens, trimmed to the 9,332 that the training text needs, to leave the parameters to the model.
 #     python data/hongloumeng/prepare.py --tokenizer=qwen2 --tokenizer_file=tokenizer.json --trim
 #     python train.py config/train_hongloumeng_qwen2.py
-# --dataset=hongloumeng_qwen2 is the same without --trim: 29 million parameters in embeddings instead of 1.8, for ids
-# that hardly ever occur, and worse text after the same time.
+# --dataset=hongloumeng_qwen2 is the same without --trim: 29 million embedding parameters instead of 1.8, for ids that
+# hardly ever occur, and worse text after the same time.
 
 out_dir = "out-hongloumeng-qwen2"
 dataset = "hongloumeng_qwen2_trimmed"

@@ -1,4 +1,4 @@
-# Python code: 45 million parameters on the standard library, or better on all installed packages; for a GPU.
+# Python code: 45 million parameters on the standard library, or better, on all installed packages; for a GPU.
 #     python data/pycode/prepare.py --installed && python train.py config/train_pycode.py
 # Two minutes on a CPU instead: config/quickstart.py.
 
@@ -10,7 +10,7 @@ eval_iters = 100
 log_interval = 10
 always_save_checkpoint = False  # keep the best
 
-# 16 x 512 x 4 = 32,768 tokens a step
+# 16 x 512 x 4 = 32,768 tokens per step
 gradient_accumulation_steps = 4
 batch_size = 16
 block_size = 512
@@ -18,7 +18,7 @@ block_size = 512
 n_layer = 9
 n_head = 8
 n_embd = 512
-dropout = 0.1  # the standard library alone is read ten times over
+dropout = 0.1  # ten epochs are many for the standard library alone
 pos = "rope"
 qk_norm = True
 

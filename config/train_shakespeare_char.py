@@ -1,4 +1,4 @@
-# Tiny Shakespeare by character: the small run to start with. A GPU takes minutes; for a CPU see the README.
+# Tiny Shakespeare by character: a small run to start with. Takes minutes on a GPU; for a CPU see the README.
 #     python data/shakespeare_char/prepare.py && python train.py config/train_shakespeare_char.py
 
 out_dir = "out-shakespeare-char"
@@ -18,11 +18,11 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-learning_rate = 1e-3  # a small model bears more than GPT-2's
+learning_rate = 1e-3  # a small model tolerates more than GPT-2's
 min_lr = 1e-4
 warmup_iters = 100
 max_iters = 5000
-beta2 = 0.99  # few tokens a step: average the squares longer
+beta2 = 0.99  # few tokens per step: average the squares over more of them
 
 wandb_project = "shakespeare-char"
 wandb_run_name = "mini-gpt"

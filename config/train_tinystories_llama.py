@@ -11,7 +11,7 @@ eval_iters = 100
 log_interval = 20
 always_save_checkpoint = False  # keep the best
 
-# 64 x 512 = 32,768 tokens a step
+# 64 x 512 = 32,768 tokens per step
 gradient_accumulation_steps = 1
 batch_size = 64
 block_size = 512
@@ -31,7 +31,7 @@ optimizer = "muon"
 learning_rate = 2e-3
 min_lr = 0.0
 warmup_iters = 100
-max_iters = 5000  # 164 million tokens, 1.9e16 operations: half an hour on a gaming card
+max_iters = 5000  # 164 million tokens, 1.9e16 operations: half an hour on a gaming GPU
 
 wandb_project = "tinystories"
 wandb_run_name = "llama"

@@ -1,19 +1,14 @@
-"""Units of text -> a dataset folder, on all cores: what every prepare.py ends with.
+"""Units of text -> a dataset folder, on all cores: the second half of every prepare.py.
 
-    build(args, units(args), make_tokenizer, source, "config/train_pycode.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_pycode.py")
 
-A unit is what one worker reads at a time. It has .key (which changes with its text), .size (bytes, for the progress
-bar) and .pieces(), an iterator over pieces of documents with .document (a name), .text, .ends (the document's last
-piece) and .split ('train', 'val', or None: the document's hash decides).
-
-Workers encode units into parts, files that hold the ids of a unit and a row about each of its documents. The parent
-takes the parts in the order of the units, decides where each document goes, and appends it to train.bin or val.bin.
-So the result is the same for any number of workers, memory does not grow with the text, and a run that was killed
-goes on: units whose rows are there and whose ids are gone are in the .bin files already, those with both are
-finished parts, all others are encoded.
+Workers encode units (data/source.py) into encoded parts: files with the ids of a unit and a row for each of its
+documents. The parent takes these in the order of the units, decides where each document goes, and appends it to
+train.bin or val.bin. So the result does not depend on the number of workers, memory does not grow with the text, and a
+killed run can resume: units with rows but no ids are already in the .bin files, those with both are finished, and the
+others are encoded again.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -36,47 +32,65 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, id_dtype, open_dataset, os_errors, shown
-from data.source import SOME, some
-from data.tokenizer import fingerprint, tokenizer_from_json
+from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, display_path, id_dtype, open_dataset, os_errors
+from data.progress import byte_bar
+from data.source import (
+    SHOWN_NAMES,
+    Part,
+    Piece,
+    Unit,
+    by_position,
+    download_inputs,
+    find_parts,
+    first_few,
+    origin,
+    reading_of,
+    tokenizer_of,
+)
+from data.tokenizer import Tokenizer, fingerprint, tokenizer_from_json
 
-FORMAT = 2  # of the parts; parts of another one are not used
-HEAD = 2**16  # bytes of a document, whitespace folded, whose hash decides on its split
-SMALL = 2**23  # bytes of text a worker process is worth starting for
-SLICE = 2**18  # ids that are copied at a time
-NEAR = 2**16  # bytes that numpy works on at a time: what its steps leave stays in the processor's cache
+PARTS_FORMAT = 2  # of the encoded parts; those of another format are not reused
+RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
+BYTES_PER_WORKER = 2**23  # of text: less is not worth starting a worker process
+SLICE = 2**18  # ids copied at a time
+CACHED_BYTES = 2**16  # bytes per numpy step: the intermediate arrays fit the processor's cache
 DROPPED = len(SPLITS)  # where a duplicate goes
-ROW = np.dtype(
-    [
-        ("tokens", "<i8"),
-        ("bytes", "<i8"),
-        ("characters", "<i8"),
-        ("rank", "<u8"),
-        ("hash", "<u8"),
-        ("split", "i1"),
-        ("ends", "?"),
-    ]
-)  # of one document in one unit; split -1: rank decides
+# Of a document in one unit; split -1: its rank decides
+ROW = np.dtype("<i8,<i8,<i8,<u8,<u8,i1,?")
+ROW.names = ("tokens", "bytes", "characters", "rank", "hash", "split", "ends")
 
 
-def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callable, source: dict, config: str) -> None:
-    """Encode `units` into the dataset args.out_dir, print what one wants to check, and the next command.
+def prepare_dataset(args: Namespace, parts: list[Part], units: list[Unit], config: str, where: str = "") -> None:
+    """Encode the units made of `parts` as the command line says; `where` describes them in place of their names."""
+    build(args, units, tokenizer_of(args), origin(args, parts, where), config)
 
-    make_tokenizer(texts) -> a tokenizer; texts() iterates over the texts of the training split, texts(None) over
-    all. Of `args`: out_dir, val_fraction, dry_run (a temporary folder takes the place of out_dir) and, if there,
-    workers (processes; 0 = all cores) and eot (False: documents don't end with the tokenizer's end-of-text id).
-    `source` goes into meta.json. ValueError: whatever a user can mend.
+
+def prepare_text(args: Namespace, urls: list[str], sha256: str, config: str) -> None:
+    """Prepare --input, or the script's own text, with the end of the text as the validation split."""
+    if download_inputs(args, {"input.txt": (urls, sha256)}):
+        reading = reading_of(args)
+        parts = find_parts(args, reading, sha256)
+        prepare_dataset(args, parts, by_position(args, parts, reading), config)
+
+
+def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, source: dict, config: str) -> None:
+    """Encode `units` into the dataset args.out_dir, print a report for checking, and the next command to run.
+
+    make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
+    all. Of `args`: out_dir, val_fraction, dry_run (write to a temporary folder instead of out_dir) and, optionally,
+    workers (processes; 0 = all cores) and eot (False: no end-of-text id after documents). `source` goes into meta.json.
+    ValueError for everything the user can fix.
     """
     units = list(units)
     limit = find_limit(units, args.val_fraction)
-    tokenizer = make_tokenizer(partial(texts, units, limit))
+    tokenizer = make_tokenizer(partial(split_texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
-    n = n_workers(getattr(args, "workers", 0), units)
+    n = worker_count(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
             work_folder(folder, [fingerprint(tokenizer), end, limit]) as work,
-            workers(n, tokenizer) as pool,
+            worker_pool(n, tokenizer) as pool,
             DatasetWriter(folder, tokenizer, source, work) as writer,
         ):
             start = partial(pool.submit, encode_unit, end)
@@ -87,24 +101,24 @@ def build(args: argparse.Namespace, units: Iterable[Any], make_tokenizer: Callab
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
-    print(f"wrote  train.bin, val.bin and meta.json in {shown(args.out_dir)}")
-    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else shown(args.out_dir)
+    print(f"wrote  train.bin, val.bin and meta.json in {display_path(args.out_dir)}")
+    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else display_path(args.out_dir)
     quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
     print(f"next   python train.py {config} --dataset={quoted}")
 
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
-    """A temporary folder where out_dir is, or would be: there is room, while the system's is often in memory."""
+    """A temporary folder next to out_dir, where there is room; the system's is often in memory."""
 
     def leave(*_) -> None:
         raise SystemExit(143)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)  # which would end the process with the folder still there
+        signal.signal(signal.SIGTERM, leave)  # whose default would leave the folder behind
     parent = next((parent for parent in out_dir.absolute().parents if os.path.isdir(parent)), None)
     try:
         return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
-    except OSError:  # it can't be written
+    except OSError:  # not writable
         return tempfile.TemporaryDirectory()
 
 
@@ -112,28 +126,28 @@ def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
 
 
 class Fold:
-    """Hashes of a document that comes in pieces, which its whitespace does not change.
+    """Hashes of a document that arrives in pieces, independent of its white space.
 
-    Runs of blanks (spaces, control characters, the no-break and the full-width space) count as one blank, and as
-    none at both ends. `rank` is the hash of the first HEAD bytes of what is left, None until they were seen.
+    Runs of blanks (spaces, control characters, no-break and full-width spaces) count as one, and as none at either end.
+    `rank` is the hash of the first RANK_BYTES bytes of the result, None until they have been seen.
     """
 
     def __init__(self) -> None:
         self.sha1, self.length, self.gap, self.rank = hashlib.sha1(usedforsecurity=False), 0, False, None
 
-    def add(self, piece: Any) -> int:
-        """Returns how many bytes of UTF-8 the piece has."""
+    def add(self, piece: Piece) -> int:
+        """Returns the number of UTF-8 bytes of the piece."""
         n_bytes = 0
-        for first in range(0, len(piece.text), NEAR):
-            part = piece.text[first : first + NEAR]
+        for first in range(0, len(piece.text), CACHED_BYTES):
+            part = piece.text[first : first + CACHED_BYTES]
             spaced = part if part.isascii() else part.replace("\xa0", " ").replace("\u3000", " ")
             try:
                 text = spaced.encode()
                 n_bytes += len(text) if spaced is part else len(part.encode())
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"{piece.document}: the text has a lone surrogate, U+{ord(spaced[error.start]):04X}, "
-                    "which cannot be written as UTF-8; remove or replace it"
+                    f"{piece.document}: the text has a lone surrogate, U+{ord(spaced[error.start]):04X}, which cannot "
+                    "be written as UTF-8; remove or replace it"
                 ) from None
             self._add(np.frombuffer(text, np.uint8))
         return n_bytes
@@ -151,8 +165,8 @@ class Fold:
             self._hash(folded[: folded.size - self.gap].data)
 
     def _hash(self, folded: memoryview) -> None:
-        if self.rank is None and self.length + len(folded) >= HEAD:
-            head = HEAD - self.length
+        if self.rank is None and self.length + len(folded) >= RANK_BYTES:
+            head = RANK_BYTES - self.length
             self.sha1.update(folded[:head])
             self.rank = self.value()
             self.sha1.update(folded[head:])
@@ -161,13 +175,13 @@ class Fold:
         self.length += len(folded)
 
     def value(self) -> int:
-        """64 bits of the hash of all that was added."""
+        """64 bits of the hash of everything added."""
         return int.from_bytes(self.sha1.digest()[:8], "little")
 
 
-def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
-    """Every piece, with the split or else the rank of its document; keeps pieces back until that is known."""
-    document = None  # the split or rank of the one that is being read, perhaps over several units
+def ranked_pieces(units: Iterable[Unit]) -> Iterator[tuple[Piece, str | int]]:
+    """Every piece with the split, or else the rank, of its document; pieces are held until that is known."""
+    document = None  # the split or rank of the current one, which may span units
     for unit in units:
         held, fold = [], Fold()
         for piece in unit.pieces():
@@ -187,29 +201,26 @@ def ranked(units: Iterable[Any]) -> Iterator[tuple[Any, str | int]]:
             yield from ((piece, document) for piece in held)
 
 
-def with_bar(units: list[Any], what: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(desc=what, total=total(units), unit="B", unit_scale=True, leave=False, disable=None) as bar:
+def with_progress(units: list[Unit], desc: str) -> Iterator[Unit]:
+    with byte_bar(desc, total_bytes(units), leave=False) as bar:
         for unit in units:
             yield unit
             bar.update(unit.size)
 
 
-def total(units: Iterable[Any]) -> int:
-    """Bytes."""
+def total_bytes(units: Iterable[Unit]) -> int:
     return sum(unit.size for unit in units)
 
 
-def find_limit(units: list[Any], val_fraction: float) -> int:
-    """The largest rank (of 0 to 2**64 - 1) that is validation: val_fraction of all.
+def find_limit(units: list[Unit], val_fraction: float) -> int:
+    """The largest rank (of 0 to 2**64 - 1) that is validation: a share val_fraction of all ranks.
 
-    Where that would leave a split without documents, the lowest rank is val, or the highest is train. So one has
-    to read on until both splits have a document, and no further where the corpus itself has splits.
+    If that leaves a split without documents, the document of lowest rank is val, or that of the highest is train. Reads
+    until both splits have a document, and stops at once if the corpus has splits of its own.
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
     lowest, highest = 2**64, -1
-    for _, rank in ranked(with_bar(units, "splitting")):
+    for _, rank in ranked_pieces(with_progress(units, "splitting")):
         if isinstance(rank, str):
             return limit
         lowest, highest = min(lowest, rank), max(highest, rank)
@@ -217,28 +228,27 @@ def find_limit(units: list[Any], val_fraction: float) -> int:
             return limit
     if lowest >= highest:
         raise ValueError(
-            f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each "
-            "goes to train or val whole; pass more with --input, or say with --separator what stands "
-            "between documents"
+            f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each goes to train "
+            "or val whole; pass more with --input, or split the text into documents with --separator"
         )
     return lowest if limit < lowest else highest - 1
 
 
-def texts(units: list[Any], limit: int, split: str | None = "train") -> Iterator[str]:
-    """The texts of a split piece by piece, of both for split=None. Duplicates are still among them."""
-    for piece, rank in ranked(with_bar(units, "reading")):
+def split_texts(units: list[Unit], limit: int, split: str | None = "train") -> Iterator[str]:
+    """The texts of a split (None: both) piece by piece, duplicates included."""
+    for piece, rank in ranked_pieces(with_progress(units, "reading")):
         if split in (None, rank if isinstance(rank, str) else SPLITS[rank <= limit]):
             yield piece.text
 
 
 class Seen:
-    """A set of uint64s at about 10 bytes each: sorted arrays, each more than twice as long as the next."""
+    """A set of uint64s, about 10 bytes each: sorted arrays, each more than twice as long as the next."""
 
     def __init__(self) -> None:
         self.arrays: list[np.ndarray] = []
 
     def add(self, keys: np.ndarray) -> np.ndarray:
-        """For each of `keys` whether it was there, or is among those before it; then all are there."""
+        """Adds `keys`; whether each was already present, or occurs earlier in `keys`."""
         new, first = np.unique(keys, return_index=True)
         for array in self.arrays:
             is_new = array[np.searchsorted(array[:-1], new)] != new
@@ -254,7 +264,7 @@ class Seen:
 
 
 class Ledger:
-    """Decides, unit by unit, where documents go, and counts them. The same rows lead to the same decisions."""
+    """Decides, unit by unit, where documents go, and counts them. Equal rows give equal decisions."""
 
     def __init__(self, limit: int):
         self.limit, self.seen = np.uint64(limit), Seen()
@@ -262,12 +272,12 @@ class Ledger:
         self.counts = {split: dict.fromkeys(keys, 0) for split in SPLITS}
         self.longest = dict.fromkeys(SPLITS, (0, ""))  # characters, name
         self.copies: list[str] = []  # names of the first duplicates
-        self.open = None  # (where it goes, its row so far (1,)) of a document that goes on in the next unit
+        self.open = None  # (split number, row so far (1,)) of a document that continues in the next unit
 
     def add(self, rows: np.ndarray, names: list[str]) -> np.ndarray:
-        """The documents of the next unit (n,) -> for each its split's number in SPLITS, or DROPPED.
+        """Rows of the next unit's documents (n,) -> for each the index of its split in SPLITS, or DROPPED.
 
-        If the first is the rest of an open document and dropped, what was there of it counts no longer.
+        If the first completes an open document and is dropped, its earlier rows no longer count either.
         """
         rows = rows.copy()
         where = np.where(rows["split"] < 0, rows["rank"] <= self.limit, rows["split"])
@@ -284,7 +294,7 @@ class Ledger:
         for split, n in zip(SPLITS, np.bincount(where[copies], minlength=2), strict=True):
             self.counts[split]["duplicates"] += int(n)
         where[copies] = DROPPED
-        self.copies += [names[i] for i in copies[: SOME - len(self.copies)]]
+        self.copies += [names[i] for i in copies[: SHOWN_NAMES - len(self.copies)]]
         for i, split in enumerate(SPLITS):
             self.tally(rows[where == i], i)
             kept = np.flatnonzero((where == i) & rows["ends"])
@@ -304,16 +314,16 @@ class Ledger:
 
 # ---- workers -------------------------------------------------------------------------------------------------
 
-ENCODE = None  # of this worker: its tokenizer, how many threads it may use
+ENCODE = None  # this worker's (tokenizer, number of threads)
 
 
-def use_tokenizer(tokenizer: Any, num_threads: int | None) -> None:
+def use_tokenizer(tokenizer: Tokenizer, num_threads: int | None) -> None:
     global ENCODE
     ENCODE = tokenizer, num_threads
 
 
 def start_worker(description: dict) -> None:
-    """Prepares a process of its own: one thread, and an end when Ctrl-C is typed or the parent is gone."""
+    """Initializes a worker process: one thread, and an exit on Ctrl-C or when the parent is gone."""
 
     def follow_parent() -> None:
         connection.wait([parent_process().sentinel])
@@ -324,16 +334,17 @@ def start_worker(description: dict) -> None:
     use_tokenizer(tokenizer_from_json(description), 1)
 
 
-def n_workers(wanted: int, units: list[Any]) -> int:
-    """`wanted` processes, or as many as this one may use cores, but none for less than SMALL bytes of text."""
+def worker_count(wanted: int, units: list[Unit]) -> int:
+    """`wanted` processes (0: one per usable core), but no more than the text is worth."""
     if not wanted:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(wanted, len(units), 1 + total(units) // SMALL, 61))  # 61: the most that Windows can wait for
+    useful = min(len(units), 1 + total_bytes(units) // BYTES_PER_WORKER, 61)  # 61: the most Windows can wait for
+    return max(1, min(wanted, useful))
 
 
 @contextmanager
-def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
-    """n processes that know the tokenizer; for n = 1 a thread of this one."""
+def worker_pool(n: int, tokenizer: Tokenizer) -> Iterator[Executor]:
+    """n processes with the tokenizer; for n = 1 a thread of this one."""
     if n == 1:
         pool = ThreadPoolExecutor(1, initializer=use_tokenizer, initargs=(tokenizer, None))
     else:
@@ -342,15 +353,15 @@ def workers(n: int, tokenizer: Any) -> Iterator[Executor]:
         yield pool
     except BrokenProcessPool:
         raise ValueError(
-            "a worker process was killed, perhaps because memory ran out; the same command goes on "
-            f"where it stopped, and with --workers={n // 2} it takes less memory"
+            "a worker process was killed, perhaps out of memory; run the same command again to resume, with "
+            f"--workers={n // 2} to use less memory"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)  # wait=False races with the interpreter's end (EBADF in its exit handler)
+        pool.shutdown(cancel_futures=True)  # wait=False races with interpreter shutdown (EBADF in its exit handler)
 
 
-def encode_unit(end: int | None, unit: Any, path: Path) -> None:
-    """Makes the part of a unit: path.ids, all ids in a row, documents with `end` behind, then path.rows."""
+def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
+    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows."""
     tokenizer, num_threads = ENCODE
     dtype = part_dtype(tokenizer.vocab_size)
     ends = np.array([] if end is None else [end], dtype)
@@ -360,6 +371,8 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
         for piece in unit.pieces():
             if fold is None:
                 fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
+                rows.append(())
+                names.append(piece.document)
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
             try:
@@ -370,13 +383,11 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
                 with os_errors(path.parent):
                     file.write(array.data)
                 n_tokens += array.size
+            split = -1 if piece.split is None else SPLITS.index(piece.split)
+            rank = fold.value() if fold.rank is None else fold.rank
+            rows[-1] = n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
             if piece.ends:
-                rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
-                names.append(piece.document)
                 fold = None
-        if fold is not None:
-            rows.append(row(piece, fold, n_tokens, n_bytes, n_characters))
-            names.append(piece.document)
     with os_errors(path.parent):
         os.replace(temp, path.with_suffix(".ids"))
         with open(temp, "wb") as file:
@@ -386,25 +397,19 @@ def encode_unit(end: int | None, unit: Any, path: Path) -> None:
 
 
 def part_dtype(vocab_size: int) -> np.dtype:
-    """Of the ids in a part: bytes where they do, since writing is a good part of the work."""
+    """The dtype of ids in a part: bytes if possible, since writing takes a good part of the time."""
     return np.dtype(np.uint8) if vocab_size <= 256 else id_dtype(vocab_size)
 
 
-def row(piece: Any, fold: Fold, n_tokens: int, n_bytes: int, n_characters: int) -> tuple:
-    split = -1 if piece.split is None else SPLITS.index(piece.split)
-    rank = fold.value() if fold.rank is None else fold.rank
-    return n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
-
-
 def read_rows(path: Path) -> tuple[np.ndarray, list[str]]:
-    """The rows (n,) of a part, and the names of their documents."""
+    """The rows (n,) of a part, and the names of the documents."""
     with open(path.with_suffix(".rows"), "rb") as file:
         rows = np.load(file, allow_pickle=False)
         return rows, file.read().decode("utf-8", "surrogateescape").split("\0")
 
 
 def is_finished(path: Path, vocab_size: int) -> bool:
-    """Whether a part is there, and whole."""
+    """Whether a part exists and is complete."""
     try:
         rows, _ = read_rows(path)
         return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * part_dtype(vocab_size).itemsize
@@ -412,16 +417,16 @@ def is_finished(path: Path, vocab_size: int) -> bool:
         return False
 
 
-# ---- from parts to .bin files ----------------------------------------------------------------------------------
+# ---- from encoded parts to .bin files --------------------------------------------------------------------------
 
 
 @contextmanager
 def work_folder(folder: Path, settings: list) -> Iterator[Path]:
-    """The folder in `folder` for parts made with these settings; what is finished stays there until all is.
+    """The folder in `folder` for parts made with these settings; finished ones stay there until all are.
 
     ValueError if another process works there.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, *settings]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([PARTS_FORMAT, *settings]).encode()).hexdigest()[:16]
     work, is_new = folder / f".prepare-{key}", not folder.exists()
     with os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -436,7 +441,7 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
                     shutil.rmtree(work, ignore_errors=True)
     finally:
         if is_new:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
@@ -485,14 +490,12 @@ def lock(file: Any, path: Path) -> bool:
 
 
 def assemble(
-    units: list[Any], start: Callable[[Any, Path], Future], n_ahead: int, writer: DatasetWriter, limit: int
+    units: list[Unit], start: Callable[[Unit, Path], Future], n_ahead: int, writer: DatasetWriter, limit: int
 ) -> Ledger:
-    """Append all units' ids to the writer's files, in order; `start` encodes, n_ahead units are under way."""
-    from tqdm import tqdm
-
+    """Append all units' ids to the writer's files, in order; `start` encodes one, n_ahead at a time."""
     hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
     paths = [writer.temp / f"{i:06}-{key}" for i, key in enumerate(hashes)]
-    n_done, ledger = go_on(paths, writer, limit)
+    n_done, ledger = resume(paths, writer, limit)
     todo = zip(units[n_done:], paths[n_done:], strict=True)
 
     def start_one() -> None:
@@ -503,32 +506,30 @@ def assemble(
     started = deque()
     for _ in range(n_ahead):
         start_one()
-    with tqdm(
-        desc="encoding", total=total(units), initial=total(units[:n_done]), unit="B", unit_scale=True, disable=None
-    ) as bar:
+    with byte_bar("encoding", total_bytes(units), initial=total_bytes(units[:n_done])) as bar:
         while started:
             unit, path, future = started.popleft()
             if future is not None:
                 future.result()
-            append(path, writer, ledger)
+            append_part(path, writer, ledger)
             bar.update(unit.size)
             start_one()
-    assert ledger.open is None  # the last document ends
+    assert ledger.open is None  # the last document has ended
     for split, counts in ledger.counts.items():
         assert writer.counts[split]["tokens"] == counts["tokens"]
         writer.counts[split] = {key: counts[key] for key in ("tokens", "bytes", "documents")}
     return ledger
 
 
-def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
-    """How many of the first units the writer's files hold from an earlier run, and the ledger behind them.
+def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
+    """How many of the first units are in the writer's files from an earlier run, and the ledger after them.
 
-    The files are cut there. What else that run left is kept if it is a part of one of `paths`.
+    The files are cut there. Of the other leftovers, parts of `paths` are kept.
     """
     names = {path.name for path in paths}
     for file in writer.temp.iterdir():
         if file.suffix == ".tmp" or file.suffix in (".ids", ".rows") and file.stem not in names:
-            with suppress(OSError):  # Windows: a worker that has not ended yet
+            with suppress(OSError):  # Windows: a worker may not have ended yet
                 file.unlink()
     n, ledger = 0, Ledger(limit)
     with suppress(OSError, ValueError, EOFError):
@@ -536,9 +537,9 @@ def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Le
             ledger.add(*read_rows(paths[n]))
             n += 1
     if n:
-        print(f"going on behind {n:,} of {len(paths):,} parts, which an earlier run finished", flush=True)
+        print(f"resuming after {n:,} of {len(paths):,} parts, finished by an earlier run", flush=True)
     if not all([writer.cut(split, ledger.counts[split]["tokens"]) for split in SPLITS]):
-        n, ledger = 0, Ledger(limit)  # killed while the files were moved to their places
+        n, ledger = 0, Ledger(limit)  # killed while the files were moved into place
         for split in SPLITS:
             writer.cut(split, 0)
     for path in paths[n:]:
@@ -547,8 +548,8 @@ def go_on(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Le
     return n, ledger
 
 
-def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
-    """Move the ids of a part to where the ledger says."""
+def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
+    """Move the ids of a part to where the ledger sends them."""
     rows, names = read_rows(path)
     unfinished = ledger.open
     where = ledger.add(rows, names)
@@ -561,10 +562,10 @@ def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
             for first in range(0, bounds[-1], SLICE):
                 ids = np.fromfile(file, part_dtype(writer.tokenizer.vocab_size), SLICE)
                 lengths = np.diff(np.clip(bounds, first, first + SLICE))
-                goes = set(where[lengths > 0].tolist())
-                of = np.repeat(where.astype(np.int8), lengths) if len(goes) > 1 else None
-                for i in goes - {DROPPED}:
-                    writer.write(SPLITS[i], ids if of is None else ids[of == i], 0, 0)
+                targets = set(where[lengths > 0].tolist())
+                target_of = np.repeat(where.astype(np.int8), lengths) if len(targets) > 1 else None
+                for i in targets - {DROPPED}:
+                    writer.write(SPLITS[i], ids if target_of is None else ids[target_of == i], 0, 0)
         for file in writer.bins.values():
             file.flush()
         path.with_suffix(".ids").unlink()
@@ -574,7 +575,7 @@ def append(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
 
 
 def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
-    """How often each id is in the split, (vocab_size,) int64."""
+    """How often each id occurs in the split, (vocab_size,) int64."""
     from tqdm import tqdm
 
     n, path = writer.counts[split]["tokens"], writer.temp / f"{split}.bin"
@@ -588,11 +589,11 @@ def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
 
 
 def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int) -> np.ndarray:
-    """How often each id is among the n from `first` on; bytes two at a time, which takes half as long."""
+    """How often each id occurs among the n from `first` on. Bytes are counted in pairs, which halves the time."""
     counts, pairs = np.zeros(vocab_size, np.int64), np.zeros((256, 256), np.int64)
     with open(path, "rb") as file:
         file.seek(first * dtype.itemsize)
-        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else NEAR, n))).size:
+        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else CACHED_BYTES, n))).size:
             n -= ids.size
             if vocab_size == 256:
                 even = ids.size // 2 * 2
@@ -603,20 +604,20 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
 
 
 def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) -> None:
-    """What a person wants to check of a dataset; `used` has the number of occurrences of each id, per split."""
+    """What a person wants to check about a dataset; `used` counts the occurrences of each id, per split."""
     tokenizer = dataset.tokenizer
     for counts in used.values():
         if tokenizer.eot is not None:
             counts[tokenizer.eot] = 0
-    print(table(ledger.counts, used))
+    print(counts_table(ledger.counts, used))
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())
-        print(f"left out as copies of documents before them: {some(ledger.copies, n)}")
+        print(f"left out as copies of earlier documents: {first_few(ledger.copies, n)}")
     print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
     for split in SPLITS:
         n, name = ledger.longest[split]
         print(f"\n{split}: longest document {name}, {n:,} characters")
-        print(f"most frequent: {frequent(tokenizer, used[split])}")
+        print(f"most frequent: {most_frequent(tokenizer, used[split])}")
         ids = dataset.array(split)
         for part in range(1, 6, 2):
             sample = tokenizer.decode(ids[ids.size * part // 6 :][:60]).strip("\ufffd")
@@ -624,7 +625,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     print()
 
 
-def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
+def counts_table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
     keys = ("documents", "duplicates", "characters", "bytes", "tokens")
     rows = {split: [counts[split][key] for key in keys] for split in SPLITS}
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
@@ -638,12 +639,12 @@ def table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str
     return "\n".join(lines)
 
 
-def frequent(tokenizer: Any, counts: np.ndarray) -> str:
-    """The 20 most frequent tokens with their share of all, in percent."""
+def most_frequent(tokenizer: Tokenizer, counts: np.ndarray) -> str:
+    """The 20 most frequent tokens, each with its share in percent."""
     shown = []
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
         token = tokenizer.token_bytes(id)
-        with suppress(UnicodeDecodeError):  # then it shows as bytes
+        with suppress(UnicodeDecodeError):  # otherwise it is shown as bytes
             token = token.decode()
         shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
     return "  ".join(shown) + " %"

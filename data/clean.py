@@ -1,10 +1,10 @@
-"""What web books carry besides their text, taken out rule by rule: --clean, or --clean=bom,ads for some rules.
+"""Removes what web books carry besides their text, rule by rule: --clean for all, --clean=bom,ads for some.
 
     cleaner = Cleaner(RULES)
     cleaned = cleaner.feed(first_part, ends=False) + cleaner.feed(last_part, ends=True)
 
-Works line by line on one document at a time, in bounded memory. Every rule would rather leave an advertisement
-in than take a sentence out: a whole line goes only if it reads like an advertisement from its beginning on.
+Works line by line on one document at a time, in bounded memory. The rules prefer keeping an advertisement to losing a
+sentence: a whole line is removed only if it reads like an advertisement from its beginning.
 """
 
 import html
@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 NORMALIZE = ("bom", "newlines")  # --normalize is these two
-RULES = {  # rule: what it does, in the order in which the rules are applied
-    "bom": "a byte-order mark at the beginning of the document",
+RULES = {  # rule: what it does, in order of application
+    "bom": "a byte-order mark at the start of the document",
     "newlines": "CRLF becomes LF",
-    "control": "control characters, zero-width spaces, and byte-order marks at the beginning of other lines",
-    "html": "tags and entities of web pages, and what hides in them",
+    "control": "control characters, zero-width spaces, and byte-order marks at the start of other lines",
+    "html": "tags and entities of web pages, and the text hidden in them",
     "ads": "lines and brackets that advertise a site",
-    "urls": "addresses that begin with http:// or www.",
-    "spaces": "full-width spaces: none as indents, one ordinary space elsewhere",
-    "blank": "one blank line for several",
+    "urls": "addresses starting with http:// or www.",
+    "spaces": "full-width spaces: removed as indents, one ordinary space elsewhere",
+    "blank": "several blank lines become one",
 }
-WHITE = ("bom", "newlines", "spaces", "blank")  # those that take no text out: reports count them
-LONGEST = 1 << 20  # characters: a longer line is cleaned in pieces
+WHITE = ("bom", "newlines", "spaces", "blank")  # these remove no text, so reports only count them
+LONGEST_LINE = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
 
 BOM = re.compile("^\ufeff+")
@@ -38,7 +38,7 @@ TAG = re.compile(
     r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>",
     re.IGNORECASE,
 )
-# What sites sow between the words against copying: <bdi>.99lib.</bdi>, <tt></tt>, <u>?</u>
+# Sown between the words by sites to deter copying: <bdi>.99lib.</bdi>, <tt></tt>, <u>?</u>
 HIDDEN = re.compile(r"<((?!(?:b|i|em|p|div|span|td|font|strong)>)[a-z]{1,10})>([^<>]{0,12})</\1>", re.IGNORECASE)
 HIDDEN_MARK = re.compile(r"[9九]{2}(?:lib|藏)|藏书网|^[\s.?!]*$", re.IGNORECASE)
 ENTITY = re.compile(
@@ -47,7 +47,7 @@ ENTITY = re.compile(
     re.IGNORECASE,
 )
 
-# Read on a copy of the line whose full-width letters, digits and ./: are ASCII
+# Matched on a copy of the line with full-width letters, digits and ./: folded to ASCII
 FOLD = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide - 0xFEE0).isalnum() or chr(wide) in "．／："}
 _REST = r"[\w.~/?#=&%+:@-]*"
 ADDRESS = re.compile(rf"(?:https?://|www\.){_REST}", re.ASCII | re.IGNORECASE)
@@ -68,8 +68,8 @@ AD_WORDS = re.compile(
     "[记記]住|地址|小說|電子書|下載|免費|書友|downloaded|ebook",
     re.IGNORECASE,
 )
-SIGNATURE = re.compile(r"[.>?]?99lib[.?]?|九九藏书网?", re.IGNORECASE)  # sown into the text by a site
-# Advertisements that name no address, from the beginning of a line on
+SIGNATURE = re.compile(r"[.>?]?99lib[.?]?|九九藏书网?", re.IGNORECASE)  # sown into the text by that site
+# Advertisements without an address; matched at the start of a line
 PHRASE = re.compile(
     r"天才一秒[记記]住|(?:一|1|１)秒钟?[记記]住[^。！？]{0,12}(?:本站|网址|地址|小说)|欢迎(?:广大|各位)?书友|"
     r"手机(?:用户|阅读|看书)?请(?:浏览|访问|登)|"
@@ -86,15 +86,15 @@ PUNCTUATION = re.compile(r"[\W_]+")
 WIDE = "\u3000\xa0"
 INDENT = re.compile(rf"^[ \t]*[{WIDE}][ \t{WIDE}]*|[ \t]*[{WIDE}][ \t{WIDE}]*$")
 WIDE_RUN = re.compile(rf"[{WIDE}]+")
-# A line with none of these can only be blank or match PHRASE: every address has a dot
+# A line with none of these is clean unless it is blank or matches PHRASE: every address has a dot
 SUSPECT = re.compile(rf"[{WIDE}\ufeff<&.．9９九{CONTROL_CHARS}]")
 WIDE_ASCII = re.compile("[Ａ-Ｚａ-ｚ０-９．／：]")
 
 
 class Cleaner:
-    """Cleans one document after the other. `report(line_number, rule, removed_text)` is told of every removal.
+    """Cleans one document after another, calling report(line_number, rule, removed_text) for every removal.
 
-    midway=True: the first document's beginning was in an earlier unit.
+    midway=True: the first document began in an earlier unit.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class Cleaner:
         self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
 
     def feed(self, text: str, ends: bool) -> str:
-        """What is left of the next part of a document; `ends` is True with the last one."""
+        """The next part of a document, cleaned; `ends` marks the last part."""
         text, held = self.rest + text, ""
-        if text.endswith("\r") and not ends:  # the half of a CRLF, perhaps
+        if text.endswith("\r") and not ends:  # perhaps half of a CRLF
             text, held = text[:-1], "\r"
         if "newlines" in self.rules and "\r\n" in text:
-            lines = text.split("\n")[:-1] if self.is_watched else []  # to count them for nobody is not worth the time
+            lines = text.split("\n")[:-1] if self.is_watched else []  # counting takes time, so only when someone looks
             for number, line in enumerate(lines, self.line):
                 if line.endswith("\r"):
                     self.report(number, "newlines", "\r")
@@ -128,7 +128,7 @@ class Cleaner:
         return text
 
     def clean_lines(self, text: str, ends: bool) -> tuple[str, str]:
-        """-> (the cleaned lines, the beginning of a line whose end is still to come)."""
+        """-> (the cleaned lines, the start of a line whose end is yet to come)."""
         *lines, rest = text.split("\n")
         kept = []
         for line in lines:
@@ -136,13 +136,13 @@ class Cleaner:
             if cleaned is not None:
                 kept += (cleaned, "\n")
             self.line, self.midway = self.line + 1, False
-        if ends or len(rest) > LONGEST:
+        if ends or len(rest) > LONGEST_LINE:
             kept.append(self.clean_line(rest, not self.midway and bool(rest)) or "")
             rest, self.midway = "", True
         return "".join(kept), rest
 
     def clean_line(self, line: str, is_whole: bool) -> str | None:
-        """What is left of a line, given without its newline; None if the newline goes too."""
+        """A line without its newline, cleaned; None if its newline goes too."""
         had_text = bool(line) and not line.isspace()
         if had_text and (SUSPECT.search(line) or PHRASE.match(line.lstrip())):
             line = self.clean_text(line, is_whole)
@@ -181,7 +181,7 @@ class Cleaner:
     def cut(
         self, rule: str, pattern: re.Pattern, line: str, by: str | Callable[[re.Match], str] = "", folded: bool = False
     ) -> str:
-        """`line` with `by` for every match of the pattern (searched in the folded line, if so), each reported."""
+        """`line` with every match replaced by `by` and reported. folded: the pattern is searched in the folded line."""
         kept, at = [], 0
         for match in pattern.finditer(fold(line) if folded else line):
             old = line[match.start() : match.end()]
@@ -194,12 +194,12 @@ class Cleaner:
 
 
 def fold(line: str) -> str:
-    """The line with ASCII for full-width letters, digits and ./: and every character in its place."""
+    """The line with full-width letters, digits and ./: as ASCII; no character changes position."""
     return line.translate(FOLD) if WIDE_ASCII.search(line) else line
 
 
 def is_advertisement(line: str) -> bool:
-    """Whether the line begins as advertisements do, and goes on like one; see the tables above."""
+    """Whether the line both starts and continues like an advertisement, by the tables above."""
     line = fold(line.strip())
     if len(line) > LONGEST_AD:
         return False
@@ -209,23 +209,22 @@ def is_advertisement(line: str) -> bool:
     if not site:
         return False
     if ADDRESS.search(line) and not PUNCTUATION.sub("", SITE.sub("", line)):
-        return True  # nothing but an address
+        return True  # only an address
     before = line[: site.start()].strip()
     begins = not before or len(before) <= 24 and AD_WORDS.search(before)
     return bool(begins) and len(set(AD_WORDS.findall(line.lower()))) >= 2
 
 
 class Report:
-    """Prints the text that cleaning removes, line by line, how often in each file the rules of WHITE did something,
-    and at the end the sums."""
+    """Prints the text that cleaning removes, how often each file's white space was changed, and the totals."""
 
     def __init__(self):
-        self.line = 0  # lines of the document before the part that is being read
+        self.line = 0  # lines of the document before the current part
         self.counts, self.characters = Counter(), Counter()
-        self.file, self.white = (), Counter()  # (path, name) of the file that is being read; its counts
+        self.file, self.white = (), Counter()  # (path, name) of the current file; its counts
 
     def begin(self, path: str, name: str) -> None:
-        """What is added from now on is of this file, of which there may be several parts in a row."""
+        """Removals reported from now on belong to this file, which may be read in several parts."""
         if (path, name) != self.file:
             self.end()
             self.file = path, name
@@ -245,19 +244,12 @@ class Report:
 
     def summary(self) -> None:
         self.end()
-        print(
-            "clean  "
-            + (
-                ", ".join(
-                    f"{rule}: {n:,} times, {self.characters[rule]:,} characters" for rule, n in self.counts.items()
-                )
-                or "nothing to remove"
-            )
-        )
+        totals = (f"{rule}: {n:,} times, {self.characters[rule]:,} characters" for rule, n in self.counts.items())
+        print(f"clean  {', '.join(totals) or 'nothing to remove'}")
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
-    """ "all" or "bom,ads" -> rules in their order. ValueError names the unknown one."""
+    """ "all" or "bom,ads" -> rules in order of application. ValueError names unknown ones."""
     names = set(RULES) if text == "all" else set(text.replace(" ", "").split(","))
     if names - set(RULES):
         raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(RULES)))}; the rules are {', '.join(RULES)}")

@@ -1,15 +1,15 @@
-"""Token files: write them atomically, open anyone's, and cut deterministic batches from them.
+"""Token files: written atomically, opened whoever made them, and cut into deterministic batches.
 
-    with DatasetWriter(folder, tokenizer, source) as writer:      # data/build.py does it on all cores
+    with DatasetWriter(folder, tokenizer, source) as writer:      # data/build.py does this on all cores
         writer.write("train", tokenizer.encode(text), n_bytes=len(text.encode()))
         writer.write("val", ...)
 
     dataset = open_dataset("shakespeare_char")                    # data/shakespeare_char, or a path
     x, y = batch(dataset, "train", seed=1337, index=np.arange(64), block_size=256)
 
-A dataset is a folder with train.bin and val.bin (raw little-endian ids, uint16 up to a vocabulary of 65,536,
-else uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or with the bins
-alone, are read too. Only the windows of a batch are ever read from a .bin, never the whole file.
+A dataset is a folder with train.bin and val.bin (raw little-endian ids: uint16 for vocabularies up to 65,536, else
+uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or just the .bin files, are read
+too. A batch reads only its own windows from a .bin, never the whole file.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizer import ByteTokenizer, CharTokenizer, tokenizer_from_json
+from data.progress import byte_bar
+from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from_json
 
 DATA = Path(__file__).resolve().parent
 SPLITS = ("train", "val")
@@ -39,7 +40,7 @@ GPT2_VOCAB_SIZE = 50257
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """The dtype of a .bin whose ids are below vocab_size; little-endian on every machine."""
+    """The dtype of a .bin with ids below vocab_size; little-endian on every machine."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -47,15 +48,15 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 class DatasetWriter:
-    """Streams ids to disk; folder/{train,val}.bin and meta.json appear when the `with` block ends well.
+    """Streams ids to disk; folder/{train,val}.bin and meta.json appear when the `with` block succeeds.
 
-    An exception or a kill leaves the old dataset or none, never parts of two. `source` is a JSON-able dict
-    that says where the text came from. `temp`, a folder named .prepare-* in `folder`, holds the files until
-    then; one that is given outlives a failure, and its files can be gone on with (`cut`). ValueError: an id
-    outside the tokenizer's vocabulary, a split without tokens, or a folder that can't be written.
+    An exception or a kill leaves the old dataset or none, never a mixture. `source`, a JSON-able dict, says where the
+    text came from. Until the end the files are in `temp`, a folder named .prepare-* in `folder`; one passed in survives
+    a failure, and writing can resume there (`cut`). ValueError: an id outside the tokenizer's vocabulary, a split
+    without tokens, or a folder that cannot be written.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: Any, source: dict, temp: Path | None = None):
+    def __init__(self, folder: str | Path, tokenizer: Tokenizer, source: dict, temp: Path | None = None):
         self.folder, self.tokenizer, self.source, self.temp = Path(folder), tokenizer, source, temp
         self.keeps_temp = temp is not None
         self.dtype = id_dtype(tokenizer.vocab_size)
@@ -64,20 +65,18 @@ class DatasetWriter:
     def __enter__(self) -> "DatasetWriter":
         with os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(".prepare-*"):  # what a killed run left
+            for stale in self.folder.glob(".prepare-*"):  # left by a killed run
                 if stale != self.temp:
                     shutil.rmtree(stale, ignore_errors=True)
             self.temp = self.temp or Path(tempfile.mkdtemp(prefix=".prepare-", dir=self.folder))
             self.bins = {split: open(self.temp / f"{split}.bin", "ab") for split in SPLITS}
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
-        self.thread = ThreadPoolExecutor(1)  # hashing takes longer than all else here, and needs no GIL
+        self.thread = ThreadPoolExecutor(1)  # hashing is the slowest step here, and releases the GIL
         self.hashing = self.thread.submit(int)
         return self
 
     def cut(self, split: str, tokens: int) -> bool:
-        """Go on behind the first `tokens` ids of the split's file, whatever wrote them. False if it has fewer."""
-        from tqdm import tqdm
-
+        """Keep the first `tokens` ids of the split's file, whoever wrote them. False if it has fewer."""
         self.hashing.result()
         self.hashes[split], self.counts[split]["tokens"] = hashlib.sha256(), tokens
         file, size = self.bins[split], tokens * self.dtype.itemsize
@@ -88,14 +87,7 @@ class DatasetWriter:
             file.truncate(size)
             with (
                 open(self.temp / f"{split}.bin", "rb") as kept,
-                tqdm(
-                    desc=f"reading {split}.bin",
-                    total=size,
-                    unit="B",
-                    unit_scale=True,
-                    leave=False,
-                    disable=None if size > 2**30 else True,
-                ) as bar,
+                byte_bar(f"reading {split}.bin", size, disable=None if size > 2**30 else True, leave=False) as bar,
             ):
                 while piece := kept.read(2**22):
                     self.hashes[split].update(piece)
@@ -103,13 +95,13 @@ class DatasetWriter:
         return True
 
     def write(self, split: str, ids: np.ndarray, n_bytes: int, n_documents: int = 1) -> None:
-        """Append ids (1-D integers), which stand for n_bytes bytes of UTF-8 text in n_documents documents."""
+        """Append ids (1-D integers) that encode n_bytes bytes of UTF-8 text in n_documents documents."""
         ids = np.asarray(ids)
         assert ids.ndim == 1 and (ids.dtype.kind in "iu" or not ids.size)
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.vocab_size:
             raise ValueError(
-                f"{self.folder}: {split} ids range from {ids.min()} to {ids.max()}, "
-                f"but vocab_size is {self.tokenizer.vocab_size}"
+                f"{self.folder}: {split} ids range from {ids.min()} to {ids.max()}, but vocab_size is "
+                f"{self.tokenizer.vocab_size}"
             )
         ids = np.ascontiguousarray(ids, dtype=self.dtype)
         with os_errors(self.folder):
@@ -117,7 +109,7 @@ class DatasetWriter:
         self.hashing.result()
         if ids.nbytes > 2**16:
             self.hashing = self.thread.submit(self.hashes[split].update, ids.data)
-        else:  # sooner done than handed over
+        else:  # quicker than handing it over
             self.hashes[split].update(ids.data)
         for key, n in (("tokens", ids.size), ("bytes", n_bytes), ("documents", n_documents)):
             self.counts[split][key] += n
@@ -190,7 +182,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def os_errors(folder: Path) -> Iterator[None]:
-    """Disk full, no permission, a file in use, a second prepare in the same folder: the user's to mend."""
+    """ValueError for what the user can fix: disk full, no permission, file in use, two prepares in the folder."""
     try:
         yield
     except OSError as error:
@@ -202,40 +194,40 @@ def os_errors(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Dataset:
-    """An opened dataset folder; `tokenizer` and `meta` (meta.json as a dict) are None where it has none."""
+    """An open dataset folder; `tokenizer` and `meta` (meta.json as a dict) are None if it has none."""
 
     folder: Path
     vocab_size: int
     dtype: np.dtype
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     meta: dict | None = None
-    sizes: dict[str, int] = field(default_factory=dict)  # tokens per split, as found when opened
-    line_ends: tuple | None = None  # what the function line_ends found
+    sizes: dict[str, int] = field(default_factory=dict)  # tokens per split when opened
+    line_ends: tuple | None = None  # cache of the function line_ends
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
     def tokens(self, split: str) -> int:
-        """Number of tokens. ValueError if the dataset has no such split."""
+        """ValueError if the dataset has no such split."""
         if split not in self.sizes:
-            raise ValueError(f"{self.folder}: no {split}.bin; this dataset has {', '.join(self.sizes)}")
+            raise ValueError(f"{self.folder}: no {split}.bin; this dataset has only {', '.join(self.sizes)}")
         return self.sizes[split]
 
     def bytes(self, split: str) -> int | None:
-        """Number of UTF-8 bytes that the split's tokens stand for; None if the folder doesn't say."""
+        """UTF-8 bytes of the split's text; None if unknown."""
         self.tokens(split)
         return self.meta["splits"][split]["bytes"] if self.meta else None
 
     def array(self, split: str) -> np.memmap:
-        """All ids of a split, mapped afresh, so that pages read earlier don't pile up in resident memory."""
+        """All ids of a split, mapped anew each time so that pages read earlier do not accumulate in resident memory."""
         path, expected = self.folder / f"{split}.bin", self.tokens(split)
         if not path.exists() or path.stat().st_size != expected * self.dtype.itemsize:
-            raise ValueError(f"{path}: no longer the {expected:,} tokens found at the start; start again")
+            raise ValueError(f"{path}: no longer the {expected:,} tokens it had when opened; start again")
         return np.memmap(path, dtype=self.dtype, mode="r")
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the ids: from meta.json's hashes, else from samples of each .bin."""
+        """16 hex digits that depend on the ids: by the hashes in meta.json, else by samples of each .bin."""
         parts = [self.dtype.name, self.vocab_size]
         for split, n in self.sizes.items():
             if self.meta:
@@ -249,10 +241,10 @@ class Dataset:
 
 
 def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bool = False) -> Dataset:
-    """Open a folder by path, or data/<name>. `vocab_size` is for bins without a meta.json or meta.pkl.
+    """Open a folder by path, or data/<name>. `vocab_size` describes .bin files without a meta.json or meta.pkl.
 
-    ValueError: not found, not prepared, damaged, an id out of range, or (unless it may differ) a vocab_size too small
-    for the data.
+    ValueError: not found, not prepared, damaged, an id out of range, or (unless may_differ) a vocab_size too small for
+    the data.
     """
     folder = find_folder(name)
     meta, tokenizer = None, None
@@ -266,14 +258,14 @@ def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bo
             size, tokenizer = read_meta_pkl(folder / "meta.pkl")
         elif vocab_size is None:
             warnings.warn(
-                f"{folder}: neither meta.json nor --vocab_size says what the ids are; taken as "
-                f"GPT-2's, {GPT2_VOCAB_SIZE} tokens",
+                f"{folder}: neither meta.json nor --vocab_size says what the ids are; assuming GPT-2's "
+                f"{GPT2_VOCAB_SIZE} tokens",
                 stacklevel=2,
             )
         size = size or vocab_size or GPT2_VOCAB_SIZE
         dtype = id_dtype(size)
     if vocab_size is not None and vocab_size < size and not may_differ:
-        raise ValueError(f"{folder}: vocab_size={vocab_size} is too small for this data, which has {size}")
+        raise ValueError(f"{folder}: vocab_size={vocab_size} is too small for this data, which needs {size}")
     dataset = Dataset(folder, size, dtype, tokenizer, meta)
     for split in meta["splits"] if meta else SPLITS:
         if meta or split == "train" or (folder / f"{split}.bin").exists():
@@ -282,7 +274,7 @@ def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bo
 
 
 def find_folder(name: str | Path) -> Path:
-    """The first of name (as a path) and data/<name> that has a train.bin; ValueError says how to make one."""
+    """`name` as a path, or data/<name>: the first with a train.bin. ValueError says how to make one."""
     choices = [Path(name), DATA / name]
     for folder in choices:
         if (folder / "train.bin").exists():
@@ -290,21 +282,21 @@ def find_folder(name: str | Path) -> Path:
     for folder in choices:
         if (folder / "prepare.py").exists():
             raise ValueError(
-                f"dataset {name} is not prepared (no train.bin in {folder}); make it with: "
-                f"python {shown(folder / 'prepare.py')}"
+                f"dataset {name} is not prepared (no train.bin in {folder}); run: "
+                f"python {display_path(folder / 'prepare.py')}"
             )
     if Path(name).is_dir():
-        raise ValueError(f"{name} has no train.bin: not a dataset, or its prepare was stopped; prepare again")
+        raise ValueError(f"{name} has no train.bin: not a dataset, or its preparation was stopped; prepare it again")
     ready = sorted(path.parent.name for path in DATA.glob("*/train.bin"))
     known = sorted(path.parent.name for path in DATA.glob("*/prepare.py"))
     raise ValueError(
-        f"no dataset {name}: neither a folder nor in {shown(DATA)}; prepared there: "
+        f"no dataset {name}: neither a folder nor in {display_path(DATA)}; prepared there: "
         f"{', '.join(ready) or 'none'}; with a prepare.py: {', '.join(known) or 'none'}"
     )
 
 
-def shown(path: Path) -> Path:
-    """path as a user would type it: relative to the working folder where it lies below that."""
+def display_path(path: Path) -> Path:
+    """The path as a user would type it: relative if it is below the working folder."""
     path, here = path.resolve(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
@@ -323,12 +315,12 @@ def read_meta(path: Path) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a dataset's meta.json ({type(error).__name__}: {error})") from error
     if not is_valid:
-        raise ValueError(f"{path}: not a meta.json of format 1; it was damaged or made by a newer version")
+        raise ValueError(f"{path}: not a meta.json of format 1; it is damaged or from a newer version")
     return meta
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Refuses whatever needs an import, so no code can run; dict, str and int need none."""
+    """Refuses anything that needs an import, so no code can run; dict, str and int need none."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -340,18 +332,18 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, str | int)
 
 
-def read_meta_pkl(path: Path) -> tuple[int, Any]:
-    """nanoGPT's {'vocab_size', 'itos', 'stoi'} -> (vocab_size, CharTokenizer; None if itos has no chars)."""
+def read_meta_pkl(path: Path) -> tuple[int, CharTokenizer | None]:
+    """nanoGPT's {'vocab_size', 'itos', 'stoi'} -> (vocab_size, CharTokenizer, or None if itos is not of characters)."""
     try:
         with open(path, "rb") as file:
             meta = PlainUnpickler(file).load()
         if not is_plain(meta):
-            raise TypeError("it holds other values than dict, str and int")
+            raise TypeError("it holds values other than dict, str and int")
         vocab_size = meta["vocab_size"]
         if not isinstance(vocab_size, int) or vocab_size < 1:
             raise TypeError(f"vocab_size is {vocab_size!r}")
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path}: only nanoGPT's plain dict with a vocab_size is read ({error})") from error
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise ValueError(f"{path}: not nanoGPT's plain dict with a vocab_size ({error})") from error
     itos = meta.get("itos", {})
     chars = [itos.get(i) for i in range(vocab_size)] if isinstance(itos, dict) else []
     if not all(isinstance(c, str) and len(c) == 1 for c in chars) or not 0 < len(chars) == len(set(chars)):
@@ -361,7 +353,7 @@ def read_meta_pkl(path: Path) -> tuple[int, Any]:
 
 
 def count_tokens(dataset: Dataset, split: str) -> int:
-    """Tokens in a .bin, after checking its length and, where no meta.json vouches for them, all its ids."""
+    """Tokens in a .bin, after checking its length and, without a meta.json, all its ids."""
     path = dataset.folder / f"{split}.bin"
     if not path.exists():
         raise ValueError(f"{path}: missing, though meta.json lists it; prepare the dataset again")
@@ -369,14 +361,14 @@ def count_tokens(dataset: Dataset, split: str) -> int:
     n, rest = divmod(stat.st_size, width)
     if rest or not n:
         raise ValueError(
-            f"{path}: {stat.st_size:,} bytes, expected a positive multiple of {width} "
-            f"({dataset.dtype.name} ids); the file is cut off or of another format"
+            f"{path}: {stat.st_size:,} bytes, expected a positive multiple of {width} ({dataset.dtype.name} ids); "
+            "the file is truncated or of another format"
         )
     expected = dataset.meta["splits"][split]["tokens"] if dataset.meta else n
     if n != expected:
         raise ValueError(
-            f"{path}: {n:,} tokens, but meta.json says {expected:,}; it was altered or cut off, "
-            "prepare the dataset again"
+            f"{path}: {n:,} tokens, but meta.json says {expected:,}; it was modified or truncated, prepare the "
+            "dataset again"
         )
     if not dataset.meta:
         scan_ids(path, dataset.dtype, dataset.vocab_size, stat.st_size, stat.st_mtime_ns)
@@ -385,23 +377,20 @@ def count_tokens(dataset: Dataset, split: str) -> int:
 
 @lru_cache
 def scan_ids(path: Path, dtype: np.dtype, vocab_size: int, size: int, mtime_ns: int) -> None:
-    """ValueError at the first id not below vocab_size. Once a process while the file stays the same."""
-    from tqdm import tqdm
-
+    """ValueError at the first id not below vocab_size. Runs once per process while the file stays the same."""
     if vocab_size > np.iinfo(dtype).max:
         return
     position = 0
-    quiet = None if size > 2**30 else True  # None: quiet unless stderr is a terminal
     with (
         open(path, "rb") as file,
-        tqdm(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=quiet) as bar,
+        byte_bar(f"checking {path.name}", size, disable=None if size > 2**30 else True) as bar,
     ):
         while (ids := np.fromfile(file, dtype, 2**22)).size:
             if ids.max() >= vocab_size:
                 at = int(np.argmax(ids >= vocab_size))
                 raise ValueError(
-                    f"{path}: token {position + at:,} is id {ids[at]}, but vocab_size is "
-                    f"{vocab_size}; give the tokenizer's own size with --vocab_size"
+                    f"{path}: token {position + at:,} is id {ids[at]}, but vocab_size is {vocab_size}; pass the "
+                    "tokenizer's own size with --vocab_size"
                 )
             position += ids.size
             bar.update(ids.nbytes)
@@ -411,24 +400,24 @@ def scan_ids(path: Path, dtype: np.dtype, vocab_size: int, size: int, mtime_ns: 
 
 
 def windows_per_epoch(dataset: Dataset, split: str, block_size: int) -> int:
-    """Samples of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one."""
+    """Windows of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one."""
     n = dataset.tokens(split)
     if n <= block_size:
         raise ValueError(
-            f"{dataset.folder}: {split} has {n:,} tokens, but block_size={block_size} needs at "
-            f"least {block_size + 1:,}; use a smaller block_size or more text"
+            f"{dataset.folder}: {split} has {n:,} tokens, but block_size={block_size} needs at least "
+            f"{block_size + 1:,}; use a smaller block_size or more text"
         )
-    return max(1, n // block_size - 1)  # one window less than fit, which leaves room for the phase
+    return max(1, n // block_size - 1)  # one fewer than fit, to leave room for the phase
 
 
 def batch(
     dataset: Dataset, split: str, seed: int, index: np.ndarray, block_size: int, sampling: str = "contiguous"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples number `index` (B,) -> x, y, both int64 (B, T) with T = block_size; y is x one token later.
+    """Windows number `index` (B,) -> x, y, both int64 (B, T) with T = block_size; y is x shifted by one token.
 
-    A pure function of (seed, split, index) for a given dataset and T. Samples e * n to (e + 1) * n - 1, where
-    n = windows_per_epoch, are epoch e: windows that share no target, in an order and with an offset of the
-    whole grid (the phase) that are drawn anew for every epoch, so that every token has its turn.
+    A pure function of (seed, split, index) for a given dataset and T. Windows e * n to (e + 1) * n - 1, where
+    n = windows_per_epoch, are epoch e: they share no target, and their order and the offset of the whole grid (the
+    phase) are drawn anew for every epoch, so that every token gets its turn.
 
     sampling="line" moves each window on to the next start of a line: see line_windows.
     """
@@ -447,7 +436,7 @@ def batch(
 
 
 def check_ids(dataset: Dataset, split: str, ids: np.ndarray) -> np.ndarray:
-    """`ids` as they are; ValueError if one is out of range, since a file may have been altered."""
+    """`ids` unchanged; ValueError if one is out of range, since the file may have been modified."""
     if ids.max() >= dataset.vocab_size:
         raise ValueError(
             f"{dataset.folder / split}.bin holds id {ids.max()}, but vocab_size is {dataset.vocab_size}; "
@@ -465,10 +454,10 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(k: np.ndarray, n: int, key: np.ndarray) -> np.ndarray:
-    """Position k (B,) of the pseudo-random permutation of 0..n-1 that key (B,) selects; all uint64.
+    """Position k (B,) of the pseudo-random permutation of 0..n-1 selected by key (B,); all uint64.
 
-    A Feistel network on pairs (left, right) in a grid of rows x columns that is hardly larger than n. What
-    falls outside of 0..n-1 goes through again until it is inside (cycle walking), so it stays a permutation.
+    A Feistel network on pairs (left, right) in a grid of rows x columns barely larger than n. Values outside 0..n-1 go
+    through again until they are inside (cycle walking), so it remains a permutation.
     """
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
@@ -490,10 +479,10 @@ def feistel(k: np.ndarray, key: np.ndarray, rows: np.uint64, columns: np.uint64)
 
 
 def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | None = None) -> np.ndarray:
-    """Numbers of the windows to evaluate a split on, for eval_batch: all of them, or `limit` spread evenly.
+    """Indices of the windows to evaluate a split on, for eval_batch: all of them, or `limit` spread evenly.
 
-    Window k predicts tokens k*T + 1 ... k*T + T. Together all windows predict every token but the first once;
-    the last one may be short. With fewer than all, only full windows are taken, so that they weigh the same.
+    Window k predicts tokens k*T + 1 ... k*T + T. All windows together predict every token but the first exactly once;
+    the last may be short. A subset contains full windows only, so that all weigh the same.
     """
     n = dataset.tokens(split)
     if n < 2:
@@ -508,9 +497,9 @@ def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | Non
 def eval_batch(
     dataset: Dataset, split: str, windows: np.ndarray, block_size: int, sampling: str = "contiguous"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0, y is -1.
+    """Windows of eval_windows (B,) -> x, y, both int64 (B, T); past the end of the text x is 0 and y is -1.
 
-    sampling="line": window k is what line_windows makes of position k*T.
+    sampling="line": window k is line_windows' for position k*T.
     """
     if sampling == "line":
         return line_windows(dataset, split, np.asarray(windows, dtype=np.int64) * block_size, block_size)
@@ -522,36 +511,36 @@ def eval_batch(
     return taken[:, :-1], np.where(inside[:, 1:], taken[:, 1:], -1)
 
 
-# ---- windows that start with a line ------------------------------------------------------------------------
+# ---- windows that start at a line --------------------------------------------------------------------------
 
-BOS = 0  # what stands before a line's first token in x
-FAR = 2**16  # tokens in which to look for the end of a line
+BOS = 0  # precedes a line's first token in x
+FAR = 2**16  # tokens to search for the end of a line
 
 
 def line_windows(dataset: Dataset, split: str, positions: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows at the first starts of lines from `positions` (B,) on -> x, y, both int64 (B, T).
+    """Windows at the first line starts from `positions` (B,) on -> x, y, both int64 (B, T).
 
-    y is the text from the start of a line on, x is BOS and then y without its last token. Behind the end-of-text
-    id that ends the document (which is still a target) x is 0 and y is -1: no window goes on into another one.
+    y is the text from the line's start, x is BOS followed by y without its last token. After the end-of-text id of the
+    document (still a target) x is 0 and y is -1: no window continues into another document.
 
-    A line starts where a document does and behind every token whose bytes end in a newline. Positions that are
-    spread evenly, as those of `batch`, take a line with a probability proportional to the length of the line
-    before it: that needs no index of the lines, and an epoch is as long as one of contiguous windows. The first
-    line follows the last one. A line that goes on for FAR tokens counts as started where it is met.
+    A line starts where a document does, and after every token whose bytes end in a newline. Evenly spread positions,
+    such as those of `batch`, pick a line with a probability proportional to the length of the line before it: this
+    needs no index of the lines, and an epoch is as long as with contiguous windows. The search wraps from the last
+    line to the first. A line longer than FAR tokens counts as starting at the position itself.
     """
     ids, (ends, eot) = dataset.array(split), line_ends(dataset)
     start = np.array([line_start(ids, int(position), ends, eot) for position in positions])
     at = start[:, None] + np.arange(block_size)  # (B, T)
     taken = check_ids(dataset, split, ids[np.minimum(at, ids.size - 1)]).astype(np.int64)
     is_eot = taken == eot
-    behind = (np.cumsum(is_eot, axis=1) > is_eot) | (at >= ids.size)
-    y = np.where(behind, -1, taken)
+    past_end = (np.cumsum(is_eot, axis=1) > is_eot) | (at >= ids.size)
+    y = np.where(past_end, -1, taken)
     x = np.concatenate([np.full((len(y), 1), BOS), np.where(y[:, 1:] < 0, 0, y[:, :-1])], axis=1)
     return x, y
 
 
 def line_start(ids: np.ndarray, position: int, ends: np.ndarray, eot: int) -> int:
-    """The first start of a line at `position` or behind it, where there is more to come than an end of text."""
+    """The first line start at or after `position` whose first token is not an end of text."""
     first, width = position - 1, 2**8
     while 0 <= first < position + FAR:
         near = ids[first : first + width + 1]
@@ -565,22 +554,22 @@ def line_start(ids: np.ndarray, position: int, ends: np.ndarray, eot: int) -> in
 
 
 def line_ends(dataset: Dataset) -> tuple[np.ndarray, int]:
-    """Whether a line starts behind an id, (vocab_size,) bool; the end-of-text id, or -1. ValueError if unknown.
+    """Whether a line starts after each id, (vocab_size,) bool; and the end-of-text id, or -1. ValueError if unknown.
 
-    256 ids that nothing explains are taken as bytes, with 0xFF between files.
+    A vocabulary of 256 without a tokenizer is taken as bytes, with 0xFF between files.
     """
     if dataset.line_ends is None:
         tokenizer = dataset.tokenizer or (ByteTokenizer(eot=255) if dataset.vocab_size == 256 else None)
         if tokenizer is None:
             raise ValueError(
-                f"{dataset.folder}: sampling=line needs to know which tokens end in a newline, and "
-                "this dataset has no tokenizer; use sampling=contiguous, or prepare it again"
+                f"{dataset.folder}: sampling=line needs to know which tokens end in a newline, but this dataset has no "
+                "tokenizer; use sampling=contiguous, or prepare it again"
             )
         ends = np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(dataset.vocab_size)])
         if not ends.any():
             raise ValueError(
-                f"{dataset.folder}: sampling=line, but no token of this dataset ends in a newline; "
-                "use sampling=contiguous"
+                f"{dataset.folder}: sampling=line, but no token of this dataset ends in a newline; use "
+                "sampling=contiguous"
             )
         if tokenizer.eot is not None:
             ends[tokenizer.eot] = True

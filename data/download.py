@@ -1,9 +1,9 @@
-"""Downloads with checksums, mirrors and resuming: what a prepare.py does when it is called without --input.
+"""Downloads with checksums, mirrors and resuming.
 
-    download(github_urls(repository, commit, path), sha256, dest)
+    download_file(github_urls(repository, commit, path), sha256, dest)
 
-Downloads go through the proxy in HTTPS_PROXY and the like. HF_ENDPOINT (https://hf-mirror.com, say) takes the
-place of https://huggingface.co, and GITHUB_RAW_ENDPOINT that of https://raw.githubusercontent.com.
+HTTPS_PROXY and the like are respected. HF_ENDPOINT (for example https://hf-mirror.com) replaces https://huggingface.co,
+and GITHUB_RAW_ENDPOINT replaces https://raw.githubusercontent.com.
 """
 
 import hashlib
@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-MIRRORS = {  # address: the environment variable that replaces it
-    "https://huggingface.co": "HF_ENDPOINT",
-    "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT",
-}
-TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of a download
+from data.progress import byte_bar
+
+HUB_HOST = "https://huggingface.co"
+MIRRORS = {HUB_HOST: "HF_ENDPOINT", "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT"}  # host: its variable
+TIMEOUT = (10, 30)  # seconds to connect, and to wait for more data
 
 
 def github_urls(repository: str, commit: str, path: str) -> list[str]:
-    """Two addresses of one file: GitHub's own, and a delivery network that is easier to reach from China."""
+    """Two addresses of one file: GitHub's own, and a CDN that is easier to reach from China."""
     path = quote(path)
     return [
         f"https://raw.githubusercontent.com/{repository}/{commit}/{path}",
@@ -29,19 +29,23 @@ def github_urls(repository: str, commit: str, path: str) -> list[str]:
 
 
 def hub_urls(dataset: str, path: str) -> list[str]:
-    """Two addresses of a file of a dataset on the Hugging Face hub: its own, and a mirror in China."""
-    return [
-        f"{host}/datasets/{dataset}/resolve/main/{path}" for host in ("https://huggingface.co", "https://hf-mirror.com")
-    ]
+    """Two addresses of a file in a Hugging Face dataset: the hub's own, and a mirror in China."""
+    return [f"{host}/datasets/{dataset}/resolve/main/{path}" for host in (HUB_HOST, "https://hf-mirror.com")]
 
 
-def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
-    """Fetch dest from the first address that delivers the file with this sha256, resuming an earlier attempt.
+def mirrored(url: str) -> str:
+    for host, variable in MIRRORS.items():
+        if url.startswith(host + "/") and os.environ.get(variable):
+            return os.environ[variable].rstrip("/") + url.removeprefix(host)
+    return url
 
-    Without a sha256, the one that the Hugging Face hub states for its large files is used; an address that
-    states none is trusted, if the length is the one announced. What has arrived stays in dest + '.part' until
-    it is complete. ValueError, one line, if no address works: what failed where, where to put the file, and
-    how to pass it.
+
+def download_file(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
+    """Fetch `dest` from the first address that delivers the file with this sha256, resuming an earlier attempt.
+
+    Without a sha256, the one the Hugging Face hub states for large files is used; if none is stated either, a file of
+    the announced length is trusted. Partial downloads stay in dest + '.part'. ValueError if every address fails: what
+    failed where, where to put the file, and how to pass it.
     """
     part, failures = dest.with_name(dest.name + ".part"), []
     for url in map(mirrored, urls):
@@ -50,16 +54,16 @@ def download(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
             fetch(url, sha256, part)
             os.replace(part, dest)
             return
-        except (OSError, ValueError) as error:  # requests raises OSErrors, ValueErrors for bad addresses
-            failures.append(f"{url} ({reason(error)})")
+        except (OSError, ValueError) as error:  # requests raises OSErrors, and ValueErrors for malformed addresses
+            failures.append(f"{url} ({short_reason(error)})")
     raise ValueError(
-        f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these "
-        f"addresses by other means and pass it with --input FILE, or save it as {dest}"
+        f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these addresses by other "
+        f"means and pass it with --input FILE, or save it as {dest}"
     )
 
 
-def reason(error: Exception) -> str:
-    """A few words for what requests says in several lines."""
+def short_reason(error: Exception) -> str:
+    """A few words in place of requests' several lines."""
     from requests import exceptions
 
     for kind, text in (
@@ -74,15 +78,8 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def mirrored(url: str) -> str:
-    for host, variable in MIRRORS.items():
-        if url.startswith(host + "/") and os.environ.get(variable):
-            return os.environ[variable].rstrip("/") + url.removeprefix(host)
-    return url
-
-
 def fetch(url: str, sha256: str | None, part: Path) -> None:
-    """Complete `part` from url: again while that adds bytes, and afresh if what it adds to was wrong."""
+    """Complete `part` from `url`: retry while that adds bytes, and start over if the resumed file is wrong."""
     resumed = part.exists()
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -103,29 +100,28 @@ def fetch(url: str, sha256: str | None, part: Path) -> None:
 
 
 def fetch_rest(url: str, part: Path, offset: int) -> str | None:
-    """Append to `part` what follows the `offset` bytes it has; from the start if the server can't do that.
+    """Append to `part` everything after its first `offset` bytes; the whole file if the server cannot resume.
 
     Returns the sha256 of the whole file if the server states it, as the Hugging Face hub does.
     """
     import requests
-    from tqdm import tqdm
 
-    headers = {"Accept-Encoding": "identity"}  # offsets and sizes are those of the file, not of a gzip of it
+    headers = {"Accept-Encoding": "identity"}  # offsets and sizes must be the file's, not a gzip stream's
     if offset:
         headers["Range"] = f"bytes={offset}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
         tags = [answer.headers.get("X-Linked-Etag", "").strip('"') for answer in (*reply.history, reply)]
         stated = next((tag for tag in tags if len(tag) == 64), None)
-        if offset and reply.status_code == 416:  # nothing follows: the checksum will tell
+        if offset and reply.status_code == 416:  # nothing left to send; the checksum decides
             return stated
         if reply.status_code not in (200, 206):
             raise OSError(f"HTTP {reply.status_code}")
-        if reply.status_code == 200:  # no ranges here, the whole file follows
+        if reply.status_code == 200:  # the server ignored the range
             offset = 0
-        total = offset + int(reply.headers.get("Content-Length", 0)) or None
+        size = offset + int(reply.headers.get("Content-Length", 0)) or None
         with (
             open(part, "ab" if offset else "wb") as file,
-            tqdm(desc=part.name, total=total, initial=offset, unit="B", unit_scale=1, disable=None) as bar,
+            byte_bar(part.name, size, initial=offset) as bar,
         ):
             for piece in reply.iter_content(2**14):
                 file.write(piece)
@@ -133,8 +129,32 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
     return stated
 
 
-def hash_file(path: str | Path, progress: Callable[[int], None] = int) -> str:
-    """The sha256 of a file, as 64 hex digits; progress(n) is told of every n bytes."""
+def download_from_hub(repository: str, files: Sequence[str], remedy: str) -> list[Path]:
+    """Paths of a repository's files in the cache of the Hugging Face library, downloaded if any is missing.
+
+    ValueError if that fails: why, the addresses, and `remedy`, what to do with files obtained by other means.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    try:
+        try:
+            return [Path(hf_hub_download(repository, file, local_files_only=True)) for file in files]
+        except LocalEntryNotFoundError:
+            # One probe of 10 s: hf_hub_download itself retries for minutes where the hub is blocked
+            get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=10)
+            return [Path(hf_hub_download(repository, file)) for file in files]
+    except Exception as error:  # from the library, requests, httpx or the disk
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        urls = " and ".join(mirrored(f"{HUB_HOST}/{repository}/resolve/main/{file}") for file in files)
+        raise ValueError(
+            f"cannot get {' and '.join(files)} of {repository} ({reason}): set HF_ENDPOINT to a mirror of the "
+            f"Hugging Face hub, or download {urls} by other means and {remedy}"
+        ) from None
+
+
+def hash_file(path: str | Path, progress: Callable[[int], object] = int) -> str:
+    """The sha256 of a file in hex; progress(n) is called after every n bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(2**20):

@@ -1,11 +1,10 @@
-"""Every kind of file as documents, in bounded memory: text, .jsonl, .parquet, compressed and in archives.
+"""Files of every kind as documents, in bounded memory: text, .jsonl, .parquet, compressed and in archives.
 
-    for part in parts_of(path, name, reading):                    # files, ranges of bytes, members, row groups
+    for part in parts_of(path, name, reading):                    # files, byte ranges, archive members, row groups
         for document, text, ends in documents(part, reading):     # their text, in order
 
-Text may be in any encoding, and 'auto' finds out which. .gz, .xz, .bz2 and .zst are read whatever is in them,
-.zip and .tar by their members. What is compressed and has no other suffix is looked into: OpenWebText's .xz
-files are archives.
+Text may be in any encoding; 'auto' detects it. .gz, .xz, .bz2 and .zst are decompressed whatever they contain, .zip and
+.tar are read member by member. A compressed file without a second suffix is inspected: OpenWebText's .xz are archives.
 """
 
 import bz2
@@ -15,6 +14,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import re
 import sys
@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
+from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,21 +34,22 @@ from typing import Any, BinaryIO
 from data.clean import NORMALIZE
 from data.tokenizer import CUT
 
-UNIT = 1 << 24  # bytes: about what a worker reads at a time
-CHUNK = 1 << 20  # bytes read at a time
-DECODED = 1 << 14  # bytes that become text at a time; data/source.py's trim() says why so few
-HEAD = 1 << 22  # bytes that tell the encoding
-ROWS = (".jsonl", ".ndjson")
-BOOKS = (".txt", ".text", ".md", *ROWS, ".parquet", ".zip", ".tar")  # what a folder of texts is searched for
+UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
+READ_BYTES = 1 << 20  # bytes read at a time
+DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
+DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected
+ROW_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".text", ".md", *ROW_SUFFIXES, ".parquet", ".zip", ".tar")  # read in a folder of texts
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
-FIELDS = ("text", "content", "story")  # of a row: the first that it has, where --field names none
-NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # others', or no source
-STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b")  # the types of such a column
+FIELDS = ("text", "content", "story")  # of a row: the first it has is read, unless --field names one
+NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # not the user's own source
+STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b")  # parquet types of a text column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
+Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
 
-# The most frequent characters, simplified and traditional: in the right encoding, text is full of them
+# The most frequent characters, simplified and traditional; text in the right encoding is full of them
 FREQUENT = frozenset(
     "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
     "你對对生能而子那得於于著着下自之年道"
@@ -56,47 +58,47 @@ FREQUENT = frozenset(
 
 @dataclass(frozen=True)
 class Reading:
-    """How a corpus is read: all that decides, besides the files, what text they give."""
+    """How a corpus is read: together with the files, all that determines the text."""
 
     encoding: str = "utf-8"  # or 'auto'
     errors: str = "strict"  # 'replace': U+FFFD for bytes that do not decode
     rules: tuple[str, ...] = ()  # of data/clean.py
-    field: str | None = None  # of rows; None: FIELDS
+    field: str | None = None  # of rows; None: the first of FIELDS
     separator: str | None = None  # between the documents of a text file
-    suffixes: tuple[str, ...] = BOOKS  # of the files to read in folders and archives
-    skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and those that begin with a dot
-    joined: bool = False  # rows are the lines of one document; blank ones have lost " \n"
-    lenient: bool = False  # source code: of folders and archives, report and leave out what can't be read or has a NUL
-    named_splits: bool = False  # the files' names say which split they are
+    suffixes: tuple[str, ...] = TEXT_SUFFIXES  # of the files read in folders and archives
+    skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and hidden ones
+    joined: bool = False  # rows are the lines of one document, in which blank lines have lost their " \n"
+    lenient: bool = False  # source code: in folders and archives, report and skip what is unreadable or contains NUL
+    named_splits: bool = False  # file names tell the splits
     fraction: float = 1.0  # of the training documents, chosen by hash
 
 
-@dataclass(frozen=True, slots=True)  # slots: there are as many as files
+@dataclass(frozen=True, slots=True)  # slots: there is one for every file
 class Part:
-    """What is read in one go: a file, a range of its bytes, a member of an archive, some row groups."""
+    """What is read in one go: a file, a range of its bytes, a member of an archive, or some row groups."""
 
     path: str
     name: str  # for reports
-    size: int  # bytes on disk, about
+    size: int  # bytes on disk, roughly
     mtime_ns: int
     member: str = ""  # of an archive
     start: int = 0  # bytes, or row groups
     stop: int | None = None
-    first: bool = True  # False: begins in the middle of a document
-    last: bool = True  # False: ends in the middle of a document
+    first: bool = True  # False: starts within a document
+    last: bool = True  # False: ends within a document
     encoding: str = "utf-8"
     rules: tuple[str, ...] = ()  # of data/clean.py
-    lenient: bool = False  # report and leave out what can't be read
+    lenient: bool = False  # report and skip what cannot be read
     split: str | None = None
 
     @property
     def where(self) -> str:
-        """What to call it in an error: the path as the user typed it, or the name of a member."""
+        """For error messages: the path as the user typed it, or the name of a member."""
         return self.name if self.member else self.path
 
     @property
     def label(self) -> str:
-        """The name, and where the part begins if that is not at the file's beginning."""
+        """The name, with the offset unless the part starts at the beginning of the file."""
         return self.name if self.member or not self.start else f"{self.name}@{self.start}"
 
 
@@ -116,7 +118,7 @@ def is_skipped(folder: str, reading: Reading) -> bool:
 
 
 def is_wanted(name: str, reading: Reading) -> bool:
-    """Whether to read what an archive or a folder calls `name`."""
+    """Whether to read the file `name` of an archive or a folder."""
     *folders, file = name.replace("\\", "/").removeprefix("./").split("/")
     kind, compression = kind_of(file)
     return (
@@ -127,16 +129,16 @@ def is_wanted(name: str, reading: Reading) -> bool:
 
 
 def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
-    """The files of a folder that are to be read, in the order of their names.
+    """The files to read in a folder, in order of their names.
 
-    Links are followed, to every folder once; those that lead nowhere are reported. ValueError: a folder that can't be
-    read; if lenient, that is reported too.
+    Links are followed, to each folder once; broken ones are reported. ValueError: an unreadable folder (if lenient, it
+    is only reported).
     """
 
-    def refuse_folder(error: OSError) -> None:  # os.walk would leave it out silently
-        refuse(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
+    def refuse_folder(error: OSError) -> None:  # os.walk would skip it silently
+        raise_or_report(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
 
-    # folders by their true paths: links may lead around in a circle, or out of `folder` to all that it is in
+    # Folders by their real paths: links may form a cycle, or lead out of `folder` to one of its parents
     seen = set(map(str, Path(os.path.realpath(folder)).parents))
     for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
         target = os.path.realpath(parent)
@@ -148,13 +150,14 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
         for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
             is_there = os.path.exists(path)
             if not is_there and os.path.islink(path) and (is_wanted(path.name, reading) or not path.suffix):
-                report_skipped(f"{path} is a link to {os.readlink(path)}, which is not there")
+                report_skipped(f"{path} is a link to {os.readlink(path)}, which does not exist")
             elif is_wanted(path.name, reading) and (not is_there or path.is_file()):
-                yield path  # if it is not there, permission to look is missing, and reading it will say so
+                yield path  # without permission to look it seems absent; reading it will say so
 
 
 def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
-    """A file as parts of about UNIT bytes, where it can be divided. Empty members of archives are parts of size 0.
+    """A file as parts of about UNIT bytes, if it can be divided. Empty members of archives are parts of size 0.
+
     ValueError: missing, empty or damaged.
     """
     kind, compression = kind_of(path.name)
@@ -162,15 +165,8 @@ def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> 
         stat = path.stat()
         if path.is_dir() or not stat.st_size:
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'empty'}; expected text")
-        whole = Part(
-            str(path),
-            name,
-            stat.st_size,
-            stat.st_mtime_ns,
-            encoding=reading.encoding,
-            rules=reading.rules,
-            lenient=lenient,
-        )
+        whole = Part(str(path), name, stat.st_size, stat.st_mtime_ns, encoding=reading.encoding)
+        whole = replace(whole, rules=reading.rules, lenient=lenient)
         if not compression and kind in DIVIDED:
             return DIVIDED[kind](whole, reading)
         whole = with_encoding(whole, reading)
@@ -182,32 +178,28 @@ def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> 
 def cannot_read(name: str | Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot read {name}: {error.strerror}; expected a file with text"
-    return f"cannot read {name}: {error or type(error).__name__}; the file is damaged, get it again"
+    return f"cannot read {name}: {error or type(error).__name__}; the file is damaged, get another copy"
 
 
 def zip_parts(whole: Part, reading: Reading) -> list[Part]:
-    members = [
-        info
-        for info in open_zip(whole.path, whole.mtime_ns).infolist()
-        if not info.is_dir() and is_wanted(info.filename, reading)
-    ]
+    infos = open_zip(whole.path, whole.mtime_ns).infolist()
+    members = [info for info in infos if not info.is_dir() and is_wanted(info.filename, reading)]
     if any(info.flag_bits & 1 for info in members):
-        raise ValueError(f"{whole.path} is protected by a password; unpack it and pass the folder")
-    parts = [
-        replace(
-            whole,
-            name=f"{whole.name}/{zip_name(info)}",
-            size=info.file_size,
-            member=info.filename,
-            lenient=whole.lenient or reading.lenient,
-        )
-        for info in sorted(members, key=lambda info: info.filename)
-    ]
-    return [with_encoding(part, reading) for part in parts]
+        raise ValueError(f"{whole.path} is password-protected; unpack it and pass the folder")
+    members.sort(key=lambda info: info.filename)
+    return [member_part(whole, reading, zip_name(info), info.filename, info.file_size) for info in members]
+
+
+def member_part(whole: Part, reading: Reading, name: str, member: str, size: int, start: int = 0) -> Part:
+    """A member of an archive; `start` is its offset in a .tar, from which it can be read directly."""
+    lenient, stop = whole.lenient or reading.lenient, start + size if start else None
+    name = f"{whole.name}/{name}"
+    part = replace(whole, name=name, size=size, member=member, start=start, stop=stop, lenient=lenient)
+    return with_encoding(part, reading)
 
 
 def zip_name(info: zipfile.ZipInfo) -> str:
-    """A member's name; Chinese Windows writes it in GBK, which Python reads as CP437."""
+    """A member's name. Chinese Windows writes GBK, which Python decodes as CP437."""
     if info.flag_bits & 0x800 or info.filename.isascii():
         return info.filename
     try:
@@ -218,84 +210,65 @@ def zip_name(info: zipfile.ZipInfo) -> str:
 
 @lru_cache(maxsize=1)
 def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
-    """Stays open for the members that follow: reading the directory of a large archive takes long."""
+    """Stays open for the members that follow: the directory of a large archive is slow to read."""
     return zipfile.ZipFile(path)
 
 
 def tar_parts(whole: Part, reading: Reading) -> list[Part]:
     with tarfile.open(whole.path, "r:") as archive:
         members = [info for info in archive if info.isfile() and is_wanted(info.name, reading)]
-    parts = [
-        replace(
-            whole,
-            name=f"{whole.name}/{info.name}",
-            size=info.size,
-            member=info.name,
-            start=info.offset_data,
-            stop=info.offset_data + info.size,
-            lenient=whole.lenient or reading.lenient,
-        )
-        for info in members
-    ]
-    return [with_encoding(part, reading) for part in parts]
+    return [member_part(whole, reading, info.name, info.name, info.size, info.offset_data) for info in members]
 
 
 def parquet_parts(whole: Part, reading: Reading) -> list[Part]:
     with open_parquet(whole) as file:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-    parts, start = [], 0
+    bounds = [0]
     for stop in range(1, len(sizes) + 1):
-        if stop == len(sizes) or sum(sizes[start : stop + 1]) > UNIT:
-            parts.append(
-                replace(
-                    whole,
-                    size=whole.size * (stop - start) // len(sizes),
-                    start=start,
-                    stop=stop,
-                    first=not reading.joined or not start,
-                    last=not reading.joined or stop == len(sizes),
-                )
-            )
-            start = stop
-    return parts
+        if stop == len(sizes) or sum(sizes[bounds[-1] : stop + 1]) > UNIT:
+            bounds.append(stop)
+    return divided(whole, bounds, reading.joined)
 
 
 DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
 
 
-def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
-    """A file of text or of rows as ranges of bytes that can be read, and encoded, by themselves."""
-    separator = "\n" if kind in ROWS else reading.separator
-    text = not separator  # one document goes through all ranges
-    if text:
-        find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
-    else:
-        find_cut = partial(cut_after, mark=separator_pattern(separator, whole.encoding))
-    # a byte 0x0A that is no newline (UTF-16), or text that depends on what was before: such a file is read whole
-    lookup = codecs.lookup(whole.encoding).name
-    if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
-        return [whole]
-    bounds = [0, *cuts(whole, find_cut), whole.size]
+def divided(whole: Part, bounds: list[int], is_one_document: bool) -> list[Part]:
+    """A file as parts, given their bounds in bytes or row groups."""
     return [
         replace(
             whole,
-            size=stop - start,
+            size=whole.size * (stop - start) // bounds[-1],
             start=start,
             stop=stop,
-            first=not text or not start,
-            last=not text or stop == whole.size,
+            first=not is_one_document or not start,
+            last=not is_one_document or stop == bounds[-1],
         )
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in pairwise(bounds)
     ]
 
 
+def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
+    """A file of text or of rows as byte ranges that can be read and encoded independently."""
+    # Read whole: encodings in which a byte 0x0A may be no newline (UTF-16), or which depend on what came before
+    lookup = codecs.lookup(whole.encoding).name
+    if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
+        return [whole]
+    separator = "\n" if kind in ROW_SUFFIXES else reading.separator
+    if separator:
+        find_cut = partial(cut_after, mark=separator_pattern(separator, whole.encoding))
+    else:
+        find_cut = partial(cut_of_text, encoding=whole.encoding, only_lines=not set(whole.rules) <= set(NORMALIZE))
+    return divided(whole, [0, *cuts(whole, find_cut), whole.size], is_one_document=not separator)
+
+
 def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
-    """Offsets where a file can be cut, about UNIT apart. find_cut(window) -> offset in the window, or 0."""
+    """Offsets at which a file can be cut, about UNIT apart. find_cut(window) -> an offset in the window, or 0."""
     with open(whole.path, "rb") as file:
         at = UNIT
         while at < whole.size - UNIT // 2:
             file.seek(at)
-            window = file.read(CHUNK)
+            window = file.read(READ_BYTES)
             found = find_cut(window)
             if found and at + found < whole.size:
                 yield at + found
@@ -305,7 +278,7 @@ def cuts(whole: Part, find_cut: Callable[[bytes], int]) -> Iterator[int]:
 
 
 def separator_pattern(separator: str, encoding: str | None = None) -> re.Pattern:
-    """Matches a separator, and where it has a newline also CRLF; of bytes, if there is an encoding."""
+    """Matches a separator, with CRLF for its newlines too; as bytes, given an encoding."""
     lines, newline = separator.split("\n"), r"\r?\n"
     if encoding:
         lines, newline = [line.encode(encoding) for line in lines], newline.encode()
@@ -318,10 +291,10 @@ def cut_after(window: bytes, mark: re.Pattern) -> int:
 
 
 def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
-    """Where a tokenizer allows a cut: at the end of a line if there is one, else (unless only_lines) anywhere.
+    """Where a tokenizer allows a cut: at the end of a line if possible, else (unless only_lines) anywhere.
 
-    The search begins at a newline, since from there on bytes can be decoded in every encoding, and ends where they
-    are damaged, since behind that it is hard to say which byte a character was.
+    The search starts at a newline, from which every encoding can be decoded, and ends at the first damage, after which
+    byte offsets of characters are uncertain.
     """
     newline = window.find(b"\n")
     try:
@@ -335,8 +308,8 @@ def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def documents(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
-    """(document, the next part of its text, whether it ends there). ValueError, naming the file: unreadable."""
+def documents(part: Part, reading: Reading) -> Iterator[Passage]:
+    """The part's documents, each in one or more passages. ValueError, naming the file, if it cannot be read."""
     kind, compression = kind_of(part.member or part.path)
     try:
         if kind == ".parquet" and not compression and not part.member:
@@ -347,7 +320,7 @@ def documents(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
     except DAMAGE as error:
         raise ValueError(cannot_read(part.where, error)) from error
     except Exception as error:
-        if type(error).__name__ != "ZstdError":  # of a module that need not be there
+        if type(error).__name__ != "ZstdError":  # from an optional module
             raise
         raise ValueError(cannot_read(part.where, error)) from error
 
@@ -359,61 +332,49 @@ def open_part(part: Part) -> BinaryIO:
         except NotImplementedError as error:
             raise ValueError(f"{part.name}: {error}; unpack the archive and pass the folder") from error
     file = open(part.path, "rb")  # noqa: SIM115
-    return file if part.stop is None else io.BufferedReader(Range(file, part.start, part.stop), CHUNK)
+    file.seek(part.start)
+    return file if part.stop is None else io.BufferedReader(Window(file, b"", part.stop - part.start), READ_BYTES)
 
 
 def hash_part(part: Part) -> str:
-    """The sha256 of a part's bytes."""
+    """The sha256 of a part's bytes, in hex."""
     digest = hashlib.sha256()
     with open_part(part) as stream:
-        while data := stream.read(CHUNK):
+        while data := stream.read(READ_BYTES):
             digest.update(data)
     return digest.hexdigest()
 
 
-class Range(io.RawIOBase):
-    """The bytes start...stop - 1 of a file."""
+class Window(io.RawIOBase):
+    """The next `left` bytes of a stream (inf: all), after the bytes `head` put back in front."""
 
-    def __init__(self, file: BinaryIO, start: int, stop: int):
-        self.file, self.left = file, stop - start
-        file.seek(start)
+    def __init__(self, stream: BinaryIO, head: bytes, left: float = math.inf):
+        self.stream, self.head, self.left = stream, head, left
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self.file.read(min(len(buffer), self.left))
+        data = self.head[: len(buffer)]
+        if data:
+            self.head = self.head[len(buffer) :]
+        else:
+            data = self.stream.read(min(len(buffer), self.left))
+            self.left -= len(data)
         buffer[: len(data)] = data
-        self.left -= len(data)
         return len(data)
 
     def close(self) -> None:
-        self.file.close()
+        self.stream.close()
         super().close()
 
 
-class Unread(io.RawIOBase):
-    """A stream with the bytes `head` before the rest of it."""
-
-    def __init__(self, head: bytes, stream: BinaryIO):
-        self.head, self.stream = head, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.head[: len(buffer)] or self.stream.read(len(buffer))
-        self.head = self.head[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
-    """(the first `size` bytes of a stream, or all that it has; a stream that still has them)."""
+    """(the first `size` bytes of a stream, or all it has; a stream that starts with them again)."""
     head = b""
     while len(head) < size and (data := stream.read(size - len(head))):
         head += data
-    return head, io.BufferedReader(Unread(head, stream), CHUNK)
+    return head, io.BufferedReader(Window(stream, head), READ_BYTES)
 
 
 def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
@@ -421,16 +382,14 @@ def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
         try:
             import zstandard
         except ImportError:
-            raise ValueError("reading .zst files needs a library: pip install zstandard") from None
+            raise ValueError("reading .zst files needs zstandard: pip install zstandard") from None
         return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
     opener = gzip.open if suffix in (".gz", ".tgz") else bz2.open if suffix in (".bz2", ".tbz2") else lzma.open
     return opener(stream)
 
 
-def read_stream(
-    stream: BinaryIO, file: str, part: Part, reading: Reading, name: str
-) -> Iterator[tuple[str, str, bool]]:
-    """The documents of a stream that `file`'s suffixes describe; `name` is for reports."""
+def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
+    """The documents of a stream whose format the suffixes of `file` tell; `name` is for reports."""
     kind, compression = kind_of(file)
     if compression:
         head, stream = peek(decompressed(stream, compression), 512)
@@ -439,7 +398,7 @@ def read_stream(
     if kind == ".tar":
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             while member := archive.next():
-                archive.members.clear()  # which would hold every header
+                archive.members.clear()  # it would keep every header
                 if not (member.isfile() and member.size and is_wanted(member.name, reading)):
                     continue
                 label = f"{name}/{member.name}"
@@ -449,15 +408,15 @@ def read_stream(
                     if not (part.lenient or reading.lenient):
                         raise
                     report_skipped(str(error))
-                    yield label, "", True  # the end, if it had begun
+                    yield label, "", True  # ends the document, had it begun
         return
     if kind in (".zip", ".parquet"):
-        raise ValueError(f"{name}: cannot read a {kind} inside of another file; unpack that first")
+        raise ValueError(f"{name}: cannot read a {kind} inside another file; unpack that first")
     encoding = part.encoding
     if encoding == "auto":
-        head, stream = peek(stream, HEAD)
-        encoding = detect(head, name)
-    if kind in ROWS:
+        head, stream = peek(stream, DETECTED_BYTES)
+        encoding = detect_encoding(head, name)
+    if kind in ROW_SUFFIXES:
         if "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
             stream, encoding = lines_of(text_chunks(stream, encoding, part, reading, name)), "utf-8"
         yield from json_rows(stream, encoding, part, reading, name)
@@ -467,9 +426,7 @@ def read_stream(
         yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
-def text_chunks(
-    stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str
-) -> Iterator[tuple[str, str, bool]]:
+def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
     decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
     where = part.where if name == part.name else name
     while True:
@@ -478,18 +435,18 @@ def text_chunks(
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
             raise ValueError(wrong_encoding(where, encoding, reading, error, offset - len(pending))) from error
-        except UnicodeError as error:  # UTF-16 without a mark
+        except UnicodeError as error:  # UTF-16 without a byte-order mark
             raise ValueError(f"{where} is not {encoding}: {error}; pass another --encoding") from error
         if part.lenient and reading.lenient and "\0" in text:
-            raise ValueError(f"{name} has a NUL character; it is no source code")
+            raise ValueError(f"{name} has a NUL character, so it is not source code")
         offset += len(data)
         yield name, text, not data and part.last
         if not data:
             return
 
 
-def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterator[tuple[str, str, bool]]:
-    """The documents between separators, numbered from 1, without white space around them."""
+def separated(chunks: Iterator[Passage], separator: str) -> Iterator[Passage]:
+    """The documents between separators, numbered from 1, stripped of surrounding white space."""
     pattern, longest = separator_pattern(separator), len(separator) + separator.count("\n")
     rest, number, begun = "", 1, False
     for name, text, ends in chunks:
@@ -501,14 +458,14 @@ def separated(chunks: Iterator[tuple[str, str, bool]], separator: str) -> Iterat
             if document or begun:
                 yield f"{name}:{number}", document, True
             number, begun = number + 1, False
-        if len(rest) > 4 * CHUNK:  # no separators?
+        if len(rest) > 4 * READ_BYTES:  # no separators?
             head, rest = rest[:-longest], rest[-longest:]
             yield f"{name}:{number}", head if begun else head.lstrip(), False
             begun = True
 
 
-def lines_of(chunks: Iterator[tuple[str, str, bool]]) -> Iterator[bytes]:
-    """The lines of a text, in UTF-8."""
+def lines_of(chunks: Iterator[Passage]) -> Iterator[bytes]:
+    """The lines of a text as UTF-8."""
     line = []
     for _, text, _ in chunks:
         end, *others = text.split("\n")
@@ -519,38 +476,36 @@ def lines_of(chunks: Iterator[tuple[str, str, bool]]) -> Iterator[bytes]:
     yield "".join(line).encode()
 
 
-def json_rows(
-    stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str
-) -> Iterator[tuple[str, str, bool]]:
+def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
     for number, line in enumerate(stream, 1):
         document = f"{name}:{number}"
         try:
             text = text_of_line(line, encoding, reading, document) if line.strip() else None
         except ValueError as error:
-            refuse(str(error), part.lenient)
+            raise_or_report(str(error), part.lenient)
             continue
         if text:
             yield document, text, True
 
 
 def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str | None:
-    """The text of a line of JSON, None if there is none in it. ValueError: what is wrong with it."""
+    """The text in a line of JSON, or None. ValueError says what is wrong with the line."""
     try:
         row = json.loads(line.decode(encoding, reading.errors).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise ValueError(wrong_encoding(name, encoding, reading, error, 0)) from None
-    except (ValueError, RecursionError) as error:  # no JSON, or too long a number, or too deep a nesting
-        raise ValueError(f"{name} is not a line of JSON that can be read ({error})") from None
+    except (ValueError, RecursionError) as error:  # not JSON, a number too long, or nested too deeply
+        raise ValueError(f"{name} is not a readable line of JSON ({error})") from None
     text = row and text_of(row, reading.field, name)
     try:
         (text or "").encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} has half a surrogate pair, which is no character") from None
+        raise ValueError(f"{name} has half a surrogate pair, which is not a character") from None
     return text
 
 
-def refuse(message: str, lenient: bool) -> None:
-    """ValueError, or if lenient, a line of the report."""
+def raise_or_report(message: str, lenient: bool) -> None:
+    """ValueError; if lenient, only a line of the report."""
     if not lenient:
         raise ValueError(message)
     report_skipped(message)
@@ -558,19 +513,19 @@ def refuse(message: str, lenient: bool) -> None:
 
 @cache
 def report_skipped(message: str) -> None:
-    """Once, however often the text is read, and not again in the worker processes."""
+    """Prints it once, however often the text is read, and not in worker processes."""
     if parent_process() is None:
         print(f"skipped: {message}", file=sys.stderr)
 
 
 def text_of(row: Any, field: str | None, name: str) -> str | None:
-    """The text of a row (a dict), or None. ValueError: it has no such field, or no text in it."""
+    """The text of a row (a dict), or None. ValueError if it has no such field, or the field is not text."""
     found = [key for key in ([field] if field else FIELDS) if isinstance(row, dict) and key in row]
     if not found:
         names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{name} has no field {field or ' or '.join(FIELDS)}, but: {names}; choose with --field")
+        raise ValueError(f"{name} has no field {field or ' or '.join(FIELDS)}, only: {names}; choose one with --field")
     if not isinstance(row[found[0]], str | None):
-        raise ValueError(f"{name}: field {found[0]} is a {type(row[found[0]]).__name__}, expected text")
+        raise ValueError(f"{name}: field {found[0]} has type {type(row[found[0]]).__name__}, expected text")
     return row[found[0]]
 
 
@@ -580,21 +535,21 @@ def import_pyarrow() -> Any:
 
         return pyarrow
     except ImportError:
-        raise ValueError("reading .parquet files needs a library: pip install pyarrow") from None
+        raise ValueError("reading .parquet files needs pyarrow: pip install pyarrow") from None
 
 
 @contextmanager
 def open_parquet(part: Part) -> Iterator[Any]:
     pyarrow = import_pyarrow()
     try:
-        # with a buffer the columns are read page by page, however large the row groups are
-        with pyarrow.parquet.ParquetFile(part.path, buffer_size=CHUNK, pre_buffer=False) as file:
+        # With a buffer, columns are read page by page, however large the row groups
+        with pyarrow.parquet.ParquetFile(part.path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             yield file
     except pyarrow.ArrowException as error:
         raise ValueError(cannot_read(part.where, error)) from error
 
 
-def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]]:
+def parquet_rows(part: Part, reading: Reading) -> Iterator[Passage]:
     pyarrow = import_pyarrow()
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)
@@ -602,8 +557,8 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
         if field is None or not STRINGS.match(str(schema.field(field).type)):
             columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
             raise ValueError(
-                f"{part.path} has no column {reading.field or ' or '.join(FIELDS)} of text, but: "
-                f"{columns}; choose with --field"
+                f"{part.path} has no text column {reading.field or ' or '.join(FIELDS)}, only: {columns}; choose one "
+                "with --field"
             )
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
@@ -612,11 +567,9 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
                 try:
                     text = (row or b"").decode("utf-8", reading.errors)
                 except UnicodeDecodeError as error:
-                    refuse(
-                        f"{part.name}:{number} is not UTF-8: byte 0x{row[error.start]:02x} at offset {error.start} "
-                        f"({error.reason}); --errors=replace reads the rest of it",
-                        part.lenient,
-                    )
+                    found = f"byte 0x{row[error.start]:02x} at offset {error.start} ({error.reason})"
+                    message = f"{part.name}:{number} is not UTF-8: {found}; --errors=replace reads the rest of it"
+                    raise_or_report(message, part.lenient)
                     continue
                 if reading.joined:
                     yield part.name, text or " \n", False
@@ -630,7 +583,7 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[tuple[str, str, bool]
 
 
 def check_encoding(encoding: str) -> str:
-    """The encoding itself; ValueError if there is none of that name. 'auto' is one."""
+    """The encoding itself. ValueError if it is unknown; 'auto' is allowed."""
     try:
         if encoding == "auto" or codecs.lookup(encoding)._is_text_encoding:
             return encoding
@@ -640,13 +593,13 @@ def check_encoding(encoding: str) -> str:
 
 
 def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDecodeError, offset: int) -> str:
-    """What is wrong, and what to do; `offset` is where the bytes of the error begin in the file or row."""
+    """The error message; `offset` is where error.object starts in the file or row."""
     offset += error.start
     found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
     if reading.encoding == "auto":
         return (
             f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
-            "else name the encoding with --encoding"
+            "otherwise name the encoding with --encoding"
         )
     other = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
     if offset == 0 and error.object[:2] in UTF16_MARKS:
@@ -658,7 +611,7 @@ def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDec
 
 
 def report_replaced(parts: list[Part], reading: Reading) -> None:
-    """Prints, for every file, how many of its bytes errors='replace' replaces. Reads all of them, to count."""
+    """Prints how many bytes of each file errors='replace' replaces; reads everything to count them."""
     from tqdm import tqdm
 
     counts = Counter()
@@ -671,29 +624,29 @@ def report_replaced(parts: list[Part], reading: Reading) -> None:
     for part in tqdm(parts, desc="counting damage", unit=" parts", leave=False, disable=None):
         deque(documents(part, replace(reading, errors="count")), maxlen=0)
     for name, n in counts.items():
-        print(f"replaced {name}: {n:,} bytes that do not decode, by U+FFFD")
+        print(f"replaced {name}: {n:,} undecodable bytes by U+FFFD")
 
 
 def with_encoding(part: Part, reading: Reading) -> Part:
-    """The part with its encoding for 'auto', if it is a text; those of compressed archives are told later."""
+    """The part with 'auto' resolved, if it is a text; in compressed archives that happens on reading."""
     kind, compression = kind_of(part.member or part.path)
     if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
         return part
     with open_part(part) as stream:
-        head, _ = peek(decompressed(stream, compression) if compression else stream, HEAD)
+        head, _ = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
     try:
-        return replace(part, encoding=detect(head, part.where))
+        return replace(part, encoding=detect_encoding(head, part.where))
     except ValueError:
         if not part.lenient:
             raise
-        return part  # reading it will report it
+        return part  # reported when it is read
 
 
-def detect(head: bytes, name: str) -> str:
-    """The encoding of a file that begins with `head`: UTF-8 if that is possible, UTF-16 by its mark, UTF-8 with some
-    damage, else the one of GB18030 and Big5 that gives Chinese. ValueError if none does.
+def detect_encoding(head: bytes, name: str) -> str:
+    """The encoding of a file starting with `head`: UTF-8 if valid, UTF-16 by its byte-order mark, UTF-8 with some
+    damage, else whichever of GB18030 and Big5 gives Chinese. ValueError if neither does.
     """
-    whole = len(head) < HEAD
+    whole = len(head) < DETECTED_BYTES
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, whole)
         return "utf-8"
@@ -704,20 +657,20 @@ def detect(head: bytes, name: str) -> str:
     if beyond_ascii(head, "utf-8", whole):
         return "utf-8"
     shares = {}
-    for encoding in ("gb18030", "big5hkscs"):  # a superset of Big5 with the characters that Windows added
+    for encoding in ("gb18030", "big5hkscs"):  # Big5 with the characters Windows added
         text = beyond_ascii(head, encoding, whole)
         shares[encoding] = sum(map(FREQUENT.__contains__, text)) / max(1, len(text))
     best, other = sorted(shares, key=shares.get, reverse=True)
     if shares[best] < 0.05 or shares[best] < 3 * shares[other]:
         raise ValueError(
-            f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name "
-            "its encoding with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace"
+            f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name its encoding "
+            "with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace"
         )
     return best
 
 
 def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:
-    """The characters that are not ASCII; none if more than 1 in 20 of them does not decode."""
+    """The non-ASCII characters; none if more than 1 in 20 of them fails to decode."""
     text = codecs.getincrementaldecoder(encoding)("replace").decode(data, whole)
     text = [character for character in text if character > "\x7f"]
     return text if 20 * text.count("\ufffd") <= len(text) else []

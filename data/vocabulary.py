@@ -1,13 +1,12 @@
-"""The published files that tokenizers are made of: found on disk, in a cache, or downloaded, and read.
+"""Published tokenizer files: found on disk, in a cache, or downloaded; and parsed.
 
-    from data.vocabulary import read_ranks, read_tokenizer_json
-    tokens = read_ranks("cl100k_base")                   # OpenAI's vocabularies: a list of bytes, by id
+    tokens = read_ranks("cl100k_base")                   # an OpenAI vocabulary: a list of bytes, by id
     tokens = read_ranks("gpt2", "folder/or/encoder.json")
-    text, path = read_tokenizer_json("qwen2")            # a tokenizer.json of the Hugging Face hub
+    text, path = read_tokenizer_json("qwen2")            # a tokenizer.json from the Hugging Face hub
 
-Without a file, OpenAI's come from $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and data/<name>/, the
-hub's from data/<name>/ and its library's cache; then from the network, through HTTPS_PROXY and HF_ENDPOINT (a
-mirror of the hub) if they are set. Files may be packed with xz. OpenAI's are known by their sha256.
+Without a file, OpenAI vocabularies are looked for in $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and in
+data/<name>/, a tokenizer.json in data/<name>/ and the hub library's cache; then the network is tried, through
+HTTPS_PROXY and HF_ENDPOINT (a mirror of the hub) if set. Files may be xz-compressed; OpenAI's are checked by sha256.
 """
 
 import base64
@@ -17,29 +16,22 @@ import json
 import lzma
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-OPENAI = "https://openaipublic.blob.core.windows.net"
-HUB_GPT2 = "https://huggingface.co/openai-community/gpt2/resolve/main"  # HF_ENDPOINT replaces the host
-TIMEOUT = (10, 30)  # seconds to connect, and of silence
+from data.download import HUB_HOST, TIMEOUT, download_from_hub, mirrored
 
-# file: (sha256, addresses of the same bytes). tiktoken's cache names a file by the sha1 of its first address.
-FILES = {
-    "encoder.json": ("196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-                     (f"{OPENAI}/gpt-2/encodings/main/encoder.json", f"{HUB_GPT2}/vocab.json")),
-    "vocab.bpe": ("1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-                  (f"{OPENAI}/gpt-2/encodings/main/vocab.bpe", f"{HUB_GPT2}/merges.txt")),
-    "r50k_base.tiktoken": ("306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-                           (f"{OPENAI}/encodings/r50k_base.tiktoken",)),
-    "p50k_base.tiktoken": ("94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-                           (f"{OPENAI}/encodings/p50k_base.tiktoken",)),
-    "cl100k_base.tiktoken": ("223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-                             (f"{OPENAI}/encodings/cl100k_base.tiktoken",)),
-    "o200k_base.tiktoken": ("446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-                            (f"{OPENAI}/encodings/o200k_base.tiktoken",)),
-}  # fmt: skip
-# Any one of these will do; the first is downloaded. GPT-2's three say the same: its ids are the merge ranks.
+FOLDERS = Path(__file__).resolve().parent  # data/<name>/ may hold the files of the tokenizer <name>
+OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
+PUBLISHED = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "r50k_base.tiktoken": "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+    "p50k_base.tiktoken": "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
+    "cl100k_base.tiktoken": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "o200k_base.tiktoken": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+}
+# Any one of these suffices; the first is downloaded. GPT-2's three are equivalent: its ids are the merge ranks.
 NEEDED = {
     "gpt2": ("encoder.json", "vocab.bpe", "r50k_base.tiktoken"),
     "r50k_base": ("r50k_base.tiktoken", "encoder.json", "vocab.bpe"),
@@ -47,57 +39,51 @@ NEEDED = {
     "cl100k_base": ("cl100k_base.tiktoken",),
     "o200k_base": ("o200k_base.tiktoken",),
 }
-ALIASES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # what the hub calls the same files
+ALIASES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # the same files' names on the hub
 
-# short names of repositories that need no login
-HUB = {"qwen2": "Qwen/Qwen2-0.5B", "llama2": "KoboldAI/llama2-tokenizer"}
-
-
-# ---- OpenAI's ----------------------------------------------------------------------------------------------
+HUB = {"qwen2": "Qwen/Qwen2-0.5B", "llama2": "KoboldAI/llama2-tokenizer"}  # repositories that need no login
 
 
 def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
-    """The tokens of one of NEEDED in id order, b"" where an id is no merge's. `file` may be its folder.
+    """The tokens of one of NEEDED in id order, b"" for ids without a merge. `file` may be a folder.
 
-    Raises ValueError, in one line, for a file that is missing or other than the published one, and, when
-    nothing is on disk, for a failed download: it names the file, its address and the places to put it.
+    ValueError if the file is missing or differs from the published one, or if none is on disk and the download fails.
     """
-    needed, home = NEEDED[name], HERE / name
+    needed, home = NEEDED[name], FOLDERS / name
     if file and not Path(file).is_dir():
         return _parse(*_known(Path(file), needed))
     for place in [Path(file)] if file else [_cache(), home]:
         for wanted in needed:
             names = [wanted, ALIASES.get(wanted, wanted)]
-            names = [*names, *(n + ".xz" for n in names), _cache_key(wanted)]
-            found = next((place / n for n in names if (place / n).is_file()), None)
+            names += [*(f"{name}.xz" for name in names), _cache_key(wanted)]
+            found = next((place / name for name in names if (place / name).is_file()), None)
             if found:
                 return _parse(*_known(found, [wanted]))
     urls = _addresses(needed[0])
     remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
         raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
-    data, failures = _download(urls, FILES[needed[0]][0])
+    data, failures = _download(urls, PUBLISHED[needed[0]])
     if data is None:
         raise ValueError(
-            f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and "
-            f"save it as {home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it "
-            "with --tokenizer_file"
+            f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and save it as "
+            f"{home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it with --tokenizer_file"
         )
     _keep(data, _cache() / _cache_key(needed[0]))
     return _parse(needed[0], data)
 
 
-def _known(path: Path, needed) -> tuple[str, bytes]:
-    """Which of the needed files this one is, and its content."""
-    data = read_file(path)
+def _known(path: Path, needed: Sequence[str]) -> tuple[str, bytes]:
+    """Which of the needed files this is, and its contents."""
+    data = read_packed(path)
     digest = hashlib.sha256(data).hexdigest()
     for name in needed:
-        if FILES[name][0] == digest:
+        if PUBLISHED[name] == digest:
             return name, data
     name = needed[0]
     raise ValueError(
         f"{path} ({len(data):,} bytes) is not the published {' or '.join(needed)}: sha256 "
-        f"{digest[:16]}..., expected {FILES[name][0][:16]}..., from {_addresses(name)[0]}"
+        f"{digest[:16]}..., expected {PUBLISHED[name][:16]}..., from {_addresses(name)[0]}"
     )
 
 
@@ -105,7 +91,7 @@ def _parse(name: str, data: bytes) -> list[bytes]:
     if name == "encoder.json":
         ids = json.loads(data)
         return [from_symbols(token) for token in sorted(ids, key=ids.get) if token != "<|endoftext|>"]
-    if name == "vocab.bpe":  # a comment, then a merge in each line; ids 0-255 are the symbols in their order
+    if name == "vocab.bpe":  # a comment line, then one merge a line; ids 0-255 are the byte symbols in sorted order
         merges = data.decode("utf-8").splitlines()[1:]
         return [bytes([BYTE[s]]) for s in sorted(BYTE)] + [from_symbols(m.replace(" ", "")) for m in merges]
     ranks = {int(id): base64.b64decode(token) for token, id in map(bytes.split, data.splitlines())}
@@ -113,24 +99,25 @@ def _parse(name: str, data: bytes) -> list[bytes]:
 
 
 def _cache() -> Path:
-    return Path(
-        os.environ.get("TIKTOKEN_CACHE_DIR")
-        or os.environ.get("DATA_GYM_CACHE_DIR")
-        or Path(tempfile.gettempdir(), "data-gym-cache")
-    )
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    return Path(folder or Path(tempfile.gettempdir(), "data-gym-cache"))
 
 
-def _cache_key(name: str) -> str:
-    return hashlib.sha1(FILES[name][1][0].encode()).hexdigest()
+def _cache_key(file: str) -> str:
+    """tiktoken's cache names a file after the sha1 of its first address."""
+    return hashlib.sha1(_addresses(file)[0].encode()).hexdigest()
 
 
-def _addresses(name: str) -> list[str]:
-    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    return [url.replace("https://huggingface.co", hub) for url in FILES[name][1]]
+def _addresses(file: str) -> list[str]:
+    """OpenAI's address of a file, and for GPT-2's two that of the hub or its mirror."""
+    if file not in ALIASES:
+        return [f"{OPENAI_HOST}/encodings/{file}"]
+    hub = mirrored(f"{HUB_HOST}/openai-community/gpt2/resolve/main/{ALIASES[file]}")
+    return [f"{OPENAI_HOST}/gpt-2/encodings/main/{file}", hub]
 
 
 def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
-    """The first answer with the right sha256, and what went wrong before it. One try each."""
+    """The first response with the right sha256, and what went wrong before it. Each address is tried once."""
     import requests
 
     failures = []
@@ -140,7 +127,7 @@ def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
             answer.raise_for_status()
             if hashlib.sha256(answer.content).hexdigest() == sha256:
                 return answer.content, failures
-            problem = f"other content, {len(answer.content)} bytes"
+            problem = f"wrong contents, {len(answer.content)} bytes"
         except requests.HTTPError as error:
             problem = f"HTTP {error.response.status_code}"
         except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address
@@ -156,83 +143,52 @@ def _keep(data: bytes, path: Path) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError:
-        pass  # a cache that cannot be written only means another download next time
-
-
-# ---- the hub's ---------------------------------------------------------------------------------------------
+        pass  # without a writable cache the file is merely downloaded again
 
 
 def read_tokenizer_json(name: str, file: str | os.PathLike | None = None) -> tuple[str, str]:
-    """The text of a tokenizer.json, and where it is: `file` (or the folder that has it), else that of `name`,
-    one of HUB or any repository of the hub. Raises ValueError, in one line, as read_ranks does.
+    """The text of a tokenizer.json and its path: `file` (or the one in that folder), else that of `name`, a key of HUB
+    or any repository on the hub. ValueError as for read_ranks.
     """
     if file and not Path(file).is_dir():
         return _utf8(Path(file))
-    folder = Path(file) if file else HERE / name.split("/")[-1]
+    folder = Path(file) if file else FOLDERS / name.split("/")[-1]
     for path in folder / "tokenizer.json", folder / "tokenizer.json.xz":
         if path.is_file():
             return _utf8(path)
     if file:
         raise ValueError(f"{folder} has no tokenizer.json")
-    return _utf8(_from_hub(HUB.get(name, name), folder / "tokenizer.json"))
+    remedy = f"save it as {folder / 'tokenizer.json'}, or pass it with --tokenizer_file"
+    return _utf8(download_from_hub(HUB.get(name, name), ["tokenizer.json"], remedy)[0])
 
 
-def _from_hub(repo: str, home: Path) -> Path:
-    """tokenizer.json of a repository, in the cache of the hub's library."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import LocalEntryNotFoundError
-
-    try:
-        try:
-            return Path(hf_hub_download(repo, "tokenizer.json", local_files_only=True))
-        except LocalEntryNotFoundError:
-            # one try of 10 s: hf_hub_download would repeat its own for minutes where the hub is blocked
-            get_hf_file_metadata(hf_hub_url(repo, "tokenizer.json"), timeout=10)
-            return Path(hf_hub_download(repo, "tokenizer.json"))
-    except Exception as error:  # of the library, of requests or httpx, of the disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        url = f"{hub.rstrip('/')}/{repo}/resolve/main/tokenizer.json"
-        raise ValueError(
-            f"cannot get tokenizer.json of {repo} ({reason}): set HF_ENDPOINT to a mirror of "
-            f"the hub, or get {url} by other means and save it as {home}, or pass it with "
-            "--tokenizer_file"
-        ) from None
-
-
-# ---- both --------------------------------------------------------------------------------------------------
-
-
-def read_file(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .xz. Raises ValueError if it can't be read."""
+def read_packed(path: Path) -> bytes:
+    """The contents of a file, decompressed if its name ends in .xz. ValueError if it cannot be read."""
     try:
         data = path.read_bytes()
         return lzma.decompress(data) if path.suffix == ".xz" else data
     except (OSError, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {path} ({reason}), expected a tokenizer's file") from None
+        raise ValueError(f"cannot read {path} ({reason}); expected a tokenizer file") from None
 
 
 def _utf8(path: Path) -> tuple[str, str]:
-    data = read_file(path)
+    data = read_packed(path)
     try:
         return data.decode("utf-8"), str(path)
     except UnicodeDecodeError as error:
-        hint = " (a SentencePiece model? convert it, or get the tokenizer.json beside it)"
+        hint = " (a SentencePiece model? convert it, or get the tokenizer.json published with it)"
         raise ValueError(
             f"{path}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8"
             f"{hint * (path.suffix == '.model')}; expected a tokenizer.json"
         ) from None
 
 
-# ---- what is in them ---------------------------------------------------------------------------------------
-
-
 def parse_bpe(text: str, source: str) -> dict:
-    """A tokenizer.json as a dict, less its habits that change texts: a space before the first word, Unicode's
-    NFC, no spaces around some added tokens, random merges (dropout), truncation, padding.
+    """A tokenizer.json as a dict, without what would change texts: a space before the first word, NFC normalization,
+    whitespace stripped around added tokens, dropout, truncation and padding.
 
-    Raises ValueError, naming `source`, for another model than BPE, and for other habits of that sort.
+    ValueError, naming `source`, for any model but BPE, and for other settings that change texts.
     """
     try:
         d = json.loads(text)
@@ -242,13 +198,13 @@ def parse_bpe(text: str, source: str) -> dict:
         added = d.get("added_tokens") or []
         d["added_tokens"] = [{**token, "lstrip": False, "rstrip": False} for token in added]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} is no tokenizer.json: {error!r}") from None
+        raise ValueError(f"{source} is not a tokenizer.json: {error!r}") from None
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     changes = [n["type"] for n in normalizers if n != spaces and n["type"] not in ("NFC", "Prepend")]
     changes += [s["type"] for s in splits if s.get("behavior") == "Removed"]
     if kind != "BPE" or changes:
-        found = f"its {changes[0]} changes texts" if kind == "BPE" else f"its model is {kind}"
-        raise ValueError(f"{source}: {found}, expected a BPE that keeps them")
+        found = f"its {changes[0]} changes the text" if kind == "BPE" else f"its model is {kind}"
+        raise ValueError(f"{source}: {found}; expected a BPE that keeps the text as it is")
     for part in splits + decoders:
         part.update({"add_prefix_space": False} if "add_prefix_space" in part else {})
         part.update({"prepend_scheme": "never"} if "prepend_scheme" in part else {})
@@ -261,7 +217,7 @@ def parse_bpe(text: str, source: str) -> dict:
 
 
 def list_parts(part: dict | None) -> list[dict]:
-    """A normalizer, pre-tokenizer or decoder as the list of those that it consists of."""
+    """The steps of a normalizer, pre-tokenizer or decoder, nested sequences flattened."""
     if part is None or part["type"] != "Sequence":
         return [] if part is None else [part]
     lists = [value for value in part.values() if isinstance(value, list)]
@@ -269,14 +225,16 @@ def list_parts(part: dict | None) -> list[dict]:
 
 
 def bpe_token_bytes(vocab: dict[str, int], added: dict, fallback: bool, source: str) -> list[bytes]:
-    """The bytes of every id of a tokenizer.json, b"" for special tokens and unused ids. `added`: id -> the
-    library's AddedToken; `fallback`: spelled as Llama-2's, not as GPT-2's. ValueError if a byte has no token.
+    """The bytes of every id in a tokenizer.json, b"" for special tokens and unused ids.
+
+    `added` maps ids to the library's AddedToken; `fallback`: tokens are spelled as in Llama-2, not as in GPT-2.
+    ValueError if a byte has no token.
     """
     spellings = {token: bytes([b]) for b, token in enumerate(byte_spellings(fallback))}
     missing = len(spellings.keys() - vocab.keys())
     if missing:
         raise ValueError(
-            f"{source}: {missing} of the 256 bytes have no token, expected a byte-level BPE, or one with byte_fallback"
+            f"{source}: {missing} of the 256 bytes have no token; expected a byte-level BPE, or one with byte_fallback"
         )
     table = [b""] * (max(vocab.values()) + 1)
     for token, id in vocab.items():
@@ -293,12 +251,12 @@ def bpe_token_bytes(vocab: dict[str, int], added: dict, fallback: bool, source: 
 
 
 def byte_spellings(fallback: bool) -> list[str]:
-    """How a tokenizer.json spells the 256 bytes: as Llama-2's, or as GPT-2's."""
+    """How a tokenizer.json spells the 256 bytes: as in Llama-2 (fallback) or as in GPT-2."""
     return [f"<0x{b:02X}>" if fallback else SYMBOL[b] for b in range(256)]
 
 
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself where Latin-1 prints it, else U+0100 and on."""
+    """GPT-2's printable stand-in for each byte: the Latin-1 character if printable, else one from U+0100 on."""
     printable = {b for b in range(256) if chr(b).isprintable() and b != 0x20}
     others = iter(range(0x100, 0x200))
     return {b: chr(b if b in printable else next(others)) for b in range(256)}
@@ -306,7 +264,7 @@ def _byte_symbols() -> dict[int, str]:
 
 SYMBOL = _byte_symbols()
 BYTE = {symbol: b for b, symbol in SYMBOL.items()}
-# characters below U+0100 that stand for no byte must not pass for one
+# Characters below U+0100 that stand for no byte must not be taken for one
 _LATIN_1 = {**dict.fromkeys(range(256), 0xFFFD), **{ord(symbol): b for symbol, b in BYTE.items()}}
 
 
@@ -315,8 +273,8 @@ def to_symbols(token: bytes) -> str:
 
 
 def from_symbols(token: str) -> bytes:
-    """Raises ValueError for a character that stands for no byte."""
+    """ValueError for a character that stands for no byte."""
     try:
         return token.translate(_LATIN_1).encode("latin-1")
     except UnicodeEncodeError:
-        raise ValueError(f"token {token!r} is not spelled in bytes, expected a byte-level BPE") from None
+        raise ValueError(f"token {token!r} is not spelled in bytes; expected a byte-level BPE") from None

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import build as module
-from data.build import Fold, Seen, build, find_limit, texts
+from data.build import Fold, Seen, build, find_limit, split_texts
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -150,7 +150,7 @@ def corpora(draw):
 def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, units, val_fraction):
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("HEAD", 16), ("NEAR", 5), ("SLICE", 7)):
+        for name, value in (("RANK_BYTES", 16), ("CACHED_BYTES", 5), ("SLICE", 7)):
             patch.setattr(module, name, value)
         found = expected(units, val_fraction, head=16)
         if found is None or not all(found[0].values()):
@@ -177,8 +177,8 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
 def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
     fold = Fold()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "HEAD", head)
-        patch.setattr(module, "NEAR", 7)
+        patch.setattr(module, "RANK_BYTES", head)
+        patch.setattr(module, "CACHED_BYTES", 7)
         for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(text)], strict=True):
             assert fold.add(Piece("", text[a:b], False, None)) == len(text[a:b].encode())
     whole = folded(text)
@@ -258,7 +258,7 @@ def test_splits_that_are_given_are_kept_and_one_text_may_be_cut_by_position(tmp_
 
 
 def test_the_tokenizer_sees_the_training_texts_or_all(tmp_path):
-    documents = novel(30) | {"long": "x" * 3 * module.HEAD}
+    documents = novel(30) | {"long": "x" * 3 * module.RANK_BYTES}
     units, seen = [*units_of(documents), Unit("two", (Piece("z", "a", False, None), Piece("z", "b", True, None)))], {}
 
     def make_tokenizer(read):
@@ -277,7 +277,7 @@ def test_a_search_for_the_splits_reads_no_further_than_it_must(tmp_path):
     assert limit == 2**63 and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
     given = [Unit("t", (Piece("t", "text", True, "train"),)), Unit("v", (Piece("v", "text", True, "val"),), fails="no")]
     assert find_limit(given, 0.5) == 2**63
-    assert list(texts(given[:1], limit)) == ["text"]
+    assert list(split_texts(given[:1], limit)) == ["text"]
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------
@@ -293,14 +293,14 @@ from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 from configurator import exit_on_error
-from data.build import SMALL, build
+from data.build import BYTES_PER_WORKER, build
 from data.tokenizer import CharTokenizer
 Piece = namedtuple("Piece", "document text ends split")
 @dataclass(frozen=True)
 class Unit:
     key: str
     n: int
-    size: int = SMALL
+    size: int = BYTES_PER_WORKER
     def pieces(self):
         draw = random.Random(int(self.key) % 30)
         for i in range(self.n):
@@ -389,7 +389,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_run_can_be_gone_on_with(tmp
     result = prepare(tmp_path / "out", 2, FAIL="17:exit")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert re.search("a worker process was killed.*--workers=1", result.stderr)
-    assert "which an earlier run finished" in prepare(tmp_path / "out", 2).stdout
+    assert "parts, finished by an earlier run" in prepare(tmp_path / "out", 2).stdout
     assert digests(tmp_path / "out") == undisturbed
 
 
@@ -534,7 +534,7 @@ def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
 @pytest.mark.parametrize("first, n", [(0, 1000), (3, 501), (990, 99), (5, 0)])
 def test_ids_are_counted_as_bincount_does(tmp_path, monkeypatch, vocab_size, first, n):
     monkeypatch.setattr(module, "SLICE", 77)
-    monkeypatch.setattr(module, "NEAR", 77)
+    monkeypatch.setattr(module, "CACHED_BYTES", 77)
     ids = np.random.default_rng(0).integers(0, vocab_size, 1000).astype("<u2")
     ids.tofile(tmp_path / "x.bin")
     counts = module.count_range(tmp_path / "x.bin", ids.dtype, first, n, vocab_size)

@@ -150,7 +150,7 @@ def test_normalize_drops_a_leading_bom_and_crlf_and_nothing_else():
 
 
 def test_a_very_long_line_is_cleaned_without_being_held(monkeypatch):
-    monkeypatch.setattr("data.clean.LONGEST", 100)
+    monkeypatch.setattr("data.clean.LONGEST_LINE", 100)
     cleaner = Cleaner(RULES)
     parts = [cleaner.feed("字\u200b" * 60, ends=False) for _ in range(10)]
     assert all(parts)

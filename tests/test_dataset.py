@@ -225,7 +225,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 def test_meta_pkl_with_other_than_dict_str_and_int_is_refused(tmp_path, extra):
     foreign(tmp_path, [0, 1])
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 2, "more": extra}))
-    with pytest.raises(ValueError, match="other values than dict, str and int"):
+    with pytest.raises(ValueError, match="values other than dict, str and int"):
         open_dataset(tmp_path)
 
 

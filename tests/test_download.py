@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from data.download import download, github_urls, hub_urls
+from data.download import download_file, github_urls, hub_urls
 
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -66,39 +66,39 @@ def check(folder):
 
 
 def test_a_download_is_complete_and_leaves_nothing_else(tmp_path, server):
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("good")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
 
 
 def test_a_download_resumes_where_an_earlier_one_stopped(tmp_path, server):
     (tmp_path / "input.txt.part").write_bytes(BODY[:1000])
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("good")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     assert server.requests == [("/good", "bytes=1000-")]
 
 
 def test_a_server_without_ranges_sends_it_all_again(tmp_path, server):
     (tmp_path / "input.txt.part").write_bytes(BODY[:1000])
-    download([server.url("plain")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("plain")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
 
 
 @pytest.mark.parametrize("start", [b"x" * 1000, BODY + b"x", b"x" * len(BODY)])
 def test_a_wrong_start_is_thrown_away(tmp_path, server, start):
     (tmp_path / "input.txt.part").write_bytes(start)
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("good")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     assert server.requests[-1] == ("/good", None)
 
 
 def test_a_complete_part_is_used(tmp_path, server):
     (tmp_path / "input.txt.part").write_bytes(BODY)
-    download([server.url("good")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("good")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
 
 
 def test_a_connection_that_breaks_is_taken_up_again(tmp_path, server):
-    download([server.url("cut")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("cut")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     starts = [int((header or "bytes=0-")[6:-1]) for _, header in server.requests]
     assert len(starts) == 3
@@ -106,7 +106,7 @@ def test_a_connection_that_breaks_is_taken_up_again(tmp_path, server):
 
 
 def test_the_next_address_follows_one_that_fails_or_lies(tmp_path, server):
-    download([server.url("gone"), server.url("wrong"), server.url("good")], SHA256, tmp_path / "input.txt")
+    download_file([server.url("gone"), server.url("wrong"), server.url("good")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     assert [path for path, _ in server.requests] == ["/gone", "/wrong", "/good"]
 
@@ -116,7 +116,7 @@ def test_when_all_addresses_fail_one_line_says_what_to_fetch_and_how_to_pass_it(
     closed.server_close()
     nowhere = f"http://127.0.0.1:{closed.server_port}/x"
     with pytest.raises(ValueError) as error:
-        download([server.url("gone"), server.url("wrong"), nowhere], SHA256, tmp_path / "input.txt")
+        download_file([server.url("gone"), server.url("wrong"), nowhere], SHA256, tmp_path / "input.txt")
     message = str(error.value)
     assert "\n" not in message
     for piece in (
@@ -136,14 +136,14 @@ def test_when_all_addresses_fail_one_line_says_what_to_fetch_and_how_to_pass_it(
 )
 def test_a_mirror_takes_the_place_of_its_host(tmp_path, server, monkeypatch, host, variable):
     monkeypatch.setenv(variable, server.url("mirror") + "/")
-    download([host + "/a/b/good"], SHA256, tmp_path / "input.txt")
+    download_file([host + "/a/b/good"], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     assert server.requests == [("/mirror/a/b/good", None)]
 
 
 def test_the_proxy_of_the_environment_is_used(tmp_path, server, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.url(""))
-    download(["http://files.invalid/good"], SHA256, tmp_path / "input.txt")
+    download_file(["http://files.invalid/good"], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     assert server.requests == [("http://files.invalid/good", None)]
 
@@ -165,13 +165,13 @@ def test_addresses_of_a_file_on_the_hub_and_of_a_chinese_name():
 
 def test_without_a_checksum_the_one_that_the_hub_states_is_used(tmp_path, server):
     with pytest.raises(ValueError, match="wrong contents"):
-        download([server.url("hublie")], None, tmp_path / "input.txt")
+        download_file([server.url("hublie")], None, tmp_path / "input.txt")
     (tmp_path / "input.txt.part").write_bytes(b"x" * 1000)  # of something else
-    download([server.url("hub")], None, tmp_path / "input.txt")
+    download_file([server.url("hub")], None, tmp_path / "input.txt")
     check(tmp_path)
 
 
 def test_without_any_checksum_an_earlier_part_is_not_trusted(tmp_path, server):
     (tmp_path / "input.txt.part").write_bytes(b"x" * 1000)
-    download([server.url("good")], None, tmp_path / "input.txt")
+    download_file([server.url("good")], None, tmp_path / "input.txt")
     check(tmp_path)

@@ -13,8 +13,8 @@ import zipfile
 import pytest
 
 from data import formats
-from data.formats import Reading, check_encoding, detect, documents, is_wanted, kind_of, parts_of, walk
-from data.source import arguments, find, reading_of, units
+from data.formats import Reading, check_encoding, detect_encoding, documents, is_wanted, kind_of, parts_of, walk
+from data.source import find_parts, make_units, prepare_parser, reading_of
 from data.tokenizer import find_cut
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
@@ -64,7 +64,7 @@ def zipped(path, members):
 def small_parts(monkeypatch):
     """Parts of 4 KiB, read by 512 bytes, so that the texts of the tests have many."""
     monkeypatch.setattr(formats, "UNIT", 1 << 12)
-    monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+    monkeypatch.setattr(formats, "READ_BYTES", 1 << 9)
     monkeypatch.setattr(formats, "DECODED", 1 << 7)
 
 
@@ -218,8 +218,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(ValueError, match=f"cannot read {re.escape(str(tmp_path / 'a'))}: Permission denied; "):
         list(walk(tmp_path, Reading()))
-    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--skip_bad"])
-    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/b.txt"]
+    args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--skip_bad"])
+    assert [part.name for part in find_parts(args, reading_of(args))] == [f"{tmp_path.name}/b.txt"]
     assert f"skipped: cannot read {tmp_path / 'a'}: Permission denied" in capsys.readouterr().err
 
 
@@ -269,8 +269,8 @@ def test_ranges_of_separated_documents_hold_whole_ones(tmp_path, small_parts, se
 def test_crlf_files_are_separated_however_the_newlines_are_spelled(tmp_path, spelled):
     path = write(tmp_path / "a.txt", b"one\r\n1\r\n\r\n\r\ntwo\r\n2")
     for flag, texts in (("--normalize", ["one\n1", "two\n2"]), ("--clean=bom", ["one\r\n1", "two\r\n2"])):
-        args = arguments("", tmp_path).parse_args(["--input", str(path), flag, "--separator", spelled])
-        [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+        args = prepare_parser("", tmp_path).parse_args(["--input", str(path), flag, "--separator", spelled])
+        [unit] = make_units(args, find_parts(args, reading_of(args)), reading_of(args))
         assert [piece.text for piece in unit.pieces()] == texts
 
 
@@ -278,7 +278,7 @@ def test_a_separator_that_never_comes_does_not_fill_the_memory(tmp_path, small_p
     path = write(tmp_path / "a.txt", NOVEL.encode())
     reading = Reading(separator="<|endoftext|>")
     chunks = [chunk for part in parts_of(path, "a.txt", reading) for chunk in documents(part, reading)]
-    assert max(len(text) for _, text, _ in chunks) < 10 * formats.CHUNK
+    assert max(len(text) for _, text, _ in chunks) < 10 * formats.READ_BYTES
     assert "".join(text for _, text, _ in chunks) == NOVEL.strip()
 
 
@@ -304,19 +304,19 @@ def test_auto_finds_the_encoding_of_a_novel(shared_data):
     for start in range(0, len(text), 50_000):
         page = text[start : start + 1000]
         for encoding in ("utf-8", "gb18030", "utf-16"):
-            assert detect(page.encode(encoding), "page") == encoding
+            assert detect_encoding(page.encode(encoding), "page") == encoding
 
 
 def test_utf8_is_tried_first_and_a_character_that_the_sample_cuts_is_no_error(monkeypatch):
-    monkeypatch.setattr(formats, "HEAD", 10)
-    assert detect("红楼梦红".encode()[:10], "") == "utf-8"
-    assert detect(b"plain", "") == "utf-8"
+    monkeypatch.setattr(formats, "DETECTED_BYTES", 10)
+    assert detect_encoding("红楼梦红".encode()[:10], "") == "utf-8"
+    assert detect_encoding(b"plain", "") == "utf-8"
 
 
 @pytest.mark.parametrize("raw", [b"caf\xe9 au lait", bytes(range(256)) * 9, "Привет, мир".encode("koi8-r")])
 def test_what_is_no_chinese_is_not_guessed(raw):
     with pytest.raises(ValueError, match="book.txt is neither.*--encoding"):
-        detect(raw, "book.txt")
+        detect_encoding(raw, "book.txt")
 
 
 @pytest.mark.parametrize("encoding, byte", [("gb18030", b"\xff"), ("utf-8", b"\xff"), ("big5hkscs", b"\xff")])
@@ -343,12 +343,12 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     assert len(parts_of(path, "", Reading(encoding=encoding, errors="replace"))) > 20
     whole = raw.decode(encoding, "replace")
     assert read(path, encoding=encoding, errors="replace") == {"a.txt": whole}
-    args = arguments("", tmp_path).parse_args([f"--input={tmp_path}", "--encoding=auto", "--errors=replace"])
-    parts = find(args, reading_of(args))
+    args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--encoding=auto", "--errors=replace"])
+    parts = find_parts(args, reading_of(args))
     assert {part.encoding for part in parts} == {encoding}
     replaced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced ")]
     n = len(raw) - len(raw.decode(encoding, "ignore").encode(encoding))
-    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} bytes that do not decode, by U+FFFD"]
+    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
 
 
 def test_damaged_rows_are_replaced_too(tmp_path):
@@ -365,10 +365,10 @@ def test_damaged_rows_are_replaced_too(tmp_path):
 def test_text_of_no_known_encoding_is_left_out_and_not_replaced(tmp_path, capsys):
     write(tmp_path / "russian.txt", "Привет, мир".encode("koi8-r"))
     write(tmp_path / "good.txt", b"good")
-    args = arguments("", tmp_path).parse_args(
+    args = prepare_parser("", tmp_path).parse_args(
         [f"--input={tmp_path}", "--encoding=auto", "--errors=replace", "--skip_bad"]
     )
-    assert [part.name for part in find(args, reading_of(args))] == [f"{tmp_path.name}/good.txt"]
+    assert [part.name for part in find_parts(args, reading_of(args))] == [f"{tmp_path.name}/good.txt"]
     assert "russian.txt is neither UTF-8 (byte 0xf0 at offset 0)" in capsys.readouterr().err
 
 
@@ -423,18 +423,22 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
         ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
         ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
         ("a.parquet", b"PAR1 no parquet", "cannot read .*a.parquet: .*damaged|pip install pyarrow"),
-        ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a line of JSON"),
-        ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, but: title, body; .*--field"),
-        ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text is a int, expected text"),
+        ("a.jsonl", b'{"text": "ok"}\n{"text": "o', "a.jsonl:2 is not a readable line of JSON"),
+        ("a.jsonl", b'{"title": "x", "body": "y"}', "a.jsonl:1 has no field text or .*, only: title, body; .*--field"),
+        ("a.jsonl", b'{"text": 5}', "a.jsonl:1: field text has type int, expected text"),
         ("a.jsonl", b"[1]", "a.jsonl:1 has no field .*list"),
         (
             "a.jsonl",
             b'{"text": "a"}\n' + b"[" * 200_000,
-            r"a.jsonl:2 is not a line of JSON that can be read \(.*recursion",
+            r"a.jsonl:2 is not a readable line of JSON \(.*recursion",
         ),
-        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "a.jsonl:1 is not a line of JSON .*4300 digits"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "n": ' + b"9" * 5000 + b"}",
+            "a.jsonl:1 is not a readable line of JSON .*4300 digits",
+        ),
         ("a.jsonl", b'{"text": "\\ud800"}', "a.jsonl:1 has half a surrogate pair"),
-        ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside of another file"),
+        ("a.tar", tar({"x.zip": b"PK"}), "x.zip: cannot read a .zip inside another file"),
         ("a.txt", b"", "a.txt is empty; expected text"),
     ],
 )
@@ -458,7 +462,7 @@ def test_a_missing_file_and_a_column_that_is_not_there_are_named(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": [1, 2], "b": ["x", "y"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a.parquet has no column .* of text, but: text \(int64\), b \(string\);"):
+    with pytest.raises(ValueError, match=r"a.parquet has no text column .*, only: text \(int64\), b \(string\);"):
         read(tmp_path / "a.parquet")
 
 
@@ -471,7 +475,7 @@ def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text
         assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
     for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=r"a.parquet has no column text .* of text, but: text \(.*\); .*--field"):
+        with pytest.raises(ValueError, match=r"a.parquet has no text column text .*, only: text \(.*\); .*--field"):
             read(tmp_path / "a.parquet")
 
 
@@ -501,7 +505,7 @@ def test_lenient_reading_reports_rows_and_members_and_goes_on(tmp_path, capsys):
 
 
 def test_skip_bad_leaves_text_with_a_nul_in(tmp_path):
-    args = arguments("", tmp_path).parse_args(["--input", str(tmp_path), "--skip_bad", "--clean=control"])
+    args = prepare_parser("", tmp_path).parse_args(["--input", str(tmp_path), "--skip_bad", "--clean=control"])
     write(tmp_path / "nul.txt", b"Page\0 one\n")
-    [unit] = units(args, find(args, reading_of(args)), reading_of(args))
+    [unit] = make_units(args, find_parts(args, reading_of(args)), reading_of(args))
     assert [piece.text for piece in unit.pieces()] == ["Page one\n"]

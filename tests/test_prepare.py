@@ -57,10 +57,10 @@ from pathlib import Path
 from data import build, source
 from data.tokenizer import CharTokenizer
 out, chars, *files = map(Path, sys.argv[1:])
-args = source.arguments("", out).parse_args(["--input", *map(str, files)])
+args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
 build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
-for unit in source.units(args, source.find(args, reading), reading):
+for unit in source.make_units(args, source.find_parts(args, reading), reading):
     build.encode_unit(None, unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
@@ -380,7 +380,7 @@ def test_help_tells_the_defaults(name, vocab_size, place, capsys):
     with pytest.raises(SystemExit):
         prepare(name, "--help")
     words = " ".join(capsys.readouterr().out.split())
-    assert f"that is trained (default: {vocab_size})" in words and f"the dataset goes (default: {place})" in words
+    assert f"trained here (default: {vocab_size})" in words and f"write the dataset (default: {place})" in words
 
 
 # ---- the other corpora -------------------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path,
 
 @pytest.mark.parametrize("name", ["shakespeare", "hongloumeng", "classics", "tinystories", "openwebtext", "wikitext"])
 def test_a_dry_run_without_input_names_what_it_would_download(tmp_path, name, capsys, monkeypatch):
-    monkeypatch.setattr("data.source.download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr("data.source.download_file", lambda *_: pytest.fail("downloaded"))
     if any((DATA / name).glob("*.txt")) or any((DATA / name).glob("*.parquet")):
         pytest.skip("its text was downloaded before")
     prepare(name, "--dry_run")

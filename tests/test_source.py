@@ -20,17 +20,17 @@ from data import formats, source
 from data.download import hash_file
 from data.source import (
     Piece,
-    arguments,
     by_position,
     cut_at,
-    downloaded,
-    find,
+    download_inputs,
+    find_parts,
     is_one_text,
+    make_units,
     origin,
+    prepare_parser,
     reading_of,
     split_of,
     tokenizer_of,
-    units,
 )
 from data.tokenizer import find_cut
 
@@ -47,14 +47,14 @@ def write(path, content):
 
 
 def parse(folder, *argv):
-    return arguments("", folder).parse_args(list(map(str, argv)))
+    return prepare_parser("", folder).parse_args(list(map(str, argv)))
 
 
 def made(args, **options):
     """(parts, units), the units pickled and back, as workers get them."""
     reading = reading_of(args, **options)
-    parts = find(args, reading)
-    return parts, pickle.loads(pickle.dumps(units(args, parts, reading)))
+    parts = find_parts(args, reading)
+    return parts, pickle.loads(pickle.dumps(make_units(args, parts, reading)))
 
 
 def read(args, **options):
@@ -79,7 +79,7 @@ def small_parts(monkeypatch):
     """Units of 4 KiB and pieces of 256 characters, so that the texts of the tests have many."""
     for module in (formats, source):
         monkeypatch.setattr(module, "UNIT", 1 << 12)
-    monkeypatch.setattr(formats, "CHUNK", 1 << 9)
+    monkeypatch.setattr(formats, "READ_BYTES", 1 << 9)
     monkeypatch.setattr(formats, "DECODED", 1 << 7)
     monkeypatch.setattr(source, "PIECE", 1 << 8)
     monkeypatch.setattr(source, "LONGEST_PIECE", 1 << 10)
@@ -134,9 +134,9 @@ def test_a_file_that_can_no_longer_be_read_when_it_is_hashed_is_named(tmp_path, 
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     args = parse(tmp_path, "--input", write(tmp_path / "a.txt", "a"))
-    parts = find(args, reading_of(args))
+    parts = find_parts(args, reading_of(args))
     monkeypatch.setattr(source, "hash_file", refuse)
-    for call in (partial(find, args, reading_of(args), "0" * 64), partial(origin, args, parts)):
+    for call in (partial(find_parts, args, reading_of(args), "0" * 64), partial(origin, args, parts)):
         with pytest.raises(ValueError, match="cannot read .*a.txt: Permission denied; expected"):
             call()
 
@@ -227,14 +227,14 @@ def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, c
 def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
     asked = parse(tmp_path, "--input", known, "--normalize")
-    find(asked, reading_of(asked), hash_file(known))
+    find_parts(asked, reading_of(asked), hash_file(known))
     assert capsys.readouterr().out == ""
     args = parse(tmp_path, "--input", known, other)
     reading = reading_of(args)
-    parts = find(args, reading, hash_file(known))
+    parts = find_parts(args, reading, hash_file(known))
     out = capsys.readouterr().out
     assert out.startswith("newlines known: 1 CRLF and a byte-order mark of") and ": 4 bytes less" in out
-    assert list(documents(units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
+    assert list(documents(make_units(args, parts, reading)).values()) == ["\nA", "\r\nB"]
     assert origin(args, parts[:1]) == {
         "from": "known",
         "files": 1,
@@ -251,7 +251,7 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
 def test_files_of_the_same_name_count_as_many(tmp_path, capsys):
     paths = [write(tmp_path / folder / "content.txt", NOVEL.encode("gb18030")) for folder in "ab"]
     args = parse(tmp_path, "--input", *paths, "--encoding=auto")
-    described = origin(args, find(args, reading_of(args)))
+    described = origin(args, find_parts(args, reading_of(args)))
     assert (described["from"], described["files"]) == ("content.txt", 2)
     assert capsys.readouterr().out.splitlines() == ["encoding content.txt: gb18030"] * 2 + [
         "encoding utf-8: 0 of 2 files"
@@ -278,10 +278,11 @@ def test_names_that_are_not_utf8_are_shown_as_text(tmp_path):
 
 
 def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
-    assert downloaded(parse(tmp_path, "--dry_run"), "input.txt", ["http://127.0.0.1:9/x"]) == []
+    files, args = {"input.txt": (["http://127.0.0.1:9/x"], None)}, parse(tmp_path, "--dry_run")
+    assert not download_inputs(args, files) and args.input == []
     assert "would download http://127.0.0.1:9/x" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    path = write(tmp_path / "input.txt", "x")
-    assert downloaded(parse(tmp_path), "input.txt", ["http://127.0.0.1:9/x"]) == [path]
+    path, args = write(tmp_path / "input.txt", "x"), parse(tmp_path)
+    assert download_inputs(args, files) and args.input == [path]
 
 
 @pytest.mark.parametrize(
@@ -294,10 +295,10 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
         (["--clean=adverts"], "no cleaning rule adverts"),
         (["--imput=x"], "imput"),
         (["--workers=-4"], "workers: -4 is negative"),
-        (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is for a bpe .*found --tokenizer=gpt2"),
-        (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is for a bpe"),
+        (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is only for a bpe .*found --tokenizer=gpt2"),
+        (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is only for a bpe"),
         (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
-        (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 is for --trim"),
+        (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 needs --trim"),
     ],
 )
 def test_flags_are_checked(tmp_path, argv, message):
@@ -447,7 +448,7 @@ def test_texts_in_a_row_are_cut_once_where_nanogpt_would(tmp_path, texts, val_fr
     paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     args = parse(tmp_path, "--input", *paths, f"--val_fraction={val_fraction}")
     reading = reading_of(args)
-    found = documents(by_position(args, find(args, reading), reading))
+    found = documents(by_position(args, find_parts(args, reading), reading))
     whole = "".join(texts)
     cut = int(len(whole) * (1 - val_fraction))
     assert "".join(text for (_, split), text in found.items() if split == "train") == whole[:cut]
@@ -459,7 +460,7 @@ def test_each_text_by_itself_is_cut_at_its_own_end_and_no_word_in_two(tmp_path, 
     paths = [write(tmp_path / "a.txt", NOVEL), write(tmp_path / "b.txt", "好。" * 50)]
     args = parse(tmp_path, "--input", *paths, "--tokenizer=bpe", "--val_fraction=0.25")
     reading = reading_of(args)
-    parts = find(args, reading)
+    parts = find_parts(args, reading)
     found = documents(by_position(args, parts, reading, each=True))
     for name, text in (("a.txt", NOVEL), ("b.txt", "好。" * 50)):
         assert found[name, "train"] + found[name, "val"] == text
@@ -490,7 +491,7 @@ def test_what_is_given_for_validation_is_not_cut_by_position(tmp_path, each):
     a, b = write(tmp_path / "a.txt", "a" * 100), write(tmp_path / "b.txt", "b" * 10)
     args = parse(tmp_path, "--input", a, "--val_input", b)
     reading = reading_of(args)
-    assert documents(by_position(args, find(args, reading), reading, each)) == {
+    assert documents(by_position(args, find_parts(args, reading), reading, each)) == {
         ("b.txt", "val"): "b" * 10,
         ("a.txt", "train"): "a" * 100,
     }
@@ -504,7 +505,7 @@ def test_what_is_one_text(tmp_path, small_parts):
     def answer(*argv, **options):
         args = parse(tmp_path, "--input", *argv)
         reading = reading_of(args, **options)
-        return is_one_text(find(args, reading), reading)
+        return is_one_text(find_parts(args, reading), reading)
 
     assert answer(a) and answer(tmp_path / "c.zip")
     assert not answer(a, tmp_path / "c.zip") and not answer(b) and not answer(a, separator="|")
@@ -530,7 +531,9 @@ def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):
     paths = [write(tmp_path / folder / "a.txt", letter * 100) for folder, letter in (("x", "a"), ("y", "b"))]
     args = parse(tmp_path, "--input", *paths)
     reading = reading_of(args)
-    pieces = [piece for unit in by_position(args, find(args, reading), reading, each=True) for piece in unit.pieces()]
+    pieces = [
+        piece for unit in by_position(args, find_parts(args, reading), reading, each=True) for piece in unit.pieces()
+    ]
     assert [(piece.text, piece.split) for piece in pieces] == [
         ("a" * 90, "train"),
         ("a" * 10, "val"),

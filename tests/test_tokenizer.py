@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from data import tokenizer as module
 from data.tokenizer import (
     EOT,
-    OPENAI,
+    OPENAI_ENCODINGS,
     TRAIN_PATTERN,
     BPETokenizer,
     ByteTokenizer,
@@ -469,7 +469,7 @@ def test_bpe_training_with_more_special_tokens():
     assert tokenizer.special_tokens == {EOT: 297, "<|user|>": 298, "<|bot|>": 299}
     assert (tokenizer.vocab_size, tokenizer.eot) == (300, 297)
     assert tokenizer.encode("<|bot|>a", special=True).tolist() == [299, *tokenizer.encode("a")]
-    with pytest.raises(ValueError, match="'a' is an ordinary"):
+    with pytest.raises(ValueError, match="'a' was also learned as an ordinary token"):
         BPETokenizer.train(STORY, 300, ["a"])
     with pytest.raises(ValueError, match="258, expected at least 259"):
         BPETokenizer.train(STORY, 258, ["<|user|>", "<|bot|>"])
@@ -521,7 +521,7 @@ def file_tokenizers(bpe):
 def test_long_texts_get_the_ids_that_the_libraries_give_them_unsplit(file_tokenizers, gpt2_like, parts):
     text = "".join(parts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", 3)
+        patch.setattr(module, "PIECE_CHARS", 3)
         patch.setattr(module, "GROUP", 2)
         assert gpt2_like.encode(text).tolist() == gpt2_like._encoding.encode_ordinary(text)
         for tokenizer in file_tokenizers:
@@ -534,7 +534,7 @@ def test_texts_are_split_where_their_tokenizer_allows_it(file_tokenizers, llama)
     for tokenizer in (*file_tokenizers[:-1], llama):
         pieces = list(module._pieces(text, tokenizer.find_cut))
         assert "".join(pieces) == text
-        assert max(map(len, pieces)) < module.CHUNK + len(STORY)
+        assert max(map(len, pieces)) < module.PIECE_CHARS + len(STORY)
     assert list(module._pieces(text, file_tokenizers[-1].find_cut)) == [text]  # it has no words
 
 
@@ -584,7 +584,7 @@ def test_files_that_would_change_the_text_are_refused(tmp_path):
         refused[-1][0].normalizer = getattr(tokenizers.normalizers, name)()
     drops = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\s+"), "removed")
     bert = tokenizers.pre_tokenizers.BertPreTokenizer()
-    for split, reason in (drops, "Split"), (bert, "gives back"):
+    for split, reason in (drops, "Split"), (bert, "comes back as"):
         split = tokenizers.pre_tokenizers.Sequence([split, NO_SPLIT])
         refused.append((library_bpe(split), reason))
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
@@ -764,8 +764,8 @@ def test_each_name_makes_its_tokenizer(tmp_path, bpe):
 @pytest.mark.parametrize(
     "name, options, found",
     [
-        ("gpt3", {}, "gpt3 is no file; expected one of byte, char, bpe, gpt2"),
-        ("char", {"trim": True}, "char cannot be trimmed"),
+        ("gpt3", {}, "gpt3: no such file or name; expected one of byte, char, bpe, gpt2"),
+        ("char", {"trim": True}, "char cannot be combined with --trim"),
         ("byte", {"file": "x.json"}, "x.json"),
         ("bpe", {"file": "none.json"}, "cannot read none.json"),
         ("none.json", {}, "cannot read none.json"),
@@ -782,12 +782,12 @@ def test_names_and_options_that_make_no_tokenizer_are_explained(name, options, f
 # ---- OpenAI's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPENAI)
+@pytest.mark.parametrize("name", OPENAI_ENCODINGS)
 def test_patterns_and_special_tokens_are_tiktokens(name, monkeypatch):
     for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(tiktoken_ext.openai_public, load, lambda *args, **kwargs: {})
     theirs = tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
-    pattern, _, size, special_tokens = OPENAI[name]
+    pattern, _, size, special_tokens = OPENAI_ENCODINGS[name]
     assert special_tokens == theirs["special_tokens"]
     assert theirs.get("explicit_n_vocab") in (None, max(size, theirs["special_tokens"][EOT] + 1))
     theirs, ours, rng = regex.compile(theirs["pat_str"]), regex.compile(pattern), random.Random(name)

@@ -11,7 +11,7 @@ import requests
 import tiktoken_ext.openai_public
 
 from data import vocabulary as module
-from data.vocabulary import FILES, NEEDED, from_symbols, read_ranks, read_tokenizer_json, to_symbols
+from data.vocabulary import NEEDED, PUBLISHED, from_symbols, read_ranks, read_tokenizer_json, to_symbols
 
 EOT = "<|endoftext|>"
 TOKENS = sorted((bytes([b]) for b in range(256)), key=to_symbols)
@@ -34,9 +34,9 @@ def content(file: str) -> bytes:
 @pytest.fixture(autouse=True)
 def small_files(tmp_path, monkeypatch):
     """Small files pass for the published ones; caches are empty and the network is closed."""
-    for file, (_, urls) in FILES.items():
-        monkeypatch.setitem(FILES, file, (hashlib.sha256(content(file)).hexdigest(), urls))
-    monkeypatch.setattr(module, "HERE", tmp_path / "code")
+    for file in PUBLISHED:
+        monkeypatch.setitem(PUBLISHED, file, hashlib.sha256(content(file)).hexdigest())
+    monkeypatch.setattr(module, "FOLDERS", tmp_path / "code")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setattr(requests, "get", lambda *args, **kwargs: pytest.fail("asked the network"))
@@ -105,7 +105,7 @@ def test_addresses_and_checksums_are_tiktokens(name, monkeypatch):
         ),
     )
     tiktoken_ext.openai_public.ENCODING_CONSTRUCTORS[name]()
-    ours = {urls[0]: sha256 for file, (sha256, urls) in FILES.items() if file in NEEDED[name]}
+    ours = {module._addresses(file)[0]: sha256 for file, sha256 in PUBLISHED.items() if file in NEEDED[name]}
     assert asked and asked.items() <= ours.items()
 
 
@@ -130,7 +130,7 @@ def test_a_download_is_made_once_from_the_first_address_that_has_the_file(tmp_pa
     for _ in range(2):
         assert read_ranks("gpt2") == TOKENS
     assert asked == [
-        FILES["encoder.json"][1][0],
+        module._addresses("encoder.json")[0],
         "https://mirror.example/openai-community/gpt2/resolve/main/vocab.json",
     ]
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [content("encoder.json")]
@@ -157,7 +157,7 @@ def test_a_refused_download_says_which_file_goes_where(tmp_path, monkeypatch, na
     with pytest.raises(ValueError) as error:
         read_ranks(name)
     for part in (
-        FILES[file][1][0],
+        module._addresses(file)[0],
         hub,
         "ConnectionError",
         "HTTP 404" if hub else "",

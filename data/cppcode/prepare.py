@@ -1,12 +1,12 @@
-"""C and C++ source as bytes, for code completion: by default PyTorch's own headers, on disk already: data/cppcode/.
+"""C and C++ source as bytes, for code completion; by default PyTorch's own headers, already on disk: data/cppcode/.
 
-    python data/cppcode/prepare.py                            # 38 MB of headers that PyTorch brings along
+    python data/cppcode/prepare.py                            # 38 MB of headers that come with PyTorch
     python data/cppcode/prepare.py --input FOLDER REPO.zip... # folders, and archives as GitHub offers them
     python data/cppcode/prepare.py --tokenizer=bpe --vocab_size=32768 --out_dir=data/cppcode_bpe
 
-Each file is a document and ends with the byte 0xFF, which is in no UTF-8 text; the hash of its text decides
-whether it goes, whole, to train or to val. Copies go in once. config/train_cppcode_bytes.py samples windows that
-begin after a newline (sampling = "line"). A repository on GitHub, as an archive:
+Each file is a document, ended by the byte 0xFF, which occurs in no UTF-8 text; the hash of its text decides whether it
+goes, whole, to train or to val. Duplicates are dropped. config/train_cppcode_bytes.py samples windows that start after
+a newline (sampling = "line"). GitHub's archive of a repository is at
 https://github.com/OWNER/NAME/archive/refs/heads/main.zip
 """
 
@@ -18,27 +18,21 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import build
-from data.source import arguments, find, origin, reading_of, tokenizer_of, units
+from data.build import prepare_dataset
+from data.source import find_parts, make_units, prepare_parser, reading_of
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".zip", ".tar")
 
 
 def main(argv: list[str]) -> None:
-    args = arguments(__doc__, HERE, tokenizer="byte").parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="byte").parse_args(argv)
     where = ""
     if not args.input:
         torch = Path(importlib.util.find_spec("torch").origin).parent
         args.input, where = [torch / "include"], "the headers of PyTorch"
     reading = reading_of(args, suffixes=SUFFIXES, lenient=True)
-    parts = find(args, reading)
-    build(
-        args,
-        units(args, parts, reading),
-        tokenizer_of(args),
-        origin(args, parts, where),
-        "config/train_cppcode_bytes.py",
-    )
+    parts = find_parts(args, reading)
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_cppcode_bytes.py", where)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@
     python data/hongloumeng/prepare.py --tokenizer=qwen2 --tokenizer_file=tokenizer.json
     python data/hongloumeng/prepare.py --tokenizer=qwen2 --tokenizer_file=tokenizer.json --trim
 
-They go to data/hongloumeng, data/hongloumeng_bpe, data/hongloumeng_qwen2 and data/hongloumeng_qwen2_trimmed, if
-there is no --out_dir. The tokenizer.json of Qwen2 is a file of the Hugging Face repository Qwen/Qwen2-0.5B, and
-is fetched from there (or from HF_ENDPOINT) without --tokenizer_file. It has 151,646 ids, of which --trim leaves
-9,332 (those that the training text uses, and the single bytes), so that a small model does not spend its parameters
-on the others.
+Without --out_dir, these write to data/hongloumeng, data/hongloumeng_bpe, data/hongloumeng_qwen2 and
+data/hongloumeng_qwen2_trimmed. Qwen2's tokenizer.json is part of the Hugging Face repository Qwen/Qwen2-0.5B, and is
+downloaded from there (or from HF_ENDPOINT) without --tokenizer_file. Of its 151,646 ids, --trim keeps 9,332: those in
+the training text, and all single bytes, so that a small model does not spend its parameters on the others.
 """
 
 import re
@@ -21,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import build
+from data.build import prepare_text
 from data.download import github_urls
-from data.source import arguments, by_position, downloaded, find, origin, reading_of, tokenizer_of
+from data.source import prepare_parser
 
 URLS = github_urls(
     "ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24", "data/hongloumeng_char_local/input.txt"
@@ -32,20 +31,13 @@ SHA256 = "a9b2f3096c4dc1b1c83bdf185dcf121a03b9b68e8c1979c6744dff856879d01d"
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="char", vocab_size=8192, eot=False, out_dir=None)
-    args = parser.parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="char", eot=False, out_dir=None).parse_args(argv)
     name = re.sub(r"\W+", "_", args.tokenizer.rpartition("/")[2].removesuffix(".json"))
     if args.out_dir is None:
         suffix = ("" if name == "char" else f"_{name}") + "_trimmed" * args.trim
         args.out_dir = HERE.with_name(HERE.name + suffix)
-    args.input = args.input or downloaded(args, "input.txt", URLS, SHA256)
-    if not args.input:
-        return
-    reading = reading_of(args)
-    parts = find(args, reading, SHA256)
-    texts = by_position(args, parts, reading)
     config = name if name in ("bpe", "qwen2") else "char"
-    build(args, texts, tokenizer_of(args), origin(args, parts), f"config/train_hongloumeng_{config}.py")
+    prepare_text(args, URLS, SHA256, f"config/train_hongloumeng_{config}.py")
 
 
 if __name__ == "__main__":

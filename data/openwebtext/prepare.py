@@ -4,12 +4,12 @@
     python data/openwebtext/prepare.py --shards=1              # the first of 80 files: 110 million tokens
     python data/openwebtext/prepare.py --input FOLDER --tokenizer_file=DIR        # needs no network
 
-FOLDER has the .parquet files of the Hugging Face data set Skylion007/openwebtext (HF_ENDPOINT names a mirror), or
-the original archives: urlsf_subset00.tar and so on, or the urlsf_subset*_data.xz in them. openwebtext.tar.xz is
-read too, but by one core: unpack it first. DIR has GPT-2's encoder.json or vocab.bpe.
+FOLDER holds the .parquet files of the Hugging Face dataset Skylion007/openwebtext (HF_ENDPOINT names a mirror), or the
+original archives: urlsf_subset00.tar and so on, or the urlsf_subset*_data.xz inside them. openwebtext.tar.xz works too,
+but on one core only: unpack it first. DIR holds GPT-2's encoder.json or vocab.bpe.
 
-Every page is a document; 0.05 % of them are val, by a hash of the text. The result takes 18 GB. Killed, it goes
-on where it was.
+Every page is a document; 0.05 % of them are validation, by a hash of the text. The result takes 18 GB. If it is killed,
+the same command resumes.
 """
 
 import argparse
@@ -20,12 +20,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import build
+from data.build import prepare_dataset
 from data.download import hub_urls
-from data.formats import BOOKS
-from data.source import arguments, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.source import download_inputs, find_parts, make_units, prepare_parser, reading_of
 
-DATASET, SHARDS = "Skylion007/openwebtext", 80
+SHARDS = 80
 
 
 def shards(text: str) -> int:
@@ -35,18 +34,16 @@ def shards(text: str) -> int:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="gpt2", val_fraction=0.0005)
+    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", val_fraction=0.0005)
     parser.add_argument("--shards", type=shards, default=SHARDS, help=f"files to download (default: {SHARDS}, all)")
     args = parser.parse_args(argv)
-    if not args.input:
-        for i in range(args.shards):
-            name = f"train-{i:05}-of-{SHARDS:05}.parquet"
-            args.input += downloaded(args, name, hub_urls(DATASET, f"plain_text/{name}"))
-        if len(args.input) < args.shards:
-            return
-    reading = reading_of(args, suffixes=BOOKS)
-    parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
+    names = [f"train-{i:05}-of-{SHARDS:05}.parquet" for i in range(args.shards)]
+    urls = {name: (hub_urls("Skylion007/openwebtext", f"plain_text/{name}"), None) for name in names}
+    if not download_inputs(args, urls):
+        return
+    reading = reading_of(args)
+    parts = find_parts(args, reading)
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
 
 
 if __name__ == "__main__":

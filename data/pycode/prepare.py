@@ -1,4 +1,4 @@
-"""Python source code: by default this Python's own standard library, which needs no download: data/pycode/.
+"""Python source code; by default the standard library of this Python, already on disk: data/pycode/.
 
     python data/pycode/prepare.py                                 # about 10 MB of source, without its tests
     python data/pycode/prepare.py --max_bytes=2000000             # less of it, for a quick start
@@ -6,8 +6,8 @@
     python data/pycode/prepare.py --input FOLDER_OR_ZIP...        # your own code, tests included
     python data/pycode/prepare.py --tokenizer=byte                # bytes, with 0xFF between files
 
-Each file is a document: the hash of its text decides whether it goes, whole, to train or to val, and the hash of
-its bytes whether it is among those that --max_bytes leaves. Copies go in once.
+Each file is a document: the hash of its text decides whether it goes, whole, to train or to val, and the hash of its
+bytes whether it is within --max_bytes. Duplicates are dropped.
 """
 
 import argparse
@@ -20,17 +20,17 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import build
+from data.build import prepare_dataset
 from data.formats import Part, hash_part
-from data.source import arguments, find, origin, read_errors, reading_of, tokenizer_of, units
+from data.source import find_parts, make_units, prepare_parser, read_errors, reading_of
 
-# Parts of a library that teach nobody to write Python: tests (60 % of the standard library's, repetitive or broken on
+# What a library contains besides exemplary Python: tests (60 % of the standard library; repetitive, or broken on
 # purpose), and generated tables and help texts
 LEFT_OUT = ("test", "tests", "idle_test", "encodings", "pydoc_data")
 
 
 def choose(parts: list[Part], max_bytes: int) -> list[Part]:
-    """As many as fit into max_bytes (0: all), each content once, taken in the order of the hashes."""
+    """As many as fit into max_bytes (0: all), without duplicates, in the order of their hashes."""
     if not max_bytes:
         return parts
     with read_errors("the source"):
@@ -42,14 +42,13 @@ def choose(parts: list[Part], max_bytes: int) -> list[Part]:
             total += part.size
     if len(chosen) < 2 <= len(by_hash):
         raise ValueError(
-            f"--max_bytes={max_bytes:,} leaves {len(chosen)} of {len(by_hash):,} files, need at least 2; "
-            "pass a larger one"
+            f"--max_bytes={max_bytes:,} leaves {len(chosen)} of {len(by_hash):,} files, need at least 2; raise it"
         )
     return [part for part in parts if part in chosen]
 
 
 def own_code(args: argparse.Namespace) -> str:
-    """Sets args.input to the standard library, and the installed packages if asked for; -> what that is."""
+    """Set args.input to the standard library, with --installed also to all packages, and return a description."""
     paths = sysconfig.get_paths()
     args.input = [Path(paths["stdlib"])]
     if args.installed:
@@ -58,17 +57,17 @@ def own_code(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
-    parser.add_argument("--installed", action="store_true", help="all installed packages too")
-    parser.add_argument("--max_bytes", type=int, default=0, help="at most so much of it (default: 0, all)")
+    parser = prepare_parser(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
+    parser.add_argument("--installed", action="store_true", help="also read all installed packages")
+    parser.add_argument("--max_bytes", type=int, default=0, help="read at most this much (default: 0, all)")
     args = parser.parse_args(argv)
     skip = () if args.input else LEFT_OUT
     where = "" if args.input else own_code(args)
     reading = reading_of(args, suffixes=(".py", ".zip", ".tar"), skip=skip, lenient=True)
     # _sysconfigdata: settings of the machine that built this Python
-    parts = [part for part in find(args, reading) if "/_sysconfigdata" not in part.name]
+    parts = [part for part in find_parts(args, reading) if "/_sysconfigdata" not in part.name]
     parts = choose(parts, args.max_bytes)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts, where), "config/train_pycode.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_pycode.py", where)
 
 
 if __name__ == "__main__":

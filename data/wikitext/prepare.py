@@ -5,10 +5,9 @@
     python data/wikitext/prepare.py --input wikitext-2-raw-v1.zip --tokenizer_file=DIR      # needs no network
     python data/wikitext/prepare.py --input wiki.train.raw wiki.valid.raw --tokenizer_file=DIR
 
-The splits are as given, by the names of the files (.zip, .raw, .tokens, .txt, .parquet); test is left out. Each is
-one running text without end-of-text ids, as published perplexities count it. The files are of the Hugging Face
-data set Salesforce/wikitext (HF_ENDPOINT names a mirror), whose rows are the lines. DIR has GPT-2's encoder.json or
-vocab.bpe.
+The splits follow the file names (.zip, .raw, .tokens, .txt, .parquet); test is left out. Each split is one running text
+without end-of-text ids, the convention of published perplexities. The files come from the Hugging Face dataset
+Salesforce/wikitext (HF_ENDPOINT names a mirror), whose rows are lines. DIR holds GPT-2's encoder.json or vocab.bpe.
 """
 
 import sys
@@ -18,30 +17,27 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import build
+from data.build import prepare_dataset
 from data.download import hub_urls
-from data.formats import BOOKS
-from data.source import arguments, downloaded, find, origin, reading_of, tokenizer_of, units
+from data.formats import TEXT_SUFFIXES
+from data.source import download_inputs, find_parts, make_units, prepare_parser, reading_of
 
 TRAIN_FILES = {"2": 1, "103": 2}
 
 
 def main(argv: list[str]) -> None:
-    parser = arguments(__doc__, HERE, tokenizer="gpt2", eot=False, out_dir=None)
+    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False, out_dir=None)
     parser.add_argument("--size", choices=TRAIN_FILES, default="2", help="which one to download (default: 2)")
     args = parser.parse_args(argv)
     args.out_dir = args.out_dir or HERE.with_name("wikitext" if args.size == "2" else "wikitext103")
-    if not args.input:
-        n = TRAIN_FILES[args.size]
-        names = [f"train-{i:05}-of-{n:05}.parquet" for i in range(n)] + ["validation-00000-of-00001.parquet"]
-        for name in names:
-            folder = f"wikitext-{args.size}-raw-v1"
-            args.input += downloaded(args, f"{folder}-{name}", hub_urls("Salesforce/wikitext", f"{folder}/{name}"))
-        if len(args.input) < len(names):
-            return
-    reading = reading_of(args, suffixes=(*BOOKS, ".raw", ".tokens"), named_splits=True, joined=True)
-    parts = find(args, reading)
-    build(args, units(args, parts, reading), tokenizer_of(args), origin(args, parts), "config/train_gpt2.py")
+    n, folder = TRAIN_FILES[args.size], f"wikitext-{args.size}-raw-v1"
+    names = [f"train-{i:05}-of-{n:05}.parquet" for i in range(n)] + ["validation-00000-of-00001.parquet"]
+    urls = {f"{folder}-{name}": (hub_urls("Salesforce/wikitext", f"{folder}/{name}"), None) for name in names}
+    if not download_inputs(args, urls):
+        return
+    reading = reading_of(args, suffixes=(*TEXT_SUFFIXES, ".raw", ".tokens"), named_splits=True, joined=True)
+    parts = find_parts(args, reading)
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
 
 
 if __name__ == "__main__":
