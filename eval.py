@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from checkpoints import checkpoint
 from configurator import exit_on_error
-from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
+from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, display_path
 from data.source import Parser
 from data.tokenizer import EOT, token_table
 from evaluation import tasks
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
         tokenizer, edges = find_tokenizer(state), None
         questions = tasks.READ[args.task](args.input)
         ids, windows = tasks.lay_out(questions, tokenizer, block_size, args.input)
-        text, get_ids = str(shown(args.input)), lambda: ids
+        text, get_ids = str(display_path(args.input)), lambda: ids
     else:
         text, get_ids, tokenizer, eot = (open_file if args.input else open_split)(args, state)
         edges = document_edges(get_ids(), eot) if args.per_document else np.array([0, len(get_ids()) - 1])
@@ -218,7 +218,7 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
             f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder "
             "with the checkpoint's tokenizer and name that with --dataset and --split"
         )
-    tokenizer, name = find_tokenizer(state), str(shown(args.input))
+    tokenizer, name = find_tokenizer(state), str(display_path(args.input))
     text, encode = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte"), tokenizer.encode
     if ESCAPED.search(text):
         if tokenizer.eot is not None and "\udcff" in text:
@@ -249,7 +249,7 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
     """
     dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
     split, tokenizer = args.split or "val", dataset.tokenizer
-    name = f"{shown(dataset.folder)} {split}"
+    name = f"{display_path(dataset.folder)} {split}"
     dataset.tokens(split)  # for its error
     if tokenizer is None:
         with suppress(ValueError):
