@@ -64,6 +64,14 @@ def keep_memory() -> None:
             mallopt(-1, 2**31 - 1)
 
 
+def prepare(device: torch.device) -> None:
+    """Settings of the process for training on `device`."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32, as nanoGPT
+    elif device.type == "cpu":
+        keep_memory()
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere. Short
     names are taken too."""

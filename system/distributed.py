@@ -71,6 +71,11 @@ class Ranks:
             **{sync_buffers: False},  # the buffers (RoPE tables) never change
         )
 
+    def say(self, *message: str, **options) -> None:
+        """print(), at once and on rank 0 alone."""
+        if self.is_main:
+            print(*message, flush=True, **options)
+
     def share(self, value: Any) -> Any:
         """Rank 0's value, a plain Python object, on all ranks."""
         if not dist.is_initialized():

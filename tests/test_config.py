@@ -16,6 +16,7 @@ from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, CharTokenizer
 from model import GPT, GPTConfig
 from system.distributed import Ranks
+from training.check import MODEL_KEYS, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
@@ -37,7 +38,7 @@ def header(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_is_valid_and_says_how_to_run_it(path):
     config, explicit = configure(train.TrainConfig, [str(path)])
-    train.validate(config, Ranks())
+    validate(config, Ranks())
     assert f"train.py config/{path.name}" in header(path)
     assert path not in TRAINED or {"out_dir", "dataset"} <= explicit
 
@@ -119,7 +120,7 @@ def build(path, **changed):
     """The model of a config, without memory."""
     config = load(path)
     with torch.device("meta"):
-        return GPT(GPTConfig(**{**{key: getattr(config, key) for key in train.MODEL_KEYS}, **changed}))
+        return GPT(GPTConfig(**{**{key: getattr(config, key) for key in MODEL_KEYS}, **changed}))
 
 
 def count_by_hand(vocab_size, layers, heads, width, context, features):

@@ -22,7 +22,10 @@ import sample
 import train
 from checkpoints import checkpoint, sharded
 from system import distributed
+from training import start as starting
+from training.check import validate
 from training.metrics import read_metrics
+from training.start import continues
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts processes by fork")
 GEOMETRY = ["--gradient_accumulation_steps=4", "--batch_size=2", "--grad_clip=0.5", "--eval_interval=5"]
@@ -45,7 +48,7 @@ def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -
         made.append(make(*args))
         return made[0]
 
-    make, train.make_optimizer = train.make_optimizer, make_optimizer
+    make, starting.make_optimizer = starting.make_optimizer, make_optimizer
     log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -227,7 +230,7 @@ def test_muon_is_refused_under_fsdp_in_one_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = train.TrainConfig(optimizer="muon", parallel="fsdp")
     with pytest.raises(ValueError, match="^optimizer=muon .* use --parallel=ddp or --optimizer=adamw$"):
-        train.validate(config, distributed.Ranks())
+        validate(config, distributed.Ranks())
 
 
 # ---- the sharded format ----------------------------------------------------------------------------------
@@ -306,30 +309,31 @@ def test_a_restarted_run_takes_its_own_checkpoint_but_not_an_older_run_s(dataset
     argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", f"--out_dir={tmp_path}"]
     assert train.main([*argv, "--max_iters=2"]) == 0
     config = train.TrainConfig()
-    assert train.goes_on(config, tmp_path, restarted=True)
-    assert not train.goes_on(config, tmp_path, restarted=False)
+    assert continues(config, tmp_path, restarted=True)
+    assert not continues(config, tmp_path, restarted=False)
     with pytest.raises(ValueError, match="no dataset"):  # a new run, which fails before it has saved anything
         train.main([*argv, "--max_iters=4", "--dataset=none"])
-    assert not train.goes_on(config, tmp_path, restarted=True)
-    assert train.goes_on(train.TrainConfig(init_from="auto"), tmp_path, restarted=True)
+    assert not continues(config, tmp_path, restarted=True)
+    assert continues(train.TrainConfig(init_from="auto"), tmp_path, restarted=True)
     (tmp_path / "run").unlink()
     state = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     torch.save({key: state[key] for key in ("model", "model_args")}, tmp_path / "ckpt.pt")  # as nanoGPT leaves it
-    assert not train.goes_on(config, tmp_path, restarted=True)
+    assert not continues(config, tmp_path, restarted=True)
 
 
 ONE_RANK_FAILS = """
 import os, train
 from configurator import exit_on_error
+from training import start as starting
 
-plain = train.open_dataset
+plain = starting.open_dataset
 
 def open_dataset(*args):
     if os.environ["RANK"] == "1":
         raise ValueError("not on this machine")
     return plain(*args)
 
-train.open_dataset = open_dataset
+starting.open_dataset = open_dataset
 exit_on_error(train.main)
 """
 

@@ -16,8 +16,12 @@ import pytest
 import torch
 
 import train
-from data.dataset import DatasetWriter
+from configurator import configure
+from data.dataset import DatasetWriter, batch
 from data.tokenizer import CharTokenizer
+from model import GPT
+from system.distributed import Ranks
+from training.check import validate
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,8 +159,8 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
         batches.append((x, np.where(holes, -1, y)))
         return batches[-1]
 
-    plain_batch = train.batch
-    monkeypatch.setattr(train, "batch", batch_with_holes)
+    plain_batch = batch
+    monkeypatch.setattr("training.batches.batch", batch_with_holes)
     seen = {}
 
     def remember(model, *_):
@@ -165,7 +169,7 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
         return make(model, *_)
 
     make = train.make_optimizer
-    monkeypatch.setattr(train, "make_optimizer", remember)
+    monkeypatch.setattr("training.start.make_optimizer", remember)
     grads = {}
     norm = torch.nn.utils.get_total_norm
 
@@ -190,13 +194,13 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(dataset, tmp_path, dtype, monkeypatch, capsys):
     run(dataset, tmp_path, "--max_iters=4", f"--dtype={dtype}")
     before = (tmp_path / "last.pt").read_bytes()
-    plain = train.GPT.forward
+    plain = GPT.forward
 
     def broken(model, *args, **kwargs):
         logits, loss = plain(model, *args, **kwargs)
         return logits, loss * math.nan if model.training else loss
 
-    monkeypatch.setattr(train.GPT, "forward", broken)
+    monkeypatch.setattr("model.GPT.forward", broken)
     options = ["--max_iters=30", "--init_from=resume", "--log_interval=7", f"--dtype={dtype}"]
     status = train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}", *options])
     assert status == 1
@@ -308,14 +312,14 @@ def test_other_settings_change_on_resume_and_are_logged(dataset, tmp_path, capsy
 
 def test_an_allowed_change_of_the_batch_goes_on_where_the_data_stood(dataset, tmp_path, monkeypatch):
     """2 steps of 8 sequences, then 3 of 12: all numbers are drawn once, in order, and the tokens add up."""
-    drawn, plain_batch = [], train.batch
+    drawn, plain_batch = [], batches.batch
 
     def remember(dataset, split, seed, index, block_size, sampling):
         drawn.append(index)
         return plain_batch(dataset, split, seed, index, block_size, sampling)
 
     run(dataset, tmp_path, "--max_iters=2")
-    monkeypatch.setattr(train, "batch", remember)
+    monkeypatch.setattr("training.batches.batch", remember)
     options = ("--init_from=resume", "--batch_size=6", "--allow_changed=batch_size")
     state = run(dataset, tmp_path, f"--max_tokens={(2 * 8 + 3 * 12) * 16}", "--max_iters=100", *options)
     assert state["iter_num"] == 5 and state["run"]["samples"] == 2 * 8 + 3 * 12
@@ -358,14 +362,14 @@ def test_clipped_steps_are_counted_on_and_on_through_a_resume(dataset, tmp_path,
 
 
 def test_a_step_that_float16_overflows_is_counted_as_skipped_and_changes_no_weight(dataset, tmp_path, monkeypatch):
-    plain, calls = train.GPT.forward, itertools.count()
+    plain, calls = GPT.forward, itertools.count()
 
     def huge_once(model, *args, **kwargs):
         logits, loss = plain(model, *args, **kwargs)
         return logits, loss * 1e36 if model.training and next(calls) == 2 * 2 else loss  # in the third step
 
     before = run(dataset, tmp_path, "--max_iters=2", "--dtype=float16")["model"]
-    monkeypatch.setattr(train.GPT, "forward", huge_once)
+    monkeypatch.setattr("model.GPT.forward", huge_once)
     calls = itertools.count(4)
     state = run(dataset, tmp_path, "--max_iters=3", "--init_from=resume", "--dtype=float16")
     assert all(torch.equal(weight, before[name]) for name, weight in state["model"].items())
@@ -404,15 +408,15 @@ compile = False
 
 def test_a_config_file_in_nanogpts_manner_is_read(tmp_path):
     (tmp_path / "finetune.py").write_text(NANOGPT_STYLE, encoding="utf-8")
-    config, explicit = train.configure(train.TrainConfig, [str(tmp_path / "finetune.py"), "--dtype=bfloat16"])
+    config, explicit = configure(train.TrainConfig, [str(tmp_path / "finetune.py"), "--dtype=bfloat16"])
     assert (config.init_from, config.gradient_accumulation_steps, config.lr_decay_iters) == ("gpt2-xl", 40, 20)
     assert config.wandb_run_name.startswith("ft-1") and config.compile is False and "time" not in explicit
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.name)
 def test_every_config_file_is_valid(path):
-    config, explicit = train.configure(train.TrainConfig, [str(path)])
-    train.validate(config, train.Ranks())
+    config, explicit = configure(train.TrainConfig, [str(path)])
+    validate(config, Ranks())
     assert {"batch_size"} <= explicit
 
 
@@ -481,10 +485,10 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
 
 
 def test_accumulation_that_does_not_divide_by_the_processes_is_refused():
-    ranks = train.Ranks()
+    ranks = Ranks()
     ranks.world_size = 3
     with pytest.raises(ValueError, match=r"gradient_accumulation_steps=2 .*use 3"):
-        train.validate(train.TrainConfig(gradient_accumulation_steps=2), ranks)
+        validate(train.TrainConfig(gradient_accumulation_steps=2), ranks)
 
 
 def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
@@ -502,14 +506,14 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
     ],
 )
 def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, monkeypatch, capsys, room, advice):
-    forward = train.GPT.forward
+    forward = GPT.forward
 
     def limited(self, idx, *args, **kwargs):
         if self.training and idx.size(0) > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
         return forward(self, idx, *args, **kwargs)
 
-    monkeypatch.setattr(train.GPT, "forward", limited)
+    monkeypatch.setattr("model.GPT.forward", limited)
     assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]) == 2
     message = f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}"
     assert re.search(message, capsys.readouterr().err)

@@ -189,3 +189,15 @@ def learning_rate_at(
     else:
         height = min(1.0, left / cooldown) if schedule == "wsd" else left
     return min_lr + height * (learning_rate - min_lr)
+
+
+def learning_rate_share(config, iter_num: int, limit: int, elapsed: float) -> float:
+    """Share of every group's highest learning rate at step iter_num of a run that ends at step `limit`, or after
+    config.max_minutes, of which `elapsed` seconds have passed. config: train.py's TrainConfig."""
+    if not config.decay_lr:
+        return 1.0
+    horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
+    warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
+    time_used = elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0
+    lowest = config.min_lr / config.learning_rate
+    return learning_rate_at(iter_num, horizon, 1.0, lowest, warmup_iters, config.schedule, time_used, config.cooldown)

@@ -1,0 +1,22 @@
+"""Whether a dataset's ids stand for the same text as a checkpoint's."""
+
+import math
+
+from data.dataset import Dataset
+from data.tokenizer import token_table, tokenizer_from_json
+
+
+def padded_vocab_size(n_ids: int) -> int:
+    """n_ids rounded up to a multiple of 64, which multiplies faster."""
+    return 64 * math.ceil(n_ids / 64)
+
+
+def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> bool:
+    """Whether the dataset's ids stand for the same bytes as those of the checkpoint `state`, whatever the kind of
+    their tokenizers. Where one has none, the number of ids has to do (or the `vocab_size` that was asked for)."""
+    size = state["model_args"]["vocab_size"]
+    if size < dataset.vocab_size:
+        return False
+    if dataset.tokenizer and state.get("tokenizer"):
+        return token_table(dataset.tokenizer) == token_table(tokenizer_from_json(state["tokenizer"]))
+    return size in (vocab_size, dataset.vocab_size, padded_vocab_size(dataset.vocab_size))

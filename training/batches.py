@@ -1,0 +1,50 @@
+"""This rank's micro-batches in their order, each loaded by a thread while the one before it is computed."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from data.dataset import Dataset, batch
+from system.distributed import Ranks
+
+
+class Batches:
+    """`waited`: seconds that next() waited for data so far. Rank r of W takes its slice of each global batch, so the
+    order of the data is the same for any number of processes, and a resume needs only the step."""
+
+    def __init__(self, config, dataset: Dataset, ranks: Ranks, device: torch.device, iter_num: int, shift: int):
+        """shift: samples that earlier steps saw beyond those of iter_num steps of the present size."""
+        self.config, self.dataset, self.ranks, self.device, self.shift = config, dataset, ranks, device, shift
+        self.number = iter_num * (config.gradient_accumulation_steps // ranks.world_size)
+        self.waited = 0.0
+        self.thread = ThreadPoolExecutor(1)
+        self.coming = self.thread.submit(self.load, self.number)
+
+    def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What next() will return: x, y, both int64 (batch_size, block_size), and how many targets y has."""
+        return self.coming.result()
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        start = time.perf_counter()
+        ready = self.peek()
+        self.waited += time.perf_counter() - start
+        self.number += 1
+        self.coming = self.thread.submit(self.load, self.number)
+        return ready
+
+    def load(self, number: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        config = self.config
+        first = self.shift + (number * self.ranks.world_size + self.ranks.rank) * config.batch_size
+        index = np.arange(first, first + config.batch_size)
+        x, y = batch(self.dataset, "train", config.seed, index, config.block_size, config.sampling)
+        return to_device(x, self.device), to_device(y, self.device), int((y >= 0).sum())
+
+    def close(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

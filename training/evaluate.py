@@ -1,0 +1,40 @@
+"""The losses that training reports: means over fixed windows of each split. eval.py computes exact ones."""
+
+import math
+
+import torch
+
+from data.dataset import Dataset, eval_batch, eval_windows
+from system.distributed import Ranks
+from training.batches import to_device
+
+
+@torch.no_grad()
+def estimate_loss(
+    model: torch.nn.Module, config, dataset: Dataset, ranks: Ranks, device: torch.device, autocast
+) -> dict[str, float]:
+    """Mean loss over the same windows of each split for every call and any number of processes."""
+    model.eval()
+    losses = {}
+    for split in ("train", "val"):
+        windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
+        total, count = torch.zeros((), device=device), 0
+        for first in range(0, len(windows), ranks.world_size * config.batch_size):
+            mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]
+            chosen = mine if len(mine) else windows[:1]  # a rank with none still runs one: FSDP's gather is collective
+            x, y = eval_batch(dataset, split, chosen, config.block_size, config.sampling)
+            valid = int((y >= 0).sum()) if len(mine) else 0
+            with autocast:
+                _, loss = model(to_device(x, device), to_device(y, device), return_logits=False)
+            total += loss * valid
+            count += valid
+        total, count = ranks.sum([total.item(), count])
+        losses[split] = total / count
+    model.train()
+    return losses
+
+
+def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:
+    """Nats a token of the validation split -> bits per byte of its text; None if the dataset does not say."""
+    n_bytes = dataset.bytes("val")
+    return loss * dataset.tokens("val") / (math.log(2) * n_bytes) if n_bytes else None

@@ -1,0 +1,83 @@
+"""The state of a run: what a checkpoint keeps, and where it stands."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.dataset import Dataset
+from model import GPT
+from system.distributed import Ranks
+
+
+@dataclass
+class Run:
+    """Made by training/start.py; train.py's loop moves it on. `config` is train.py's TrainConfig."""
+
+    config: Any
+    ranks: Ranks
+    device: torch.device
+    dtype: torch.dtype
+    dataset: Dataset
+    model: GPT  # this rank's, without wrappers; FSDP's in shards
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    resumed: bool
+    progress: dict  # the checkpoint's "run": seconds, last_eval_iter, clipped, skipped, id, fingerprint, samples
+    iter_num: int = 0  # steps done
+    best_val_loss: float = 1e9
+    saved_iter: int = -1  # steps that are saved; -1 = nothing
+
+    def __post_init__(self) -> None:
+        config, self.out_dir = self.config, Path(self.config.out_dir)
+        self.fsdp = config.parallel == "fsdp" and self.ranks.world_size > 1
+        self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # of this process, a step
+        self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences a step, all processes
+        self.tokens_per_iter = self.samples * config.block_size
+        self.n_params = self.model.get_num_params(non_embedding=False)
+        self.tokenizer_json = self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None  # it can be large
+
+    def begin(self) -> None:
+        """Fixes what depends on the restored state: when the run ends, and where its data and its clock stand."""
+        # samples seen beyond iter_num steps of this size: not 0 if earlier steps had another
+        self.shift = self.progress.get("samples", self.iter_num * self.samples) - self.iter_num * self.samples
+        self.limit = self.limit_iters()
+        self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
+
+    def clock(self) -> float:
+        """Seconds of training so far, over all resumes."""
+        return self.time_before + time.perf_counter() - self.start_time
+
+    def tokens_after(self, steps: int) -> int:
+        return self.tokens_per_iter * steps + self.shift * self.config.block_size
+
+    def limit_iters(self) -> int:
+        """The step at which the first limit other than time is reached."""
+        config = self.config
+        tokens = [
+            config.max_tokens,
+            config.max_epochs and config.max_epochs * self.dataset.tokens("train"),
+            config.compute and config.compute * 1e12 / self.n_params,
+        ]
+        seen = self.shift * config.block_size
+        steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
+        return min([config.max_iters, *steps])
+
+    def eta(self, seconds_per_step: float, elapsed: float) -> str:
+        """Time until the run ends, as h:mm:ss, once the step that is being logged is done."""
+        seconds = (self.limit - self.iter_num - 1) * seconds_per_step
+        if self.config.max_minutes is not None:
+            seconds = min(seconds, 60 * self.config.max_minutes - elapsed)
+        minutes, seconds = divmod(max(0, round(seconds)), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+    def advice_on_nan(self) -> str:
+        if self.saved_iter < 0:
+            return "nothing has been saved so far: start again with a lower learning_rate"
+        return (
+            f"the last good checkpoint in {self.out_dir} is kept: continue from it (--init_from=resume) with a lower "
+            "learning_rate"
+        )

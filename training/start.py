@@ -1,0 +1,173 @@
+"""What a run starts from: nothing, the checkpoint of a run that stopped, or the weights of another model.
+
+run = start(config, explicit, ranks, device, held)      # config: train.py's TrainConfig
+"""
+
+import secrets
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from checkpoints import checkpoint, sharded
+from checkpoints.pretrained import load_pretrained
+from data.dataset import Dataset, open_dataset, windows_per_epoch
+from data.matching import has_ids_of, padded_vocab_size
+from model import GPT, GPTConfig
+from system.device import pick_dtype
+from system.distributed import Ranks
+from training.check import MODEL_KEYS, OTHER_TEXT, check_changes, reshapes, take_saved_config, validate
+from training.optim import load_optimizer, make_optimizer
+from training.run import Run
+
+
+def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: ExitStack) -> Run | None:
+    """The run, with model, optimizer and scaler in the state to begin or continue from; None if config only asked for
+    the table of parameters, which is printed.
+
+    explicit: the keys that were given, not left at their defaults. Locks out_dir until `held` is closed. Raises
+    ValueError for whatever a user can correct, on all ranks, and before anything in out_dir has changed.
+    """
+    run_id = secrets.token_hex(8)
+    state, newest, locked = find_state(config, explicit, ranks, device, run_id, held)
+    resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
+    needs_no_data = state is None and config.print_params and config.vocab_size is not None
+    dataset = None if needs_no_data else ranks.on_all(lambda: open_dataset(config.dataset, config.vocab_size, resumed))
+    changes = check_changes(config, explicit, state, dataset) if resumed else []
+    if changes:
+        ranks.say(f"changed on resume: {', '.join(changes)}")
+    fsdp = config.parallel == "fsdp" and ranks.world_size > 1
+    from_shards = resumed and newest.is_dir()
+    # shards come from files, or from rank 0, which alone has a model with weights then
+    home = "meta" if from_shards or (fsdp and not ranks.is_main) else "cpu" if fsdp else device
+    model = make_model(config, explicit, state, dataset, home)
+    if config.print_params:
+        ranks.say(table_of_parameters(model))
+        return None
+    for split in ("train", "val"):
+        windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short
+    if not locked:
+        ranks.on_main(partial(lock_out_dir, config, run_id, held))
+
+    if fsdp:
+        model = ranks.shard(model, device, dtype)
+    else:
+        model = model.allocate(device) if from_shards else model.to(device)
+    model.checkpoint_activations = config.checkpoint_activations
+    muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
+    betas = (config.beta1, config.beta2)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
+    # float16's small gradients need scaling; on CUDA and the CPU alike
+    scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
+    progress = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
+    run = Run(config, ranks, device, dtype, dataset, model, optimizer, scaler, resumed, progress)
+    if resumed:
+        restore(run, state, newest)
+    progress["fingerprint"] = dataset.fingerprint()
+    return run
+
+
+def find_state(
+    config, explicit: set[str], ranks: Ranks, device: torch.device, run_id: str, held: ExitStack
+) -> tuple[dict | None, Path | None, bool]:
+    """(the checkpoint to start from, the file of a run to resume, whether out_dir is locked), and completes config."""
+    out_dir = Path(config.out_dir)
+    if ranks.share(continues(config, out_dir, restarted=ranks.max(ranks.restarts) > 0)):
+        config.init_from = "resume"
+    elif config.init_from == "auto":
+        config.init_from = "scratch"
+    if config.init_from == "resume":
+        checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
+        ranks.on_main(partial(lock_out_dir, config, None, held))
+        newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
+        # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
+        state = ranks.on_all(lambda: checkpoint.load(newest, mapped=device.type != "cpu", meta=True))
+        take_saved_config(config, explicit, state)
+        validate(config, ranks)
+        return state, newest, True
+    validate(config, ranks)
+    state, locked = None, False
+    if not config.print_params:  # a folder where a run began is locked before a large file is read
+        has_begun = (out_dir / "run").exists
+        locked = ranks.share(ranks.on_main(lambda: has_begun() and lock_out_dir(config, run_id, held)))
+    if config.init_from != "scratch":
+        state = ranks.on_all(lambda: load_pretrained(config.init_from, verify=True))
+    return state, None, locked
+
+
+def lock_out_dir(config, run_id: str | None, held: ExitStack) -> bool:
+    """Locks out_dir until `held` is closed; an evaluation needs no lock. run_id: a fresh run's, None for a resumed
+    one. What an earlier run left there is then not the fresh run's own, which torchrun may restart before it saves."""
+    if config.eval_only:
+        return False
+    held.enter_context(checkpoint.lock(Path(config.out_dir)))
+    if run_id is not None:
+        checkpoint.write_run_id(Path(config.out_dir), run_id)
+    return True
+
+
+def restore(run: Run, state: dict, path: Path) -> None:
+    """Puts the training state of a checkpoint into a run whose model has its weights, unless path is a folder of
+    shards: then they come too."""
+    run.progress.update(state.get("run", {}))
+    run.iter_num = run.saved_iter = int(state["iter_num"])
+    best_on_disk = run.ranks.on_main(partial(checkpoint.best_of, run.out_dir, run.progress["id"]))
+    run.best_val_loss = min(float(state["best_val_loss"]), run.ranks.share(best_on_disk))
+    if path.is_dir():
+        sharded.load_into(path, run.model, run.optimizer, state)
+    if "optimizer" in state:
+        load_optimizer(run.optimizer, state["optimizer"])
+    if state.get("scaler"):
+        run.scaler.load_state_dict(state["scaler"])
+
+
+def continues(config, out_dir: Path, restarted: bool) -> bool:
+    """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
+    that torchrun restarted after a failure, if it had saved anything itself."""
+    if config.init_from == "auto":
+        return bool(checkpoint.saved(out_dir))
+    return restarted and config.init_from != "resume" and checkpoint.has_own(out_dir)
+
+
+def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset, device: torch.device | str) -> GPT:
+    """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`; on "meta" without weights.
+    Raises ValueError if dataset or settings do not fit the latter."""
+    if state is None:
+        vocab_size = config.vocab_size or dataset.vocab_size
+        if config.vocab_size is None and vocab_size > 10_000:
+            vocab_size = padded_vocab_size(vocab_size)
+        shape = {key: getattr(config, key) for key in MODEL_KEYS}
+        with torch.device("meta" if device == "meta" else "cpu"):
+            return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), torch.Generator().manual_seed(config.seed))
+    model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
+    for key in MODEL_KEYS:
+        saved, wanted = getattr(model.config, key), getattr(config, key)
+        if key in explicit and reshapes(model.config, key, wanted):
+            if key == "block_size" and wanted < saved:
+                model.crop_block_size(wanted)
+            elif key == "block_size":
+                raise ValueError(
+                    f"block_size={wanted} was asked for, but the model in {config.init_from} has {saved} and can only "
+                    f"be cropped: use --block_size={saved} or less"
+                )
+            else:
+                raise ValueError(
+                    f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: leave {key} out, or "
+                    "train from scratch in another out_dir"
+                )
+        setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
+    if not has_ids_of(dataset, state, config.vocab_size):
+        raise ValueError(
+            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint (vocabulary "
+            f"{model.config.vocab_size}): its {OTHER_TEXT}"
+        )
+    return model
+
+
+def table_of_parameters(model: GPT) -> str:
+    """A line for each parameter, tied ones once: name, shape, count; then the sum."""
+    rows = [(name, " x ".join(map(str, p.shape)), p.numel()) for name, p in model.named_parameters()]
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"{name:{width}}  {shape:>14}  {n:>14,}" for name, shape, n in rows]
+    return "\n".join([*lines, f"{'total':{width}}  {'':>14}  {sum(n for *_, n in rows):>14,}"])
