@@ -23,6 +23,7 @@ from model import GPT
 from system.distributed import Ranks
 from training.check import validate
 from training.metrics import read_metrics
+from training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "eval_seconds", "time_ms", "data_wait_ms", "tokens_per_second", "mfu", "memory_mb"}
@@ -168,7 +169,7 @@ def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, m
         seen["start"] = {k: v.clone() for k, v in model.state_dict().items()}
         return make(model, *_)
 
-    make = train.make_optimizer
+    make = make_optimizer
     monkeypatch.setattr("training.start.make_optimizer", remember)
     grads = {}
     norm = torch.nn.utils.get_total_norm
@@ -312,7 +313,7 @@ def test_other_settings_change_on_resume_and_are_logged(dataset, tmp_path, capsy
 
 def test_an_allowed_change_of_the_batch_goes_on_where_the_data_stood(dataset, tmp_path, monkeypatch):
     """2 steps of 8 sequences, then 3 of 12: all numbers are drawn once, in order, and the tokens add up."""
-    drawn, plain_batch = [], batches.batch
+    drawn, plain_batch = [], batch
 
     def remember(dataset, split, seed, index, block_size, sampling):
         drawn.append(index)
