@@ -21,38 +21,27 @@ The last line on stdout is one JSON object with everything in the table above it
 """
 
 import argparse
-import bz2
-import io
 import json
-import lzma
 import math
-import re
 import time
-import zlib
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from checkpoints import checkpoint
 from configurator import exit_on_error
-from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, display_path
 from data.source import Parser
-from data.tokenizer import EOT, token_table
+from data.tokenizer import EOT
 from evaluation import tasks
-from inference.load import find_tokenizer, make_ready, open_trained
-from model import GPT, LOGITS_AT_ONCE
+from evaluation.figures import baselines, bits_per_unit, exact_loss, huggingface_perplexity, import_zstandard
+from evaluation.scoring import CPU_BATCH, GPU_BATCH, score
+from evaluation.text import AS_BYTES, Text, open_task, open_text
+from evaluation.windows import FIRST, STOP
+from inference.load import make_ready, open_trained
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
-
-# of a batch, where --batch_size doesn't say how many windows it has: on a CPU more of them don't fit into its cache
-CPU_BATCH, GPU_BATCH = 4096, 16384
-AS_BYTES = " (not UTF-8: read as bytes)"
-ESCAPED = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are not UTF-8
-START, FIRST, STOP = range(3)  # columns of windows (K, 3): they read ids START to STOP-1, and score those from FIRST on
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -117,18 +106,9 @@ def main(argv: list[str]) -> None:
     source, state = open_trained(args.init_from, args.out_dir)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
     if args.task:
-        tokenizer, edges = find_tokenizer(state), None
-        questions = tasks.READ[args.task](args.input)
-        ids, windows = tasks.lay_out(questions, tokenizer, block_size, args.input)
-        text, get_ids = str(display_path(args.input)), lambda: ids
+        text = open_task(args, state, block_size)
     else:
-        text, get_ids, tokenizer, eot = (open_file if args.input else open_split)(args, state)
-        edges = document_edges(get_ids(), eot) if args.per_document else np.array([0, len(get_ids()) - 1])
-        windows = plan_windows(edges, block_size + (args.definition == "exact"), stride)
-        if not len(windows):
-            raise ValueError(f"{text}: {len(get_ids()):,} tokens, a prediction needs 2: evaluate a longer text")
-        if args.baselines and tokenizer is None:
-            raise ValueError(f"--baselines: {text} has no tokenizer that would say which bytes to compress")
+        text = open_text(args, state, block_size, stride)
     model = checkpoint.build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
@@ -141,36 +121,42 @@ def main(argv: list[str]) -> None:
     start_time = time.perf_counter()
     try:
         with torch.inference_mode(), autocast:
-            nats, misses = score(model, get_ids, windows, args.batch_size, bool(args.task), ranks)
+            nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
     finally:
         ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
         return
 
-    n_tokens = int((windows[:, STOP] - windows[:, FIRST]).sum())
+    n_tokens = int((text.windows[:, STOP] - text.windows[:, FIRST]).sum())
     result = {
-        "checkpoint": str(source), "iter": iter_num, "parameters": n_params,
-        "task": args.task or "text", "text": text, "tokens": n_tokens, "windows": len(windows),
-        "block_size": block_size, "device": device.type, "dtype": str(dtype).removeprefix("torch."),
-        "processes": ranks.world_size, "seconds": seconds, "tokens_per_second": n_tokens / seconds,
+        "checkpoint": str(source), "iter": iter_num, "parameters": n_params, "task": args.task or "text",
+        "text": text.name, "tokens": n_tokens, "windows": len(text.windows), "block_size": block_size,
+        "device": device.type, "dtype": str(dtype).removeprefix("torch."), "processes": ranks.world_size,
+        "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
     if args.task:
-        result |= {"questions": len(questions)} | tasks.COUNT[args.task](questions, nats, misses)
+        result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
-        result |= {"stride": stride, "documents": len(edges) - 1 if args.per_document else None,
-                   "definition": args.definition}  # fmt: skip
-        exact = args.definition == "exact"
-        result |= exact_loss(nats, n_tokens) if exact else huggingface_perplexity(nats, windows)
-        if exact and tokenizer:
-            result |= bits_per_unit(nats, get_ids(), tokenizer)
-        if text.endswith(AS_BYTES):  # nobody knows its characters
-            result = {key: result[key] for key in result if key not in ("characters", "bits_per_character")}
-        if args.baselines:
-            result["baselines"] = baselines(get_ids(), tokenizer)
+        result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
+        result |= text_figures(args, text, nats, n_tokens)
     print(table(result))
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
     print(json.dumps(finite, ensure_ascii=False))
+
+
+def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_tokens: int) -> dict:
+    """Losses, bits and, with --baselines, what compressors need."""
+    if args.definition == "huggingface":
+        return huggingface_perplexity(nats, text.windows)
+    figures = exact_loss(nats, n_tokens)
+    if text.tokenizer:
+        figures |= bits_per_unit(nats, text.get_ids(), text.tokenizer)
+    if text.name.endswith(AS_BYTES):  # nobody knows its characters
+        figures = {key: figures[key] for key in figures if key not in ("characters", "bits_per_character")}
+    if args.baselines:
+        figures["baselines"] = baselines(text.get_ids(), text.tokenizer)
+    return figures
 
 
 def validate(args: argparse.Namespace) -> None:
@@ -206,251 +192,6 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
             f"stride={stride} must be 1 to block_size={block_size}: a window can't score more tokens than it reads"
         )
     return block_size, stride
-
-
-# ---- what is evaluated -----------------------------------------------------------------------------------
-
-
-def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
-    """(name, a function that returns the ids (n,), tokenizer, end-of-text id or None) of the text of --input."""
-    if args.input.is_dir():
-        raise ValueError(
-            f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder "
-            "with the checkpoint's tokenizer and name that with --dataset and --split"
-        )
-    tokenizer, name = find_tokenizer(state), str(display_path(args.input))
-    text, encode = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte"), tokenizer.encode
-    if ESCAPED.search(text):
-        if tokenizer.eot is not None and "\udcff" in text:
-            raise ValueError(
-                f"--input={args.input} is not UTF-8 and has the byte 0xff, which is the checkpoint's "
-                f"end-of-text id and never text: {tasks.CONVERT}"
-            )
-        name, encode = name + AS_BYTES, raw_bytes
-    if args.join_rows:
-        rows = io.StringIO(text, newline=None)  # lines end as they may
-        text = "\n\n".join(row if row.strip() else "" for row in rows)
-    if args.per_document and tokenizer.eot is None:
-        raise ValueError(f"--per_document: the tokenizer of {name} has no end-of-text id: leave it out")
-    first, *others = [encode(part) for part in (text.split(EOT) if args.per_document else [text])]
-    ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
-    return name, lambda: ids, tokenizer, tokenizer.eot
-
-
-def raw_bytes(text: str) -> np.ndarray:
-    """The ids (n,) of a byte tokenizer for a text that was decoded with "surrogateescape"."""
-    return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.uint16)
-
-
-def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
-    """As open_file, of a dataset's split. Its tokenizer is None if nobody knows it.
-
-    Each call maps the ids afresh, so that pages read earlier don't pile up in memory.
-    """
-    dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
-    split, tokenizer = args.split or "val", dataset.tokenizer
-    name = f"{display_path(dataset.folder)} {split}"
-    dataset.tokens(split)  # for its error
-    if tokenizer is None:
-        with suppress(ValueError):
-            tokenizer = find_tokenizer(state)
-    is_gpt2 = dataset.vocab_size in (GPT2_VOCAB_SIZE, 50304)  # as it is, or padded as nanoGPT does
-    eot = tokenizer.eot if tokenizer else GPT2_VOCAB_SIZE - 1 if is_gpt2 else None
-    if args.per_document and eot is None:
-        raise ValueError(f"--per_document: {name} has no end-of-text id: leave it out")
-    return name, lambda: dataset.array(split), tokenizer, eot
-
-
-def open_matching_dataset(name: str | None, state: dict):
-    """The dataset, whose ids must be the checkpoint's: ValueError if they stand for other text."""
-    if name is None:
-        raise ValueError("the checkpoint doesn't say what it was trained on: name a --dataset or an --input")
-    size, folder = state["model_args"]["vocab_size"], find_folder(name)
-    knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
-    dataset = open_dataset(folder, None if knows_size else size)
-    if dataset.tokenizer and state.get("tokenizer"):
-        same = token_table(dataset.tokenizer) == token_table(find_tokenizer(state))
-    else:
-        same = size in (dataset.vocab_size, 64 * math.ceil(dataset.vocab_size / 64))
-    if not same or dataset.vocab_size > size:
-        raise ValueError(
-            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint "
-            f"(vocabulary {size}): its ids stand for other text; evaluate the text itself with "
-            "--input=FILE, or a dataset prepared with the checkpoint's tokenizer"
-        )
-    return dataset
-
-
-def document_edges(ids: np.ndarray, eot: int) -> np.ndarray:
-    """Where documents begin and end: 0, the places of all end-of-text ids, n-1. Document i has the ids from
-    edges[i] to edges[i + 1], both included."""
-    width = 2**22
-    places = [np.flatnonzero(ids[i : i + width] == eot) + i for i in range(0, len(ids), width)]
-    return np.unique(np.concatenate([[0], *places, [len(ids) - 1]]))
-
-
-def plan_windows(edges: np.ndarray, width: int, stride: int) -> np.ndarray:
-    """Windows (K, 3) of `width` ids, `stride` apart in each document, that score each of its ids but the first.
-
-    Documents are as document_edges describes them. Those of one id, and windows with nothing to score, are left out.
-    """
-    begin, end = edges[:-1], edges[1:] + 1
-    n = np.maximum(0, -(-(end - begin - width) // stride)) + 1  # windows of each document
-    document = np.repeat(np.arange(len(n)), n)
-    number = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)  # of the window in its document
-    start = begin[document] + number * stride
-    # all but a document's first window begin to score where the one before ended, a place that they must hold
-    first = np.where(number == 0, start + 1, np.maximum(start + 1, start - stride + width))
-    windows = np.stack([start, first, np.minimum(start + width, end[document])], axis=1)
-    return windows[windows[:, FIRST] < windows[:, STOP]]
-
-
-# ---- scoring ---------------------------------------------------------------------------------------------
-
-
-def score(
-    model: GPT,
-    get_ids: Callable[[], np.ndarray],
-    windows: np.ndarray,
-    batch_size: int | None,
-    greedy: bool,
-    ranks: Ranks,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of the ids that each window scores: their nats together, and how many were not the likeliest (0 unless
-    `greedy`). Both (K,) float64, the same on every rank.
-
-    Each rank takes one stretch of the windows, with its share of the ids, and reads no others. Padding comes last
-    in a window, where no causal model sees it, so that a window's nats do not depend on its batch.
-    """
-    nats, misses, largest = found = np.zeros((3, len(windows)))
-    device, vocab_size = next(model.parameters()).device, model.config.vocab_size
-    batch_tokens = CPU_BATCH if device.type == "cpu" else GPU_BATCH
-    length = windows[:, STOP] - windows[:, START]
-    before = np.cumsum(length) - length
-    begin, end = np.searchsorted(before, length.sum() * np.array([ranks.rank, ranks.rank + 1]) / ranks.world_size)
-    mine = begin + np.argsort(-length[begin:end], kind="stable")  # so there is little padding
-    with tqdm(total=len(mine), unit=" windows", disable=None if ranks.is_main else True) as bar:
-        while len(mine):
-            rows, mine = np.split(mine, [batch_size or max(1, batch_tokens // length[mine[0]])])
-            x, y = cut(get_ids(), windows[rows])
-            largest[rows] = np.maximum(x, y).max(1)
-            if largest[rows].max() < vocab_size:
-                row = np.nonzero(y >= 0)[0]
-                loss, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
-                nats[rows], misses[rows] = np.bincount(row, loss, len(rows)), np.bincount(row, miss, len(rows))
-            bar.update(len(rows))
-    if ranks.world_size > 1:  # of the ranks' numbers for a window all but one are zero, so the sum is exact
-        nats, misses, largest = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    if largest.max() >= vocab_size:  # only now, so that no rank waits for one that gave up
-        raise ValueError(
-            f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
-            "the dataset again"
-        )
-    return nats, misses
-
-
-def cut(ids: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (B, 3) of ids (n,) -> x, y, both int64 (B, T): y is x one id later, -1 where nothing is scored."""
-    at = windows[:, START, None] + np.arange((windows[:, STOP] - windows[:, START]).max())  # (B, T+1)
-    inside = at < windows[:, STOP, None]
-    taken = np.where(inside, ids[np.minimum(at, len(ids) - 1)], 0).astype(np.int64)
-    scored = inside & (at >= windows[:, FIRST, None])
-    return taken[:, :-1], np.where(scored, taken, -1)[:, 1:]
-
-
-def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Of each target in y (B, T) that is not -1, in order: nats (N,) float64, and whether another id was likelier
-    (N,) bool; all False unless `greedy`, which takes as long again.
-
-    Only the positions of these targets go through the head, a chunk of them at a time. A float32 near 10 is off by
-    up to 5e-7, so the logarithm and the difference are taken in float64.
-    """
-    hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
-    rows = max(128, (LOGITS_AT_ONCE if x.device.type == "cpu" else 64 * LOGITS_AT_ONCE) // model.config.vocab_size)
-    parts = []
-    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = model.logits(h).float()  # (rows, V)
-        target = logits.gather(1, t[:, None])[:, 0]
-        largest, likeliest = logits.max(1) if greedy else (logits.amax(1), t)
-        total = logits.sub_(largest[:, None]).exp_().sum(1)
-        parts.append(torch.stack((target, largest, total, likeliest != t)))
-    target, largest, total, miss = torch.cat(parts, dim=1).cpu().double()
-    return (total.log() + largest - target).numpy(), miss.bool().numpy()
-
-
-# ---- figures ---------------------------------------------------------------------------------------------
-
-
-def exact_loss(nats: np.ndarray, n_tokens: int) -> dict:
-    loss = math.fsum(nats) / n_tokens
-    return {"loss": loss, "perplexity": exp(loss)}
-
-
-def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
-    """Bits per UTF-8 byte and per character of the text of ids (n,) but the first, which is not predicted.
-
-    A character in several tokens counts where its first byte is.
-    """
-    known = token_table(tokenizer)
-    begins = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
-    counts = np.zeros(len(known), np.int64)
-    for part in parts(ids):
-        counts += np.bincount(part[part < len(known)], minlength=len(known))  # others are padding of the vocabulary
-    bits = math.fsum(nats) / math.log(2)
-    n_bytes, n_characters = int(counts @ [len(token) for token in known]), int(counts @ begins)
-    return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
-            "bits_per_character": bits / n_characters if n_characters else math.nan,
-            "bytes": n_bytes, "characters": n_characters}  # fmt: skip
-
-
-def parts(ids: np.ndarray) -> list[np.ndarray]:
-    """ids (n,) but the first, in pieces to be read one at a time."""
-    width = 2**20
-    return [ids[i : i + width] for i in range(1, len(ids), width)]
-
-
-def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:
-    """As huggingface.co/docs/transformers/perplexity has it: "perplexity" from the plain mean of the windows' means
-    (19.44 and, at stride 512, 16.45 for GPT-2 large on WikiText-2), and "perplexity_weighted" as the page has had it
-    since it says 16.44, each mean weighing as much as its window has new ids, less one."""
-    means = nats / (windows[:, STOP] - windows[:, FIRST])
-    weights = np.diff(windows[:, STOP], prepend=windows[0, START]) - 1
-    mean = math.fsum(means) / len(means)
-    weighted = math.fsum(means * weights) / weights.sum() if weights.any() else math.nan
-    return {"loss": mean, "perplexity": exp(mean), "perplexity_weighted": exp(weighted)}
-
-
-def exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
-
-
-def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
-    """Bits per byte that general compressors need for the text of ids (n,) but the first."""
-    known = token_table(tokenizer)
-    compressors = {
-        "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
-        "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),
-    }  # fmt: skip
-    size, compressed = 0, dict.fromkeys(compressors, 0)
-    for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
-        text = b"".join([known[id] for id in part[part < len(known)].tolist()])
-        size += len(text)
-        for name, compressor in compressors.items():
-            compressed[name] += len(compressor.compress(text))
-    for name, compressor in compressors.items():
-        compressed[name] += len(compressor.flush())
-    return {name: 8 * n / size if size else math.nan for name, n in compressed.items()}
-
-
-def import_zstandard():
-    try:
-        import zstandard
-    except ImportError:
-        raise ValueError("--baselines needs the package zstandard: pip install zstandard") from None
-    return zstandard
-
-
-# ---- output ----------------------------------------------------------------------------------------------
 
 
 def table(result: dict) -> str:

@@ -16,11 +16,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import eval as evaluation
+import eval as command
 from checkpoints import checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from evaluation import tasks
+from evaluation.scoring import losses
+from evaluation.text import open_file
+from evaluation.windows import cut, document_edges, plan_windows
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +61,7 @@ def write_dataset(folder: Path, tokenizer, documents: list[str]) -> Path:
 
 def run(capsys, *options) -> dict:
     """The JSON object on the last line of what eval.py prints."""
-    evaluation.main([*map(str, options), "--device=cpu"])
+    command.main([*map(str, options), "--device=cpu"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -111,9 +114,9 @@ def scored(model, ids, windows, batch=64) -> np.ndarray:
     """Nats of each id that windows score, in their order."""
     parts = []
     for i in range(0, len(windows), batch):
-        x, y = evaluation.cut(ids, windows[i : i + batch])
+        x, y = cut(ids, windows[i : i + batch])
         with torch.inference_mode():
-            parts.append(evaluation.losses(model, torch.from_numpy(x), torch.from_numpy(y))[0])
+            parts.append(losses(model, torch.from_numpy(x), torch.from_numpy(y))[0])
     return np.concatenate(parts)
 
 
@@ -123,8 +126,8 @@ def scored(model, ids, windows, batch=64) -> np.ndarray:
 def test_each_tokens_loss_equals_a_float64_loop_over_tokens(shape, stride, eot):
     model = build(**shape, vocab_size=9)
     ids = np.random.default_rng(1).integers(0, 9, 90)
-    edges = np.array([0, 89]) if eot is None else evaluation.document_edges(ids, eot)
-    windows = evaluation.plan_windows(edges, 8 + 1, stride)
+    edges = np.array([0, 89]) if eot is None else document_edges(ids, eot)
+    windows = plan_windows(edges, 8 + 1, stride)
     expected = reference(exact_logits(model), ids, 8, stride, eot)
     np.testing.assert_allclose(scored(model, ids, windows, batch=5), expected, rtol=0, atol=1e-6)
     assert np.std(expected) > 0.1
@@ -138,7 +141,7 @@ def test_each_tokens_loss_equals_transformers_gpt2_in_float64_at_the_real_vocabu
     ours.load_state_dict(linear(theirs))
     theirs.double()
     ids = np.random.default_rng(2).integers(0, 50257, 40)
-    windows = evaluation.plan_windows(np.array([0, 39]), 16 + 1, 4)
+    windows = plan_windows(np.array([0, 39]), 16 + 1, 4)
     expected = reference(lambda idx: theirs(idx).logits, ids, 16, 4)
     np.testing.assert_allclose(scored(ours, ids, windows), expected, rtol=0, atol=1e-6)
 
@@ -148,7 +151,7 @@ def test_windows_score_every_id_of_a_document_but_its_first_once(data):
     width = data.draw(st.integers(2, 20))
     stride = data.draw(st.integers(1, width - 1))
     edges = np.unique(data.draw(st.lists(st.integers(0, 120), min_size=2)))
-    windows = evaluation.plan_windows(edges, width, stride)
+    windows = plan_windows(edges, width, stride)
     covered = [i for _, first, stop in windows for i in range(first, stop)]
     assert covered == list(range(edges[0] + 1, edges[-1] + 1))
     for start, first, stop in windows:
@@ -511,7 +514,7 @@ def test_bad_requests_are_refused_in_one_line(bytes_run, questions_file, tmp_pat
     write_dataset(tmp_path / "chars", CharTokenizer("abc"), ["abc" * 9])
     paths = {name: tmp_path / name for name in [*files, "chars"]} | {"lambada": questions_file}
     with pytest.raises(ValueError, match=message) as caught:
-        evaluation.main([f"--out_dir={bytes_run[0]}", "--device=cpu", *(o.format(**paths) for o in options)])
+        command.main([f"--out_dir={bytes_run[0]}", "--device=cpu", *(o.format(**paths) for o in options)])
     assert "\n" not in str(caught.value)
 
 
@@ -519,24 +522,24 @@ def test_per_document_needs_an_end_of_text_id_and_a_dataset_its_own_vocabulary(t
     save(tmp_path, build(), ByteTokenizer(), config={"dataset": str(tmp_path / "data")})
     write_dataset(tmp_path / "data", ByteTokenizer(), [TEXT])
     with pytest.raises(ValueError, match="no end-of-text id"):
-        evaluation.main([f"--out_dir={tmp_path}", "--device=cpu", "--per_document"])
+        command.main([f"--out_dir={tmp_path}", "--device=cpu", "--per_document"])
     np.full(len(TEXT.encode()), 300, "<u2").tofile(tmp_path / "data" / "val.bin")
     with pytest.raises(ValueError, match="holds id 300, but the model's vocab_size is 256"):
-        evaluation.main([f"--out_dir={tmp_path}", "--device=cpu"])
+        command.main([f"--out_dir={tmp_path}", "--device=cpu"])
 
 
 def test_wikitext_joined_has_its_published_number_of_gpt2_tokens(shared_data):
     """287,644: the length that transformers reports for the raw test split, joined as Hugging Face's page does."""
     path, vocabulary = shared_data("wiki.test.raw"), shared_data("gpt2/encoder.json").parent
-    args = evaluation.arguments().parse_args([f"--input={path}", "--join_rows"])
+    args = command.arguments().parse_args([f"--input={path}", "--join_rows"])
     state = {"tokenizer": TiktokenTokenizer("gpt2", vocabulary).to_json()}
-    _, get_ids, _, _ = evaluation.open_file(args, state)
+    _, get_ids, _, _ = open_file(args, state)
     assert len(get_ids()) == 287_644
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_loss_of_the_cpu(bytes_run, capsys):
     options = [f"--out_dir={bytes_run[0]}", "--stride=3"]
-    evaluation.main([*options, "--device=cuda"])
+    command.main([*options, "--device=cuda"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["loss"] == pytest.approx(run(capsys, *options)["loss"], abs=1e-5)

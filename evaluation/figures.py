@@ -1,0 +1,81 @@
+"""Losses and bits from the nats of windows, and what general compressors need for the same text."""
+
+import bz2
+import lzma
+import math
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from data.tokenizer import token_table
+from evaluation.windows import FIRST, START, STOP
+
+
+def exact_loss(nats: np.ndarray, n_tokens: int) -> dict:
+    loss = math.fsum(nats) / n_tokens
+    return {"loss": loss, "perplexity": exp(loss)}
+
+
+def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
+    """Bits per UTF-8 byte and per character of the text of ids (n,) but the first, which is not predicted.
+
+    A character in several tokens counts where its first byte is.
+    """
+    known = token_table(tokenizer)
+    begins = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
+    counts = np.zeros(len(known), np.int64)
+    for part in parts(ids):
+        counts += np.bincount(part[part < len(known)], minlength=len(known))  # others are padding of the vocabulary
+    bits = math.fsum(nats) / math.log(2)
+    n_bytes, n_characters = int(counts @ [len(token) for token in known]), int(counts @ begins)
+    return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
+            "bits_per_character": bits / n_characters if n_characters else math.nan,
+            "bytes": n_bytes, "characters": n_characters}  # fmt: skip
+
+
+def parts(ids: np.ndarray) -> list[np.ndarray]:
+    """ids (n,) but the first, in pieces to be read one at a time."""
+    width = 2**20
+    return [ids[i : i + width] for i in range(1, len(ids), width)]
+
+
+def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:
+    """As huggingface.co/docs/transformers/perplexity has it: "perplexity" from the plain mean of the windows' means
+    (19.44 and, at stride 512, 16.45 for GPT-2 large on WikiText-2), and "perplexity_weighted" as the page has had it
+    since it says 16.44, each mean weighing as much as its window has new ids, less one."""
+    means = nats / (windows[:, STOP] - windows[:, FIRST])
+    weights = np.diff(windows[:, STOP], prepend=windows[0, START]) - 1
+    mean = math.fsum(means) / len(means)
+    weighted = math.fsum(means * weights) / weights.sum() if weights.any() else math.nan
+    return {"loss": mean, "perplexity": exp(mean), "perplexity_weighted": exp(weighted)}
+
+
+def exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
+    """Bits per byte that general compressors need for the text of ids (n,) but the first."""
+    known = token_table(tokenizer)
+    compressors = {
+        "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
+        "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),
+    }  # fmt: skip
+    size, compressed = 0, dict.fromkeys(compressors, 0)
+    for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
+        text = b"".join([known[id] for id in part[part < len(known)].tolist()])
+        size += len(text)
+        for name, compressor in compressors.items():
+            compressed[name] += len(compressor.compress(text))
+    for name, compressor in compressors.items():
+        compressed[name] += len(compressor.flush())
+    return {name: 8 * n / size if size else math.nan for name, n in compressed.items()}
+
+
+def import_zstandard():
+    try:
+        import zstandard
+    except ImportError:
+        raise ValueError("--baselines needs the package zstandard: pip install zstandard") from None
+    return zstandard

@@ -1,0 +1,75 @@
+"""The nats of every id that windows score, by one process or many, to float64's accuracy."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from evaluation.windows import START, STOP, cut
+from model import GPT, LOGITS_AT_ONCE
+from system.distributed import Ranks
+
+# tokens of a batch, unless --batch_size says how many windows it has: on a CPU more do not fit into its cache
+CPU_BATCH, GPU_BATCH = 4096, 16384
+
+
+def score(
+    model: GPT,
+    get_ids: Callable[[], np.ndarray],
+    windows: np.ndarray,
+    batch_size: int | None,
+    greedy: bool,
+    ranks: Ranks,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the ids that each window scores: their nats together, and how many were not the likeliest (0 unless
+    `greedy`). Both (K,) float64, the same on every rank.
+
+    Each rank takes one stretch of the windows, with its share of the ids, and reads no others. Padding comes last
+    in a window, where no causal model sees it, so that a window's nats do not depend on its batch.
+    """
+    nats, misses, largest = found = np.zeros((3, len(windows)))
+    device, vocab_size = next(model.parameters()).device, model.config.vocab_size
+    batch_tokens = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+    length = windows[:, STOP] - windows[:, START]
+    before = np.cumsum(length) - length
+    begin, end = np.searchsorted(before, length.sum() * np.array([ranks.rank, ranks.rank + 1]) / ranks.world_size)
+    mine = begin + np.argsort(-length[begin:end], kind="stable")  # so there is little padding
+    with tqdm(total=len(mine), unit=" windows", disable=None if ranks.is_main else True) as bar:
+        while len(mine):
+            rows, mine = np.split(mine, [batch_size or max(1, batch_tokens // length[mine[0]])])
+            x, y = cut(get_ids(), windows[rows])
+            largest[rows] = np.maximum(x, y).max(1)
+            if largest[rows].max() < vocab_size:
+                row = np.nonzero(y >= 0)[0]
+                loss, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
+                nats[rows], misses[rows] = np.bincount(row, loss, len(rows)), np.bincount(row, miss, len(rows))
+            bar.update(len(rows))
+    if ranks.world_size > 1:  # of the ranks' numbers for a window all but one are zero, so the sum is exact
+        nats, misses, largest = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
+    if largest.max() >= vocab_size:  # only now, so that no rank waits for one that gave up
+        raise ValueError(
+            f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
+            "the dataset again"
+        )
+    return nats, misses
+
+
+def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Of each target in y (B, T) that is not -1, in order: nats (N,) float64, and whether another id was likelier
+    (N,) bool; all False unless `greedy`, which takes as long again.
+
+    Only the positions of these targets go through the head, a chunk of them at a time. A float32 near 10 is off by
+    up to 5e-7, so the logarithm and the difference are taken in float64.
+    """
+    hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
+    rows = max(128, (LOGITS_AT_ONCE if x.device.type == "cpu" else 64 * LOGITS_AT_ONCE) // model.config.vocab_size)
+    parts = []
+    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = model.logits(h).float()  # (rows, V)
+        target = logits.gather(1, t[:, None])[:, 0]
+        largest, likeliest = logits.max(1) if greedy else (logits.amax(1), t)
+        total = logits.sub_(largest[:, None]).exp_().sum(1)
+        parts.append(torch.stack((target, largest, total, likeliest != t)))
+    target, largest, total, miss = torch.cat(parts, dim=1).cpu().double()
+    return (total.log() + largest - target).numpy(), miss.bool().numpy()
