@@ -10,6 +10,7 @@ import pytest
 from test_train import write_dataset
 
 import bench
+from benchmarks import gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "config/speed_shakespeare_char.py")
@@ -26,7 +27,7 @@ def rows_of(capsys, *argv: str) -> list[dict]:
     return json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
 
 
-@pytest.mark.parametrize("line", [line for lines in bench.GPU.values() for line in lines])
+@pytest.mark.parametrize("line", [line for lines in gpu.GPU.values() for line in lines])
 def test_the_gpu_list_has_commands_whose_options_there_are(line):
     """One option more is all that is refused, and that before any work."""
     script, *words = shlex.split(line)
