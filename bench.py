@@ -1,40 +1,41 @@
-"""Speed and memory of everything here, each comparison in one run on one machine.
+"""Benchmarks of speed, memory and training recipes. The rows of a table come from one run on one machine.
 
     python bench.py NAME [options]        # python bench.py NAME --help: what it measures, and its options
 
-Every benchmark prints a table, and with --json the same figures as one line of JSON. Run one only on a machine that
-does nothing else.
+Every benchmark prints a Markdown table; --json adds the same figures as one line of JSON. Run one at a time, on an
+otherwise idle machine.
 """
 
 import importlib
 
 from configurator import exit_on_error
 
-BENCHMARKS = {  # name: file in benchmarks/ and function
-    "ablation": "recipes.ablation",
-    "complete": "suggestions.complete",
-    "eval": "scoring.evaluation",
-    "generate": "generation.generate",
-    "gpu": "gpu.gpu",
-    "lines": "suggestions.lines",
-    "loss": "vocabulary_loss.loss",
-    "prepare": "preparing.prepare",
-    "profile": "steps.profile",
-    "save": "saving.save",
-    "time_to_loss": "recipes.time_to_loss",
-    "tokenizers": "tokenizer_choice.tokenizers",
-    "train": "steps.train",
+BENCHMARKS = {  # name: file in benchmarks/, function
+    "ablation": ("recipes", "ablation"),
+    "complete": ("suggestions", "keystroke_latency"),
+    "eval": ("scoring", "evaluation_speed"),
+    "generate": ("generation", "generation_speed"),
+    "gpu": ("gpu", "gpu_tables"),
+    "lines": ("suggestions", "line_accuracy"),
+    "loss": ("vocabulary_loss", "loss_cost"),
+    "prepare": ("preparing", "preparation_speed"),
+    "profile": ("steps", "step_profile"),
+    "save": ("saving", "save_stall"),
+    "time_to_loss": ("recipes", "time_to_loss"),
+    "tokenizers": ("tokenizer_choice", "compare_tokenizers"),
+    "train": ("steps", "step_time"),
 }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
+    names = ", ".join(BENCHMARKS)
     if argv[:1] in ([], ["-h"], ["--help"]):
-        print(f"{__doc__}\nNAME: {', '.join(sorted(BENCHMARKS))}")
-    elif argv[0] not in BENCHMARKS:
-        raise ValueError(f"no benchmark {argv[0]!r}: choose from {', '.join(sorted(BENCHMARKS))}")
-    else:
-        module, function = BENCHMARKS[argv[0]].split(".")
-        getattr(importlib.import_module(f"benchmarks.{module}"), function)(argv[1:])
+        print(f"{__doc__}\nNAME: {names}")
+        return 0
+    if argv[0] not in BENCHMARKS:
+        raise ValueError(f"no benchmark {argv[0]!r}: choose from {names}")
+    file, function = BENCHMARKS[argv[0]]
+    return getattr(importlib.import_module(f"benchmarks.{file}"), function)(argv[1:])  # --help need not wait for torch
 
 
 if __name__ == "__main__":

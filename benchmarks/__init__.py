@@ -1,1 +1,1 @@
-"""What bench.py measures: a file for each job."""
+"""The benchmarks of bench.py, a file for each subject."""

@@ -1,132 +1,104 @@
-"""What recipes are worth: runs of train.py compared."""
+"""What a training recipe is worth: runs of train.py compared by the loss on the whole validation split."""
 
-import inspect
 import itertools
 import math
 import statistics
 from pathlib import Path
 
 from benchmarks.report import parser, report
-from benchmarks.runs import run_train
-from configurator import configure
+from benchmarks.runs import as_options, run_train, settings_of
 from data.dataset import eval_windows, open_dataset
 from system.device import pick_device
-from train import TrainConfig
 
-# What a reader would have without this project: nanoGPT's recipe and a plain loop. The shape and the batch are the
-# config's, unless --baseline says otherwise.
-PLAIN = {
+PLAIN = {  # nanoGPT's recipe; shape and batch are the config's
     "optimizer": "adamw", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100, "beta1": 0.9, "beta2": 0.99,
     "weight_decay": 0.1, "grad_clip": 1.0, "schedule": "cosine", "dropout": 0.0, "bias": False, "pos": "learned",
     "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "smear": False, "tie_weights": True,
     "init": "normal", "max_minutes": None,
 }  # fmt: skip
+PARTS = "optimizer pos tie_weights init schedule dropout qk_norm norm mlp softcap smear".split()  # of a recipe
+NEVER = 10**9  # steps
 
 
 def time_to_loss(argv: list[str]) -> None:
-    """How long train.py takes to a loss on the validation split, all of it: with a config, and with --baseline also by
-    nanoGPT's recipe (AdamW, cosine, LayerNorm, GELU, learned positions, tied head; in float32 on a CPU, as there).
+    """How long train.py takes to reach a loss on the whole validation split: with a config and, with --baseline, also
+    with nanoGPT's recipe (AdamW, cosine, LayerNorm, GELU, learned positions, tied head; float32 on a CPU, as there).
 
-    Other --key=value go to both runs, those in --plain's text to the second alone. Both evaluate every --eval_interval
-    steps; "training s" leaves that out. A schedule that ends (--max_iters) sets how soon it gets where.
+    Any other --key=value goes to both runs, those in --plain only to the plain recipe. Both evaluate every
+    --eval_interval steps, which "training s" leaves out. The learning rate falls until --max_iters, so a run may reach
+    the loss sooner with fewer steps.
     """
-    made = parser("time_to_loss", inspect.getdoc(time_to_loss))
+    made = parser("time_to_loss", time_to_loss.__doc__)
     made.add_argument("config", help="a config file")
-    made.add_argument("--target", type=float, required=True, help="validation loss to reach, nats a token")
+    made.add_argument("--target", type=float, required=True, help="validation loss to reach, nats per token")
     made.add_argument("--baseline", action="store_true", help="run the plain recipe as well")
-    made.add_argument("--plain", default="", help="settings of that run: --plain='--key=value ...'")
+    made.add_argument("--plain", default="", help="settings for that run: --plain='--key=value ...'")
     made.add_argument("--seeds", type=int, nargs="+", default=[1337], help="a run for each (default: 1337)")
     args, options = made.parse_known_args(argv)
-    runs = [(Path(args.config).stem, [args.config, *options])]
+    runs = {Path(args.config).stem: [args.config, *options]}
     if args.baseline:
-        cpu = pick_device("auto").type == "cpu"
-        plain = [f"--{key}={value}" for key, value in (PLAIN | ({"dtype": "float32"} if cpu else {})).items()]
-        runs.insert(0, ("plain recipe", [args.config, *options, *plain, *args.plain.split()]))
+        plain = PLAIN | ({"dtype": "float32"} if pick_device("auto").type == "cpu" else {})
+        runs = {"plain recipe": [args.config, *options, *as_options(plain), *args.plain.split()], **runs}
+    runs = {name: with_whole_split(command) for name, command in runs.items()}
     rows = []
-    for seed in args.seeds:
-        for name, command in runs:
-            records = run_train([*command, f"--seed={seed}", f"--eval_iters={whole_split(command)}"])
-            evals = [record for record in records if record["kind"] == "eval"]
-            evaluating, row = 0.0, None
-            for record in evals:
-                evaluating += record["eval_seconds"]
-                times = {
-                    "tokens": record["tokens"],
-                    "training s": record["seconds"] - evaluating,
-                    "with evaluation s": record["seconds"],
-                }
-                if record["val_loss"] <= args.target and row is None:
-                    row = {f"to {args.target:g}: {key}": value for key, value in times.items()}
-            row = row or {f"to {args.target:g}: {key}": "not reached" for key in times}
-            best = min(record["val_loss"] for record in evals)
-            rows.append(
-                {
-                    "run": name,
-                    "seed": seed,
-                    **row,
-                    **{f"in all: {k}": v for k, v in times.items()},
-                    "last val loss": evals[-1]["val_loss"],
-                    "best": best,
-                }
-            )
+    for seed, (name, command) in itertools.product(args.seeds, runs.items()):
+        evals = run_train([*command, f"--seed={seed}"], "eval")
+        costs = [
+            {"tokens": record["tokens"], "training s": seconds, "with evaluation s": record["seconds"]}
+            for record, seconds in zip(evals, training_seconds(evals), strict=True)
+        ]
+        losses = [record["val_loss"] for record in evals]
+        reached = [cost for cost, loss in zip(costs, losses, strict=True) if loss <= args.target]
+        first = reached[0] if reached else dict.fromkeys(costs[0], "not reached")
+        row = {f"to {args.target:g}: {key}": value for key, value in first.items()}
+        row |= {f"in all: {key}": value for key, value in costs[-1].items()}
+        rows.append({"run": name, "seed": seed, **row, "last val loss": losses[-1], "best": min(losses)})
     report(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
-def whole_split(options: list[str]) -> int:
-    """The eval_iters with which train.py reads all of the validation split."""
-    config, _ = configure(TrainConfig, options)
-    windows = eval_windows(open_dataset(config.dataset, config.vocab_size), "val", config.block_size, 2**60)
-    return math.ceil(len(windows) / config.batch_size)
+def training_seconds(evals: list[dict]) -> list[float]:
+    """Seconds of a run up to each evaluation, without the evaluations."""
+    evaluating = itertools.accumulate(record["eval_seconds"] for record in evals)
+    return [record["seconds"] - seconds for record, seconds in zip(evals, evaluating, strict=True)]
+
+
+def with_whole_split(command: list[str]) -> list[str]:
+    """The options of train.py, and the eval_iters with which it reads the whole validation split."""
+    settings, _ = settings_of(command)
+    windows = eval_windows(open_dataset(settings.dataset, settings.vocab_size), "val", settings.block_size)
+    return [*command, f"--eval_iters={math.ceil(len(windows) / settings.batch_size)}"]
 
 
 def ablation(argv: list[str]) -> None:
-    """What each part of a recipe is worth: train.py with a config, then without one of the settings in which it differs
-    from nanoGPT's recipe, all for --minutes (the first evaluation, of both splits, is in them). Other --key=value go to
-    all runs. AdamW in Muon's place has nanoGPT's learning rate, as one of 6e-3 is too high for it.
+    """What each part of a recipe is worth: train.py with a config, then with each of the settings that differ from
+    nanoGPT's recipe set back to it, one at a time. A run takes --minutes, its first evaluation included.
+
+    Any other --key=value goes to all runs. AdamW in place of Muon gets nanoGPT's learning rate too, since Muon's
+    configs set one too high for it.
     """
-    made = parser("ablation", inspect.getdoc(ablation))
+    made = parser("ablation", ablation.__doc__)
     made.add_argument("config", help="a config file")
-    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="(default: 1 2 3)")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each for each (default: 1 2 3)")
     made.add_argument("--minutes", type=float, default=0.25, help="of each run (default: 0.25)")
     made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
-    config, explicit = configure(TrainConfig, [args.config])
-    keys = (
-        "optimizer",
-        "pos",
-        "tie_weights",
-        "init",
-        "schedule",
-        "dropout",
-        "qk_norm",
-        "norm",
-        "mlp",
-        "softcap",
-        "smear",
-    )
+    settings, explicit = settings_of([args.config])
     changes = {"as it is": []}
-    for key in keys:
-        if key in explicit and getattr(config, key) != PLAIN[key]:
-            with_it = ("learning_rate", "min_lr", "warmup_iters") if key == "optimizer" else ()
-            changes[f"{key}: {PLAIN[key]}"] = [f"--{k}={PLAIN[k]}" for k in (key, *with_it)]
-    options += [f"--max_minutes={args.minutes}", "--max_iters=1000000000", "--eval_interval=1000000000"]
+    for key in PARTS:
+        if key in explicit and getattr(settings, key) != PLAIN[key]:
+            keys = [key, "learning_rate", "min_lr", "warmup_iters"] if key == "optimizer" else [key]
+            changes[f"{key}: {PLAIN[key]}"] = as_options({k: PLAIN[k] for k in keys})
     changes |= {text: text.split() for text in args.also}
-    rows, ends = [], {name: [] for name in changes}
-    for seed, (name, change) in itertools.product(args.seeds, changes.items()):  # all of a row at once would take the
-        command = [args.config, *options, *change, f"--seed={seed}"]  # machine's slow minutes for the change's effect
-        records = run_train([*command, f"--eval_iters={whole_split(command)}"])
-        ends[name].append([record for record in records if record["kind"] == "eval"][-1])
-    for name, last in ends.items():
-        losses = [record["val_loss"] for record in last]
-        mean = statistics.mean(losses)
-        rows.append(
-            {
-                "with": name,
-                "steps": statistics.mean(record["iter"] for record in last),
-                "validation loss": mean,
-                "lowest": min(losses),
-                "highest": max(losses),
-                "worse by": mean - rows[0]["validation loss"] if rows else 0.0,
-            }
-        )
+    options += as_options({"max_minutes": args.minutes, "max_iters": NEVER, "eval_interval": NEVER})
+    runs = {name: with_whole_split([args.config, *options, *change]) for name, change in changes.items()}
+    ends = {name: [] for name in runs}
+    # seed by seed: slow minutes of the machine then fall on all rows instead of on one
+    for seed, (name, command) in itertools.product(args.seeds, runs.items()):
+        ends[name].append(run_train([*command, f"--seed={seed}"], "eval")[-1])
+    rows = []
+    for name, records in ends.items():
+        losses = [record["val_loss"] for record in records]
+        mean, steps = statistics.mean(losses), statistics.mean(record["iter"] for record in records)
+        row = {"with": name, "steps": steps, "validation loss": mean, "lowest": min(losses), "highest": max(losses)}
+        rows.append(row | {"worse by": mean - rows[0]["validation loss"] if rows else 0.0})
     report(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)

@@ -1,11 +1,13 @@
-"""The options, the table and the timing that all benchmarks share."""
+"""What all benchmarks share: the command line, the median of repeated timings, and the table."""
 
 import argparse
+import inspect
 import json
 import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -15,7 +17,7 @@ from data.source import Parser
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     made = Parser(
         prog=f"bench.py {name}",
-        description=description,
+        description=inspect.cleandoc(description),
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -23,8 +25,18 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return made
 
 
+def median_seconds(function: Callable[[], object], repeats: int, warmup: int = 1) -> float:
+    """Median wall-clock time of `repeats` calls, after `warmup` calls that are not counted."""
+    times = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warmup:])
+
+
 def report(name: str, rows: list[dict], as_json: bool) -> None:
-    """Prints rows that share their keys as a Markdown table, under what machine made them."""
+    """Prints rows with the same keys as a Markdown table, below the name of the machine."""
     print(f"{name} on {machine()}\n")
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
@@ -40,20 +52,10 @@ def shown(value) -> str:
 
 
 def machine() -> str:
-    """The processor, its threads in use, the GPU if there is one, and PyTorch's version."""
+    """The GPU if there is one, the CPU, the number of threads PyTorch uses, and its version."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), cpu)
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return f"{gpu}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def median_seconds(function, repeats: int) -> float:
-    function()  # to warm up
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

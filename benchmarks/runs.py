@@ -1,45 +1,95 @@
-"""Runs of the project's scripts."""
+"""Runs of the project's scripts: their settings, random data for them, the model they train, what they report."""
 
 import json
-import math
+import os
 import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
-from data.dataset import open_dataset
-from model import GPTConfig
+import numpy as np
+
+from data.dataset import id_dtype, open_dataset
+from model import GPT, GPTConfig
+from training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+READ_SETTINGS = """import json, sys
+sys.path.insert(0, sys.argv.pop(1))
+from configurator import configure, exit_on_error
 from train import TrainConfig
+def main(argv):
+    config, explicit = configure(TrainConfig, argv)
+    print("\\n" + json.dumps([vars(config), sorted(explicit)]))
+exit_on_error(main)"""
 
 
-def run_script(name: str, *options: str) -> str:
-    """What a script of ours prints to stdout; ValueError with the last line of all that it says if it fails."""
-    command = [sys.executable, str(Path(__file__).parents[1] / name), *options]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+def settings_of(options: list[str]) -> tuple[SimpleNamespace, set[str]]:
+    """Every setting of train.py with these options, and the names of those set explicitly. Another process reads them,
+    so that no benchmark imports a command. Raises ValueError for what train.py refuses."""
+    output = run_python("train.py", ["-c", READ_SETTINGS, str(ROOT), *options])
+    settings, explicit = json.loads(output.splitlines()[-1])
+    return SimpleNamespace(**settings), set(explicit)
+
+
+def run_train(options: list[str], kind: str, out_dir: Path | None = None) -> list[dict]:
+    """The "train" or "eval" records (see training/metrics.py) of a run in out_dir, by default a temporary folder."""
+    with nullcontext(out_dir) if out_dir else tempfile.TemporaryDirectory() as folder:
+        run_script("train.py", *options, f"--out_dir={folder}")
+        return [record for record in read_metrics(Path(folder, "metrics.jsonl")) if record["kind"] == kind]
+
+
+def run_script(name: str, *words: str, **settings) -> str:
+    """What a script of the project prints to standard output."""
+    return run_python(name, [str(ROOT / name), *words, *as_options(settings)])
+
+
+def run_python(name: str, words: list[str], folder: Path | None = None, **environment: str) -> str:
+    """What `python WORDS...` prints to standard output. Raises ValueError with its error message if it fails, in which
+    the script is called `name`."""
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=os.environ | environment, capture_output=True, encoding="utf-8"
+    )
     if done.returncode:
-        said = (done.stdout + done.stderr).strip() or f"status {done.returncode}"
-        raise ValueError(f"{name} stopped with: {said.splitlines()[-1]}")
+        lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+        message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+        raise ValueError(f"{name}: {message.removeprefix('error: ')}")
     return done.stdout
 
 
-def run_train(options: list[str], out_dir: Path | None = None) -> list[dict]:
-    """The records that train.py writes when it runs with these options, in out_dir or a folder that is gone then."""
-    with nullcontext(out_dir) if out_dir else tempfile.TemporaryDirectory() as folder:
-        run_script("train.py", *options, f"--out_dir={folder}")
-        return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+def as_options(settings: dict) -> list[str]:
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def vocabulary(config: TrainConfig) -> int:
-    """The number of ids that the model of a run with this config would have; GPT-2's where its dataset is not here."""
+def random_dataset(folder: Path, vocab_size: int, n_tokens: int) -> None:
+    """Writes val.bin, at most 2^23 random ids, and train.bin, n_tokens: the same ids again and again."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, min(n_tokens, 2**23)).astype(id_dtype(vocab_size))
+    ids.tofile(folder / "val.bin")
+    with open(folder / "train.bin", "wb") as file:
+        for first in range(0, n_tokens, len(ids)):
+            ids[: n_tokens - first].tofile(file)
+
+
+def model_of(settings: SimpleNamespace) -> GPT:
+    """A fresh model with the shape that train.py would give it."""
+    shape = {field.name: getattr(settings, field.name) for field in fields(GPTConfig)}
+    return GPT(GPTConfig(**shape | {"vocab_size": vocab_size_of(settings)}))
+
+
+def vocab_size_of(settings: SimpleNamespace) -> int:
+    """The model's number of ids; GPT-2's if the dataset has not been prepared."""
+    if settings.vocab_size:
+        return settings.vocab_size
     try:
-        found = config.vocab_size or open_dataset(config.dataset).vocab_size
+        return padded_vocab_size(open_dataset(settings.dataset).vocab_size)
     except ValueError:
-        found = 50257
-    return found if config.vocab_size or found <= 10_000 else 64 * math.ceil(found / 64)
+        return padded_vocab_size(50257)
 
 
-def shape_of(config: TrainConfig, vocab_size: int) -> GPTConfig:
-    shape = {field.name: getattr(config, field.name) for field in fields(GPTConfig)}
-    return GPTConfig(**shape | {"vocab_size": vocab_size})
+def padded_vocab_size(n_ids: int) -> int:
+    """The vocabulary of a fresh model for a dataset with n_ids: above 10,000 a multiple of 64, which multiplies
+    faster."""
+    return n_ids if n_ids <= 10_000 else -(-n_ids // 64) * 64

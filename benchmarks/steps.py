@@ -1,197 +1,173 @@
-"""Speed and memory of a training step."""
+"""Time and memory of a training step: as a whole, beside other loops, and by its parts."""
 
-import inspect
 import pickle
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import torch
 
-from benchmarks.report import parser, report
-from benchmarks.runs import run_train, shape_of, vocabulary
-from configurator import configure
-from model import GPT
+from benchmarks.report import median_seconds, parser, report
+from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
+from data.dataset import id_dtype
 from system.device import keep_memory, pick_compile, pick_device, pick_dtype
-from train import TrainConfig
 from training.optim import make_optimizer
 
-
-def train(argv: list[str]) -> None:
-    """Speed and memory of train.py with a config, on random tokens: the median of its steps after the first five.
-
-    Other --key=value go to train.py. --sweep runs it once for each value of one key. With --baseline every row is
-    compared with a plain loop: the same model and batch, eager float32 with all logits at once and PyTorch's default
-    AdamW.
-    """
-    made = parser("train", inspect.getdoc(train))
-    made.add_argument("config", help="a config file")
-    made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
-    made.add_argument("--steps", type=int, default=25, help="(default: 25)")
-    made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
-    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
-    args, options = made.parse_known_args(argv)
-    key, _, values = args.sweep.partition("=")
-    rows = []
-    for value in values.split(","):
-        changed = [f"--{key}={value}"] if key and key != "dataset_mb" else []
-        config, _ = configure(TrainConfig, [args.config, *options, *changed])
-        with tempfile.TemporaryDirectory() as folder:
-            megabytes = float(value) if key == "dataset_mb" else 10
-            n_ids = random_dataset(Path(folder), vocabulary(config), int(megabytes * 1e6))
-            records = run_train([
-                args.config, *options, *changed, f"--dataset={folder}", f"--vocab_size={n_ids}", "--max_minutes=None",
-                f"--max_iters={args.steps}", "--log_interval=1", "--eval_interval=1000000", "--eval_iters=1",
-                "--wandb_log=False"])  # fmt: skip
-            peer = peer_loop(args.peer, config, folder, n_ids, args.steps) if args.peer else None
-        steps = [record for record in records if record["kind"] == "train"][5:]
-        middle = {k: statistics.median(r[k] for r in steps) for k in ("time_ms", "data_wait_ms")}
-        tokens = config.gradient_accumulation_steps * config.batch_size * config.block_size
-        with torch.device("meta"):
-            flops = GPT(shape_of(config, n_ids)).flops_per_token() * tokens
-        mfu = steps[-1]["mfu"] * steps[-1]["time_ms"] / middle["time_ms"] if "mfu" in steps[-1] else None
-        row = {
-            "run": Path(args.config).stem,
-            **({key: value} if key else {}),
-            "ms/iter": middle["time_ms"],
-            "tokens/s": 1000 * tokens / middle["time_ms"],
-            "TFLOP/s": flops / middle["time_ms"] / 1e9,
-            "MFU %": 100 * mfu if mfu else "unknown",
-            "waiting for data ms": middle["data_wait_ms"],
-            "peak MB": max(record["memory_mb"] for record in steps) * 2**20 / 1e6,
-        }
-        if args.baseline:
-            plain = plain_loop(config, n_ids, args.steps)
-            row |= {"plain ms/iter": plain, "share": middle["time_ms"] / plain}
-        if peer:
-            row |= {"nanoGPT ms/iter": peer[0], "share of it": middle["time_ms"] / peer[0], "nanoGPT peak MB": peer[1]}
-        rows.append(row)
-    report("train", rows, args.json)
-
-
-def random_dataset(folder: Path, vocab_size: int, n_bytes: int) -> int:
-    """Writes val.bin and, of n_bytes, train.bin: 16 MB of random ids over and over. Returns vocab_size."""
-    ids = np.random.default_rng(0).integers(0, vocab_size, 2**23)
-    ids = ids.astype("<u2" if vocab_size <= 2**16 else "<u4")[: n_bytes // (2 if vocab_size <= 2**16 else 4)]
-    ids.tofile(folder / "val.bin")
-    with open(folder / "train.bin", "wb") as file:
-        for first in range(0, n_bytes, ids.nbytes):
-            file.write(ids.tobytes()[: n_bytes - first])
-    return vocab_size
-
-
-def plain_loop(config: TrainConfig, vocab_size: int, steps: int) -> float:
-    """Median milliseconds of a step of a loop as it is written first: see `train`."""
-    device = pick_device(config.device)
-    model = GPT(shape_of(config, vocab_size)).to(device)
-    optimizer, times = torch.optim.AdamW(model.parameters(), lr=1e-4), []
-    data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
-    for _ in range(steps):
-        start = time.perf_counter()
-        for _ in range(config.gradient_accumulation_steps):
-            _, loss = model(data[0], data[1])
-            (loss / config.gradient_accumulation_steps).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[5:])
-
-
-PEER = """import atexit, runpy, sys, torch
+WARMUP = 5  # steps of a run that are not counted
+STEPS_ONLY = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": 1, "wandb_log": False}
+NANOGPT = """import atexit, runpy, sys, torch
 if torch.cuda.is_available():
     atexit.register(lambda: print("peak", torch.cuda.max_memory_allocated() / 1e6))
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")"""
 
 
-def peer_loop(
-    folder: Path, config: TrainConfig, dataset: str, vocab_size: int, steps: int
-) -> tuple[float, float | str]:
-    """Median milliseconds of a step of nanoGPT's train.py in that folder with the same shape, batch and ids, compiled
-    where ours is; and the most memory its tensors took on a GPU, 10^6 bytes."""
-    device = pick_device(config.device)
-    Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
-    same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    options = {key: getattr(config, key) for key in same} | {
-        "dataset": dataset,
-        "out_dir": dataset,
-        "device": device.type,
-        "max_iters": steps,
-        "log_interval": 1,
-        "eval_interval": 10**6,
-        "eval_iters": 1,
-        "compile": pick_compile(config.compile, device),
-        "wandb_log": False,
-    }
-    command = [sys.executable, "-c", PEER, *[f"--{key}={value}" for key, value in options.items()]]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-    times = [float(ms) for ms in re.findall(r"^iter \d+: .*time ([\d.]+)ms", done.stdout, re.MULTILINE)]
-    if done.returncode or len(times) < 7:
-        raise ValueError(f"{folder}/train.py stopped with: {done.stdout.strip().splitlines()[-1:]}")
-    peak = re.search(r"^peak ([\d.]+)", done.stdout, re.MULTILINE)
-    return statistics.median(times[5:]), float(peak.group(1)) if peak else ""
+def step_time(argv: list[str]) -> None:
+    """Speed and memory of train.py with a config, on random tokens: the median of its steps after the first five.
 
-
-def profile(argv: list[str]) -> None:
-    """Where the time of a training step goes, for a config: each operation's own time, and that of the parts.
-
-    Other --key=value are the config's. The step is train.py's, on random tokens, without what is around it: data,
-    logging, messages between processes.
+    Any other --key=value goes to train.py. --sweep makes a run for each value of one key. --baseline compares each run
+    with a plain loop: the same model and batch, eager float32, all logits at once and PyTorch's default AdamW.
     """
-    made = parser("profile", inspect.getdoc(profile))
+    made = parser("train", step_time.__doc__)
+    made.add_argument("config", help="a config file")
+    made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
+    made.add_argument("--steps", type=int, default=25, help="of each run (default: 25)")
+    made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
+    args, options = made.parse_known_args(argv)
+    if args.steps <= WARMUP:
+        raise ValueError(f"--steps={args.steps}: expected at least {WARMUP + 1}, since the first {WARMUP} do not count")
+    key, _, values = args.sweep.partition("=")
+    rows = []
+    for value in values.split(","):
+        swept = {key: value} if key else {}
+        rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
+    report("train", rows, args.json)
+
+
+def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **swept: str) -> dict:
+    options = [args.config, *options, *as_options(swept)]
+    settings, _ = settings_of(options)
+    vocab_size = vocab_size_of(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        random_dataset(Path(folder), vocab_size, int(float(dataset_mb) * 1e6) // id_dtype(vocab_size).itemsize)
+        run = {"dataset": folder, "vocab_size": vocab_size, "max_iters": args.steps, "max_minutes": None, **STEPS_ONLY}
+        records = run_train([*options, *as_options(run)], "train")[WARMUP:]
+        peer = nanogpt_step(args.peer, settings, folder, args.steps) if args.peer else None
+    ms, waiting = (statistics.median(record[key] for record in records) for key in ("time_ms", "data_wait_ms"))
+    tokens = settings.gradient_accumulation_steps * settings.batch_size * settings.block_size
+    with torch.device("meta"):
+        flops = model_of(settings).flops_per_token() * tokens
+    last, megabytes = records[-1], max(record["memory_mb"] for record in records) * 2**20 / 1e6
+    row = {"ms/iter": ms, "tokens/s": 1000 * tokens / ms, "TFLOP/s": flops / ms / 1e9}
+    row["MFU %"] = 100 * last["mfu"] * last["time_ms"] / ms if "mfu" in last else "unknown"
+    row |= {"waiting for data ms": waiting, "peak MB": megabytes}
+    if args.baseline:
+        plain = plain_step(settings, args.steps)
+        row |= {"plain ms/iter": plain, "share": ms / plain}
+    if peer:
+        row |= {"nanoGPT ms/iter": peer[0], "share of it": ms / peer[0], "nanoGPT peak MB": peer[1]}
+    return row
+
+
+def plain_step(settings: SimpleNamespace, steps: int) -> float:
+    """Median milliseconds of a step of the loop one would write first: see step_time."""
+    device = pick_device(settings.device)
+    model = model_of(settings).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
+
+    def step() -> None:
+        for _ in range(settings.gradient_accumulation_steps):
+            _, loss = model(x, y)
+            (loss / settings.gradient_accumulation_steps).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return 1000 * median_seconds(step, steps - WARMUP, WARMUP)
+
+
+def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps: int) -> tuple[float, float | str]:
+    """Median milliseconds of a step of nanoGPT's train.py with the same shape, batch and ids, compiled where ours is,
+    and on a GPU the peak memory of its tensors, 10^6 bytes."""
+    device = pick_device(settings.device)
+    Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size_of(settings)}))
+    same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    options = {key: getattr(settings, key) for key in same} | STEPS_ONLY
+    options |= {"dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps}
+    options["compile"] = pick_compile(settings.compile, device)
+    output = run_python(f"{checkout}/train.py", ["-c", NANOGPT, *as_options(options)], folder=checkout)
+    times = [float(ms) for ms in re.findall(r"^iter \d+: .*time ([\d.]+)ms", output, re.MULTILINE)]
+    if len(times) <= WARMUP:
+        raise ValueError(f"{checkout}/train.py printed the times of {len(times)} steps, expected {steps}")
+    peak = re.search(r"^peak ([\d.]+)", output, re.MULTILINE)
+    return statistics.median(times[WARMUP:]), float(peak.group(1)) if peak else ""
+
+
+def step_profile(argv: list[str]) -> None:
+    """Where the time of a training step goes, for a config: by parts of the step, and by operations (own time).
+
+    Any other --key=value is a setting of train.py. The step is that of train.py on random tokens, without what
+    surrounds it: reading data, logging, communication.
+    """
+    made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--steps", type=int, default=5, help="(default: 5)")
     made.add_argument("--rows", type=int, default=20, help="operations to show (default: 20)")
     args, options = made.parse_known_args(argv)
-    config, _ = configure(TrainConfig, [args.config, *options])
-    device = pick_device(config.device)
-    dtype, vocab_size = pick_dtype(config.dtype, device), vocabulary(config)
-    model = GPT(shape_of(config, vocab_size)).to(device)
-    muon = config.muon_learning_rate if config.optimizer == "muon" else None
-    optimizer = make_optimizer(model, 1e-4, config.weight_decay, (config.beta1, config.beta2), muon)
+    settings, _ = settings_of([args.config, *options])
+    device = pick_device(settings.device)
+    parts = step_parts(settings, device)
+    seconds = dict.fromkeys(parts, 0.0)
+    for number in range(3 + args.steps):
+        for name, run in parts.items():
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first steps warm up
+    total = sum(seconds.values())
+    rows = [{"part": name, "ms a step": 1000 * s / args.steps, "%": 100 * s / total} for name, s in seconds.items()]
+    report(f"profile of {Path(args.config).stem}", rows, args.json)
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    with torch.profiler.profile() as profiler:  # apart from the timing, which it would slow down
+        for run in [*parts.values()] * args.steps:
+            run()
+    print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
+
+
+def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The parts of train.py's step on random tokens, in their order."""
+    model, dtype = model_of(settings).to(device), pick_dtype(settings.dtype, device)
+    muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
+    optimizer = make_optimizer(model, 1e-4, settings.weight_decay, (settings.beta1, settings.beta2), muon)
     if device.type == "cpu":
         keep_memory()
     elif device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as train.py
-    run = torch.compile(model) if pick_compile(config.compile, device) else model
-    data = torch.randint(vocab_size, (2, config.batch_size, config.block_size), device=device)
-    parts = {"forward": 0.0, "backward": 0.0, "clip": 0.0, "optimizer": 0.0}
+        torch.set_float32_matmul_precision("high")  # as train.py does
+    compute = torch.compile(model) if pick_compile(settings.compile, device) else model
+    x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
+    loss = None
 
-    def part(name: str, function):
-        start = time.perf_counter()
-        result = function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        parts[name] += time.perf_counter() - start
-        return result
-
-    def forward():
+    def forward() -> None:
+        nonlocal loss
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return run(data[0], data[1], return_logits=False)[1]
+            loss = compute(x, y, return_logits=False)[1]
 
-    def step() -> None:
-        part("backward", part("forward", forward).backward)
-        part("clip", lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        part("optimizer", optimizer.step)
+    def update() -> None:
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(3):
-        step()
-    parts = dict.fromkeys(parts, 0.0)
-    for _ in range(args.steps):
-        step()
-    rows = [{"part": name, "ms a step": 1000 * seconds / args.steps, "%": 100 * seconds / sum(parts.values())}
-            for name, seconds in parts.items()]  # fmt: skip
-    report(f"profile of {Path(args.config).stem}", rows, args.json)
-    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    with torch.profiler.profile() as profiler:  # after the times, which it lengthens
-        for _ in range(args.steps):
-            step()
-    print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
+    return {
+        "forward": forward,
+        "backward": lambda: loss.backward(),
+        "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+        "optimizer": update,
+    }
