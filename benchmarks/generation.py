@@ -31,8 +31,8 @@ def generation_speed(argv: list[str]) -> None:
     made = parser("generate", __doc__)
     add = made.add_argument
     add("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="(default: all)")
-    add("--prompt", type=int, default=200, help="its tokens (default: 200)")
-    add("--tokens", type=int, default=200, help="to generate (default: 200)")
+    add("--prompt", type=int, default=200, help="tokens of the prompt (default: 200)")
+    add("--tokens", type=int, default=200, help="tokens to generate (default: 200)")
     add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
     add("--repeats", type=int, default=3, help="runs, whose median counts (default: 3)")
     add("--device", default="auto", help="(default: auto)")
@@ -77,9 +77,8 @@ def table_rows(shape: str, speeds: dict[tuple[str, str], tuple], batch: int) -> 
 
 
 def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callable | None:
-    """run(prompts (B, T), tokens) -> the ids of each step, or for "uncached" run(): a forward pass on each of these
-    lengths, the first token's and the last's, since the cost grows evenly between them. None if the tool lacks the
-    number format."""
+    """run(prompts (B, T), tokens) -> the ids of each step. For "uncached" run(): a forward pass of each length, that of
+    the first token and of the last, since the cost grows evenly in between. None if the tool lacks the format."""
     if tool != "ours" and kind not in ("float32", "bfloat16"):
         return None
     if tool == "transformers":
@@ -91,7 +90,7 @@ def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callabl
 
     def write(prompts: torch.Tensor, tokens: int) -> list[list[int]]:
         steps = greedy_steps(ready, prompts, tokens, bool(compiled))
-        # a list after every step, as for a reader who follows along; a GPU would have to wait for each
+        # on a CPU a list after every step, as when the text is shown token by token; that would stall a GPU
         return [ids.tolist() for ids in steps] if device.type == "cpu" else torch.stack(list(steps)).tolist()
 
     @torch.no_grad()

@@ -93,13 +93,13 @@ def run_and_watch(command: list[str]) -> tuple[float, float | None]:
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes of a process and its descendants, without pages of files, which the system can drop at any time; 0 where
-    there is no /proc."""
+    """Bytes of a process and its descendants, without pages of files, which the system can drop at any time. 0 if the
+    process has ended or there is no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
         threads = Path(f"/proc/{pid}/task").iterdir()
         children = " ".join(Path(thread, "children").read_text(encoding="utf-8") for thread in threads).split()
-    except OSError:  # it has ended, or this is not Linux
+    except OSError:
         return 0
     kilobytes = sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
     return 1024 * kilobytes + sum(resident_memory(int(child)) for child in children)

@@ -25,15 +25,15 @@ def time_to_loss(argv: list[str]) -> None:
     with nanoGPT's recipe (AdamW, cosine, LayerNorm, GELU, learned positions, tied head; float32 on a CPU, as there).
 
     Any other --key=value goes to both runs, those in --plain only to the plain recipe. Both evaluate every
-    --eval_interval steps, which "training s" leaves out. The learning rate falls until --max_iters, so a run may reach
-    the loss sooner with fewer steps.
+    --eval_interval steps; "training s" leaves evaluation out. The learning rate falls until --max_iters, so fewer steps
+    may reach the loss sooner.
     """
     made = parser("time_to_loss", time_to_loss.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--target", type=float, required=True, help="validation loss to reach, nats per token")
     made.add_argument("--baseline", action="store_true", help="run the plain recipe as well")
     made.add_argument("--plain", default="", help="settings for that run: --plain='--key=value ...'")
-    made.add_argument("--seeds", type=int, nargs="+", default=[1337], help="a run for each (default: 1337)")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1337], help="one run each (default: 1337)")
     args, options = made.parse_known_args(argv)
     runs = {Path(args.config).stem: [args.config, *options]}
     if args.baseline:
@@ -70,16 +70,16 @@ def with_whole_split(command: list[str]) -> list[str]:
 
 
 def ablation(argv: list[str]) -> None:
-    """What each part of a recipe is worth: train.py with a config, then with each of the settings that differ from
-    nanoGPT's recipe set back to it, one at a time. A run takes --minutes, its first evaluation included.
+    """What each part of a recipe is worth: train.py with a config, then with one setting at a time changed back to
+    nanoGPT's recipe. A run takes --minutes, including its first evaluation.
 
-    Any other --key=value goes to all runs. AdamW in place of Muon gets nanoGPT's learning rate too, since Muon's
-    configs set one too high for it.
+    Any other --key=value goes to all runs. AdamW in place of Muon also gets nanoGPT's learning rate, because the one
+    used beside Muon is too high for it.
     """
     made = parser("ablation", ablation.__doc__)
     made.add_argument("config", help="a config file")
-    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a run of each for each (default: 1 2 3)")
-    made.add_argument("--minutes", type=float, default=0.25, help="of each run (default: 0.25)")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run each (default: 1 2 3)")
+    made.add_argument("--minutes", type=float, default=0.25, help="length of a run (default: 0.25)")
     made.add_argument("--also", action="append", default=[], help="one more row: --also='--key=value ...'")
     args, options = made.parse_known_args(argv)
     settings, explicit = settings_of([args.config])
@@ -92,7 +92,7 @@ def ablation(argv: list[str]) -> None:
     options += as_options({"max_minutes": args.minutes, "max_iters": NEVER, "eval_interval": NEVER})
     runs = {name: with_whole_split([args.config, *options, *change]) for name, change in changes.items()}
     ends = {name: [] for name in runs}
-    # seed by seed: slow minutes of the machine then fall on all rows instead of on one
+    # seed by seed, so that a slow spell of the machine affects all rows alike
     for seed, (name, command) in itertools.product(args.seeds, runs.items()):
         ends[name].append(run_train([*command, f"--seed={seed}"], "eval")[-1])
     rows = []

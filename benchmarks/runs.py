@@ -28,8 +28,8 @@ exit_on_error(main)"""
 
 
 def settings_of(options: list[str]) -> tuple[SimpleNamespace, set[str]]:
-    """Every setting of train.py with these options, and the names of those set explicitly. Another process reads them,
-    so that no benchmark imports a command. Raises ValueError for what train.py refuses."""
+    """Every setting of train.py with these options, and the names of those set explicitly. A child process reads them,
+    so that no benchmark imports a command. Raises ValueError where train.py would refuse them."""
     output = run_python("train.py", ["-c", READ_SETTINGS, str(ROOT), *options])
     settings, explicit = json.loads(output.splitlines()[-1])
     return SimpleNamespace(**settings), set(explicit)
@@ -48,8 +48,8 @@ def run_script(name: str, *words: str, **settings) -> str:
 
 
 def run_python(name: str, words: list[str], folder: Path | None = None, **environment: str) -> str:
-    """What `python WORDS...` prints to standard output. Raises ValueError with its error message if it fails, in which
-    the script is called `name`."""
+    """What `python WORDS...` prints to standard output. If it fails, raises ValueError with its error message, which
+    starts with `name`."""
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=os.environ | environment, capture_output=True, encoding="utf-8"
     )
@@ -65,7 +65,7 @@ def as_options(settings: dict) -> list[str]:
 
 
 def random_dataset(folder: Path, vocab_size: int, n_tokens: int) -> None:
-    """Writes val.bin, at most 2^23 random ids, and train.bin, n_tokens: the same ids again and again."""
+    """Writes val.bin, at most 2^23 random ids, and train.bin, the same ids repeated to n_tokens."""
     ids = np.random.default_rng(0).integers(0, vocab_size, min(n_tokens, 2**23)).astype(id_dtype(vocab_size))
     ids.tofile(folder / "val.bin")
     with open(folder / "train.bin", "wb") as file:
@@ -90,6 +90,6 @@ def vocab_size_of(settings: SimpleNamespace) -> int:
 
 
 def padded_vocab_size(n_ids: int) -> int:
-    """The vocabulary of a fresh model for a dataset with n_ids: above 10,000 a multiple of 64, which multiplies
+    """The vocabulary of a fresh model for a dataset of n_ids: above 10,000 the next multiple of 64, which multiplies
     faster."""
     return n_ids if n_ids <= 10_000 else -(-n_ids // 64) * 64

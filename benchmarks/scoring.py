@@ -1,5 +1,5 @@
-"""eval.py on a model with random weights, by 1, 2, ... processes of one thread each. "seconds" are those of the
-scoring: from when all processes have loaded the model until the total is known; "whole command" includes the rest.
+"""eval.py on a model with random weights, by 1, 2, ... processes of one thread each. "seconds" is the scoring: from
+when all processes have loaded the model until the total is known. "whole command" includes the rest.
 """
 
 import json
@@ -19,8 +19,8 @@ SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_siz
 
 def evaluation_speed(argv: list[str]) -> None:
     made = parser("eval", __doc__)
-    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers to compare (default: 1 2)")
-    made.add_argument("--tokens", type=int, default=65536, help="of the text (default: 65536)")
+    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="counts to compare (default: 1 2)")
+    made.add_argument("--tokens", type=int, default=65536, help="length of the text (default: 65536)")
     made.add_argument("--stride", type=int, help="as in eval.py")
     for key, value in SHAPE.items():
         made.add_argument(f"--{key}", type=int, default=value, help=f"of the model (default: {value})")

@@ -1,4 +1,4 @@
-"""Time and memory of a training step: as a whole, beside other loops, and by its parts."""
+"""Time and memory of a training step: as a whole, compared with other loops, and by its parts."""
 
 import pickle
 import re
@@ -36,7 +36,7 @@ def step_time(argv: list[str]) -> None:
     made = parser("train", step_time.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
-    made.add_argument("--steps", type=int, default=25, help="of each run (default: 25)")
+    made.add_argument("--steps", type=int, default=25, help="steps of each run (default: 25)")
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
     args, options = made.parse_known_args(argv)
@@ -112,10 +112,10 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 
 def step_profile(argv: list[str]) -> None:
-    """Where the time of a training step goes, for a config: by parts of the step, and by operations (own time).
+    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time).
 
     Any other --key=value is a setting of train.py. The step is that of train.py on random tokens, without what
-    surrounds it: reading data, logging, communication.
+    surrounds it: loading data, logging, communication.
     """
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")

@@ -36,13 +36,7 @@ table() { # whether to make this table; prints its heading if so
 }
 
 python() { # prints a command, then runs it
-    printf '\n$ python'
-    local word
-    for word in "$@"; do
-        case $word in *[[:space:]]*) word="'$word'" ;; esac
-        printf ' %s' "$word"
-    done
-    printf '\n\n'
+    printf '\n$ python%s\n\n' "$(printf ' %q' "$@")"
     if [ "$1" = bench.py ] && [ -n "${JSON:-}" ]; then
         set -- "$@" --json
     fi
