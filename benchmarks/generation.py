@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.report import median_seconds, parser, report
+from benchmarks.report import median_seconds, parser, print_table
 from checkpoints.huggingface import hf_config, hf_tensors
 from inference.load import make_ready
 from model import GPT, GPTConfig, Sampling
@@ -55,7 +55,7 @@ def generation_speed(argv: list[str]) -> None:
                     many, _ = measure_writer(run, prompt.expand(args.batch, -1), args.tokens, args.repeats)
                     speeds[tool, kind] = one, many, first
         rows += table_rows(shape, speeds, args.batch)
-    report("generate", rows, args.json)
+    print_table("generate", rows, args.json)
 
 
 def measure_writer(run: Callable, prompts: torch.Tensor, tokens: int, repeats: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT
 from data.tokenizer import BPETokenizer, make_tokenizer
 
@@ -58,7 +58,7 @@ def preparation_speed(argv: list[str]) -> None:
                 rows.append(row | {"peak MB": peak})
                 shutil.rmtree(out)
             shutil.rmtree(files[0].parent)
-    report("prepare", rows, args.json)
+    print_table("prepare", rows, args.json)
 
 
 def real_text(paths: list[Path] | None) -> str:

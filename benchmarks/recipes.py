@@ -5,7 +5,7 @@ import math
 import statistics
 from pathlib import Path
 
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from benchmarks.runs import as_options, run_train, settings_of
 from data.dataset import eval_windows, open_dataset
 from system.device import pick_device
@@ -53,7 +53,7 @@ def time_to_loss(argv: list[str]) -> None:
         row = {f"to {args.target:g}: {key}": value for key, value in first.items()}
         row |= {f"in all: {key}": value for key, value in costs[-1].items()}
         rows.append({"run": name, "seed": seed, **row, "last val loss": losses[-1], "best": min(losses)})
-    report(f"time to a validation loss of {args.target:g}", rows, args.json)
+    print_table(f"time to a validation loss of {args.target:g}", rows, args.json)
 
 
 def training_seconds(evals: list[dict]) -> list[float]:
@@ -101,4 +101,4 @@ def ablation(argv: list[str]) -> None:
         mean, steps = statistics.mean(losses), statistics.mean(record["iter"] for record in records)
         row = {"with": name, "steps": steps, "validation loss": mean, "lowest": min(losses), "highest": max(losses)}
         rows.append(row | {"worse by": mean - rows[0]["validation loss"] if rows else 0.0})
-    report(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)
+    print_table(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)

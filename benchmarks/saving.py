@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from checkpoints.checkpoint import Saver
 from model import GPT, GPTConfig
 from system.device import pick_device
@@ -42,7 +42,7 @@ def save_stall(argv: list[str]) -> None:
             plain = rows[0]["seconds to the disk"] if rows else median(seconds)
             row |= {"stall (ms)": 1000 * stall, "stall (%)": 100 * stall / plain, "step (ms)": 1000 * alone}
             rows.append(row | {"step while saving (ms)": 1000 * median(during) if during else ""})
-    report("save", rows, args.json)
+    print_table("save", rows, args.json)
 
 
 class Loop:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
 from checkpoints import checkpoint
 from model import GPT, GPTConfig
@@ -45,4 +45,4 @@ def evaluation_speed(argv: list[str]) -> None:
             row = {"processes": n, "seconds": seconds, "tokens/s": speed}
             row["times as fast"] = rows[0]["seconds"] / seconds if rows else 1.0
             rows.append(row | {"whole command, s": whole, "loss": f"{result['loss']:.9f}"})
-    report("eval", rows, args.json)
+    print_table("eval", rows, args.json)

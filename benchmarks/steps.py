@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.report import median_seconds, parser, report
+from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
 from data.dataset import id_dtype
 from system.device import keep_memory, pick_compile, pick_device, pick_dtype
@@ -47,7 +47,7 @@ def step_time(argv: list[str]) -> None:
     for value in values.split(","):
         swept = {key: value} if key else {}
         rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
-    report("train", rows, args.json)
+    print_table("train", rows, args.json)
 
 
 def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **swept: str) -> dict:
@@ -135,7 +135,7 @@ def step_profile(argv: list[str]) -> None:
             seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first steps warm up
     total = sum(seconds.values())
     rows = [{"part": name, "ms a step": 1000 * s / args.steps, "%": 100 * s / total} for name, s in seconds.items()]
-    report(f"profile of {Path(args.config).stem}", rows, args.json)
+    print_table(f"profile of {Path(args.config).stem}", rows, args.json)
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     with torch.profiler.profile() as profiler:  # apart from the timing, which it would slow down
         for run in [*parts.values()] * args.steps:

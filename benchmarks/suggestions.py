@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from completion.completer import MAX_BYTES, MIN_CONFIDENCE, Completer, apart, load_completer
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer
@@ -51,7 +51,7 @@ def keystroke_latency(argv: list[str]) -> None:
     for name, seconds in times.items():
         p50, p95, most = np.percentile(seconds or [math.nan], [50, 95, 100]) * 1000
         rows.append({"from the key to": name, "keys": len(seconds), "p50 ms": p50, "p95 ms": p95, "most ms": most})
-    report("complete", rows, args.json)
+    print_table("complete", rows, args.json)
 
 
 def sure_model() -> GPT:
@@ -149,7 +149,7 @@ def line_accuracy(argv: list[str]) -> None:
         ("such a suggestion is right", right, shown),
     ]
     rows = [{"of": n, "times": share, "%": 100 * k / max(1, n)} for share, k, n in shares]
-    report(f"lines of {dataset.name}", rows, args.json)
+    print_table(f"lines of {dataset.name}", rows, args.json)
     print(f"characters of a right suggestion: {n_characters / max(1, right):.1f} on average")
 
 

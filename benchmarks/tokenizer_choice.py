@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.recipes import training_seconds
-from benchmarks.report import parser, report
+from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT, as_options, model_of, run_script, run_train, settings_of
 from data.dataset import Dataset, open_dataset
 
@@ -56,7 +56,7 @@ def compare_tokenizers(argv: list[str]) -> None:
             length = math.ceil(BYTES_PER_SAMPLE / row["bytes/token"])
             text = run_script("sample.py", out_dir=out, start=args.prompt, max_new_tokens=length, **sampling)
             samples[name] = json.loads(text.splitlines()[-1])["text"]
-    report(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
+    print_table(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
     for name, text in samples.items():
         print(f"\n{name}: {text}")
 

@@ -9,7 +9,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from benchmarks.report import median_seconds, parser, report
+from benchmarks.report import median_seconds, parser, print_table
 from model import LinearCrossEntropy
 from system.device import keep_memory, pick_dtype
 
@@ -29,7 +29,7 @@ def loss_cost(argv: list[str]) -> None:
             with context.Pool(1) as pool:
                 ms, megabytes = pool.apply(measure_loss, (kind, args.rows, args.n_embd, vocab_size, dtype))
             rows.append({"vocabulary": vocab_size, "loss": kind, "ms": ms, "peak MB": megabytes})
-    report(f"loss of {args.rows} tokens, {args.n_embd} wide, in {dtype}", rows, args.json)
+    print_table(f"loss of {args.rows} tokens, {args.n_embd} wide, in {dtype}", rows, args.json)
 
 
 def measure_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[float, float]:
