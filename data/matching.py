@@ -1,4 +1,4 @@
-"""Whether a dataset's ids stand for the same text as a checkpoint's."""
+"""The vocabulary a model needs for a dataset, and whether a dataset's ids stand for the same text as a checkpoint's."""
 
 import math
 
@@ -9,6 +9,11 @@ from data.tokenizer import token_table, tokenizer_from_json
 def padded_vocab_size(n_ids: int) -> int:
     """n_ids rounded up to a multiple of 64, which multiplies faster."""
     return 64 * math.ceil(n_ids / 64)
+
+
+def model_vocab_size(n_ids: int) -> int:
+    """The vocabulary of a fresh model for a dataset of n_ids: padded where there are many."""
+    return n_ids if n_ids <= 10_000 else padded_vocab_size(n_ids)
 
 
 def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> bool:

@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,14 +29,39 @@ def rows_of(capsys, *argv: str) -> list[dict]:
     return json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
 
 
-@pytest.mark.parametrize("line", [line for lines in bench.GPU.values() for line in lines])
+def gpu_commands() -> list[str]:
+    """What scripts/gpu.sh runs, without `python`."""
+    text = (ROOT / "scripts/gpu.sh").read_text(encoding="utf-8").replace("\\\n", "")
+    return re.findall(r"^ +python (.+?)(?: &&)?$", text.replace('"--peer=$PEER"', "--peer=nanoGPT"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", gpu_commands())
 def test_the_gpu_list_has_commands_whose_options_there_are(line):
     """One option more is all that is refused, and that before any work."""
-    script, *words = shlex.split(line)
+    script, *words = shlex.split(line.replace("${PEER:+--peer=nanoGPT}", "--peer=nanoGPT"))
     main = importlib.import_module(Path(script).stem).main
     with pytest.raises(ValueError, match="nonsense") as refused:
-        main([*(word.format(peer="nanoGPT") for word in words), "--nonsense=1"])
+        main([*words, "--nonsense=1"])
     assert not re.search(r"--(?!nonsense)\w+=", str(refused.value).split("nonsense")[0]), refused.value
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_the_gpu_list_goes_on_after_a_table_that_failed(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/bash\necho "ran $*"\n[[ $1 != eval.py ]]\n', encoding="utf-8")
+    stub.chmod(0o755)
+    names = ["Python", "124M", "红楼梦, deep", "generation"]
+    command = ["bash", ROOT / "scripts/gpu.sh", *names]
+    environment = {**os.environ, "PYTHON": str(stub), "PEER": str(tmp_path), "JSON": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1 and done.stderr == "failed: 红楼梦, deep (see the errors above)\n"
+    assert sorted(re.findall("^## (.*)", done.stdout, re.MULTILINE)) == sorted(names)
+    printed, ran = (re.findall(f"^{prefix} (.*)", done.stdout, re.MULTILINE) for prefix in (r"\$ python", "ran"))
+    assert len(printed) == len(ran) == 5 and f"--peer={tmp_path}" in ran[0]
+    for line, words in zip(printed, ran, strict=True):  # as it was printed, with --json for a benchmark
+        assert words == " ".join(shlex.split(line)) + " --json" * line.startswith("bench.py")
+    done = subprocess.run([*command, "nosuch"], env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2 and "error: no table 'nosuch'" in done.stderr and "C++ by bytes" in done.stderr
 
 
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-import bench
 import complete
+from benchmarks import suggestions as bench
 from checkpoints import checkpoint
-from complete import CompleteConfig
 from completion import textfile
 from completion.completer import (
     MAX_BYTES,
@@ -991,7 +990,7 @@ def test_the_benchmarks_sure_model_suggests_32_printable_bytes_for_anything():
 
 
 def test_the_benchmark_times_every_key(byte_completer):
-    times = bench.type_into_editor(byte_completer, "import numpy as np\n", "import pa\nx", CompleteConfig())
+    times = bench.type_into_editor(byte_completer, "import numpy as np\n", "import pa\nx")
     assert [len(seconds) for seconds in times.values()][::2] == [11, 11]
     assert 5 <= len(times["the first of the suggestion"]) <= 11
 

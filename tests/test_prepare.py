@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import real_text, run_and_watch
+from benchmarks.preparing import real_text, run_and_watch
 from data.dataset import open_dataset
 
 DATA = Path(__file__).resolve().parents[1] / "data"

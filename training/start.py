@@ -13,7 +13,7 @@ import torch
 from checkpoints import checkpoint, sharded
 from checkpoints.pretrained import load_pretrained
 from data.dataset import Dataset, open_dataset, windows_per_epoch
-from data.matching import has_ids_of, padded_vocab_size
+from data.matching import has_ids_of, model_vocab_size
 from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.distributed import Ranks
@@ -134,9 +134,7 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
     """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`; on "meta" without weights.
     Raises ValueError if dataset or settings do not fit the latter."""
     if state is None:
-        vocab_size = config.vocab_size or dataset.vocab_size
-        if config.vocab_size is None and vocab_size > 10_000:
-            vocab_size = padded_vocab_size(vocab_size)
+        vocab_size = config.vocab_size or model_vocab_size(dataset.vocab_size)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
         with torch.device("meta" if device == "meta" else "cpu"):
             return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), torch.Generator().manual_seed(config.seed))

@@ -1,0 +1,1 @@
+"""The benchmarks of bench.py, a file for each subject."""

@@ -1,0 +1,129 @@
+"""Tokens per second, and milliseconds from a prompt to its first token, of GPT-2-shaped models with random weights.
+
+Greedy, on one device. "ours": generation with a cache in each number format; on a CPU the weights are packed (pack.py)
+or int8 (quantize.py), on a GPU also compiled with CUDA graphs. "uncached": our model with plain weights, on the whole
+context for every token (the mean of the first and the last). "transformers": generate() of GPT2LMHeadModel with its
+cache and the same weights. "times ..." compares with the fastest format of that tool; "batch 8", whose rows share one
+prompt, with batch 1 in the same row. * marks our fastest: the best of sample.py's --dtype, --quantize and --compile.
+"""
+
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+
+import torch
+from checkpoints.huggingface import hf_config, hf_tensors
+
+from benchmarks.report import median_seconds, parser, print_table
+from inference.generate import CompiledStep, stream
+from inference.load import make_ready
+from inference.sampling import Sampling
+from model import GPT, GPTConfig
+from system.device import pick_device
+
+TOOLS = ("ours", "uncached", "transformers")
+SHAPES = {
+    "6x384": {"vocab_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
+    "12x768": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768},
+}
+
+
+def generation_speed(argv: list[str]) -> None:
+    made = parser("generate", __doc__)
+    add = made.add_argument
+    add("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="(default: all)")
+    add("--prompt", type=int, default=200, help="tokens of the prompt (default: 200)")
+    add("--tokens", type=int, default=200, help="tokens to generate (default: 200)")
+    add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
+    add("--repeats", type=int, default=3, help="runs, whose median counts (default: 3)")
+    add("--device", default="auto", help="(default: auto)")
+    args = made.parse_args(argv)
+    device = pick_device(args.device)
+    formats = ("float32", "bfloat16", "int8" if device.type == "cpu" else "bfloat16 compiled")
+    rows = []
+    for shape in args.models:
+        model = GPT(GPTConfig(1024, **SHAPES[shape], mlp="gelu_tanh"), torch.Generator().manual_seed(0)).eval()
+        prompt = torch.randint(model.config.vocab_size, (1, args.prompt), generator=torch.Generator().manual_seed(0))
+        model, prompt = model.to(device), prompt.to(device)
+        speeds = {}  # (tool, format): tokens per second, the same for the second batch size, seconds to the first token
+        for tool in TOOLS:
+            for kind in formats:
+                run = make_writer(tool, kind, model, [args.prompt, args.prompt + args.tokens - 1])
+                if run and tool == "uncached":
+                    speeds[tool, kind] = 2 / median_seconds(run, 5 * args.repeats), None, None  # two tokens
+                elif run:
+                    one, first = measure_writer(run, prompt, args.tokens, args.repeats)
+                    many, _ = measure_writer(run, prompt.expand(args.batch, -1), args.tokens, args.repeats)
+                    speeds[tool, kind] = one, many, first
+        rows += table_rows(shape, speeds, args.batch)
+    print_table("generate", rows, args.json)
+
+
+def measure_writer(run: Callable, prompts: torch.Tensor, tokens: int, repeats: int) -> tuple[float, float]:
+    """Tokens per second after the first token, of all rows together, and seconds to the first."""
+    first, whole = (median_seconds(partial(run, prompts, n), repeats) for n in (1, tokens))
+    return len(prompts) * (tokens - 1) / (whole - first), first
+
+
+def table_rows(shape: str, speeds: dict[tuple[str, str], tuple], batch: int) -> list[dict]:
+    best = {t: max((speed for (tool, _), (speed, *_) in speeds.items() if tool == t), default=None) for t in TOOLS}
+    rows = []
+    for (tool, kind), (one, many, first) in speeds.items():
+        ours = tool == "ours"
+        row = {"model": shape, "tool": tool, "weights": kind + " *" * (ours and one == best["ours"]), "tokens/s": one}
+        row |= {f"times {t}": one / best[t] if ours and best[t] else "" for t in ("transformers", "uncached")}
+        row |= {f"batch {batch} tokens/s": many or "", f"batch {batch}, times": many / one if many else ""}
+        rows.append(row | {"first token ms": first * 1000 if first else ""})
+    return rows
+
+
+def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callable | None:
+    """run(prompts (B, T), tokens) -> the ids of each step. For "uncached" run(): a forward pass of each length, that of
+    the first token and of the last, since the cost grows evenly in between. None if the tool lacks the format."""
+    if tool != "ours" and kind not in ("float32", "bfloat16"):
+        return None
+    if tool == "transformers":
+        return transformers_writer(model, getattr(torch, kind))
+    device, (dtype, *compiled) = model.lm_head.weight.device, kind.split()
+    quantize = "int8" if kind == "int8" else "none"
+    plain = tool == "uncached" or bool(compiled)
+    ready = make_ready(deepcopy(model), device, "float32" if kind == "int8" else dtype, quantize, plain)
+
+    steps_of = {}  # compiled ones, by number of rows
+
+    def write(prompts: torch.Tensor, tokens: int) -> list[list[int]]:
+        if compiled and len(prompts) not in steps_of:
+            steps_of[len(prompts)] = CompiledStep(ready, len(prompts), mode="reduce-overhead")
+        pairs = stream(ready, prompts, tokens, Sampling(temperature=0), compiled=steps_of.get(len(prompts)))
+        steps = (ids for ids, _ in pairs)
+        # on a CPU a list after every step, as when the text is shown token by token; that would stall a GPU
+        return [ids.tolist() for ids in steps] if device.type == "cpu" else torch.stack(list(steps)).tolist()
+
+    @torch.no_grad()
+    def recompute() -> None:
+        for n in lengths:
+            ready(torch.zeros(1, n, dtype=torch.int64, device=device))[0].argmax(-1).tolist()
+
+    return write if tool == "ours" else recompute
+
+
+def transformers_writer(model: GPT, dtype: torch.dtype) -> Callable | None:
+    try:
+        import transformers
+    except ImportError:
+        print("note: the package transformers is not installed, so its rows are missing", file=sys.stderr)
+        return None
+    config = transformers.GPT2Config(**hf_config(model.config, "gpt2", None, "float32"))
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(hf_tensors(model, "gpt2", torch.float32), strict=False)
+    theirs.tie_weights()
+    theirs.to(model.lm_head.weight.device, dtype)
+
+    def run(prompts: torch.Tensor, tokens: int) -> list[list[int]]:
+        length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+        mask = torch.ones_like(prompts)
+        text = theirs.generate(prompts, attention_mask=mask, do_sample=False, use_cache=True, pad_token_id=0, **length)
+        return text[:, prompts.size(1) :].T.tolist()
+
+    return run

@@ -1,0 +1,173 @@
+"""Time and memory of a training step: as a whole, compared with other loops, and by its parts."""
+
+import pickle
+import re
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from benchmarks.report import median_seconds, parser, print_table
+from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
+from data.dataset import id_dtype
+from system.device import keep_memory, pick_compile, pick_device, pick_dtype
+from training.optim import make_optimizer
+
+WARMUP = 5  # steps of a run that are not counted
+STEPS_ONLY = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": 1, "wandb_log": False}
+NANOGPT = """import atexit, runpy, sys, torch
+if torch.cuda.is_available():
+    atexit.register(lambda: print("peak", torch.cuda.max_memory_allocated() / 1e6))
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")"""
+
+
+def step_time(argv: list[str]) -> None:
+    """Speed and memory of train.py with a config, on random tokens: the median of its steps after the first five.
+
+    Any other --key=value goes to train.py. --sweep makes a run for each value of one key. --baseline compares each run
+    with a plain loop: the same model and batch, eager float32, all logits at once and PyTorch's default AdamW.
+    """
+    made = parser("train", step_time.__doc__)
+    made.add_argument("config", help="a config file")
+    made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
+    made.add_argument("--steps", type=int, default=25, help="steps of each run (default: 25)")
+    made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
+    args, options = made.parse_known_args(argv)
+    if args.steps <= WARMUP:
+        raise ValueError(f"--steps={args.steps}: expected at least {WARMUP + 1}, since the first {WARMUP} do not count")
+    key, _, values = args.sweep.partition("=")
+    rows = []
+    for value in values.split(","):
+        swept = {key: value} if key else {}
+        rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
+    print_table("train", rows, args.json)
+
+
+def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **swept: str) -> dict:
+    options = [args.config, *options, *as_options(swept)]
+    settings, _ = settings_of(options)
+    vocab_size = vocab_size_of(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        random_dataset(Path(folder), vocab_size, int(float(dataset_mb) * 1e6) // id_dtype(vocab_size).itemsize)
+        run = {"dataset": folder, "vocab_size": vocab_size, "max_iters": args.steps, "max_minutes": None, **STEPS_ONLY}
+        records = run_train([*options, *as_options(run)], "train")[WARMUP:]
+        peer = nanogpt_step(args.peer, settings, folder, args.steps) if args.peer else None
+    ms, waiting = (statistics.median(record[key] for record in records) for key in ("time_ms", "data_wait_ms"))
+    tokens = settings.gradient_accumulation_steps * settings.batch_size * settings.block_size
+    with torch.device("meta"):
+        flops = model_of(settings).flops_per_token() * tokens
+    last, megabytes = records[-1], max(record["memory_mb"] for record in records) * 2**20 / 1e6
+    row = {"ms/iter": ms, "tokens/s": 1000 * tokens / ms, "TFLOP/s": flops / ms / 1e9}
+    row["MFU %"] = 100 * last["mfu"] * last["time_ms"] / ms if "mfu" in last else "unknown"
+    row |= {"waiting for data ms": waiting, "peak MB": megabytes}
+    if args.baseline:
+        plain = plain_step(settings, args.steps)
+        row |= {"plain ms/iter": plain, "share": ms / plain}
+    if peer:
+        row |= {"nanoGPT ms/iter": peer[0], "share of it": ms / peer[0], "nanoGPT peak MB": peer[1]}
+    return row
+
+
+def plain_step(settings: SimpleNamespace, steps: int) -> float:
+    """Median milliseconds of a step of the loop one would write first: see step_time."""
+    device = pick_device(settings.device)
+    model = model_of(settings).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
+
+    def step() -> None:
+        for _ in range(settings.gradient_accumulation_steps):
+            _, loss = model(x, y)
+            (loss / settings.gradient_accumulation_steps).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return 1000 * median_seconds(step, steps - WARMUP, WARMUP)
+
+
+def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps: int) -> tuple[float, float | str]:
+    """Median milliseconds of a step of nanoGPT's train.py with the same shape, batch and ids, compiled where ours is,
+    and on a GPU the peak memory of its tensors, 10^6 bytes."""
+    device = pick_device(settings.device)
+    Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size_of(settings)}))
+    same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    options = {key: getattr(settings, key) for key in same} | STEPS_ONLY
+    options |= {"dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps}
+    options["compile"] = pick_compile(settings.compile, device)
+    output = run_python(f"{checkout}/train.py", ["-c", NANOGPT, *as_options(options)], folder=checkout)
+    times = [float(ms) for ms in re.findall(r"^iter \d+: .*time ([\d.]+)ms", output, re.MULTILINE)]
+    if len(times) <= WARMUP:
+        raise ValueError(f"{checkout}/train.py printed the times of {len(times)} steps, expected {steps}")
+    peak = re.search(r"^peak ([\d.]+)", output, re.MULTILINE)
+    return statistics.median(times[WARMUP:]), float(peak.group(1)) if peak else ""
+
+
+def step_profile(argv: list[str]) -> None:
+    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time).
+
+    Any other --key=value is a setting of train.py. The step is that of train.py on random tokens, without what
+    surrounds it: loading data, logging, communication.
+    """
+    made = parser("profile", step_profile.__doc__)
+    made.add_argument("config", help="a config file")
+    made.add_argument("--steps", type=int, default=5, help="(default: 5)")
+    made.add_argument("--rows", type=int, default=20, help="operations to show (default: 20)")
+    args, options = made.parse_known_args(argv)
+    settings, _ = settings_of([args.config, *options])
+    device = pick_device(settings.device)
+    parts = step_parts(settings, device)
+    seconds = dict.fromkeys(parts, 0.0)
+    for number in range(3 + args.steps):
+        for name, run in parts.items():
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first steps warm up
+    total = sum(seconds.values())
+    rows = [{"part": name, "ms a step": 1000 * s / args.steps, "%": 100 * s / total} for name, s in seconds.items()]
+    print_table(f"profile of {Path(args.config).stem}", rows, args.json)
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    with torch.profiler.profile() as profiler:  # apart from the timing, which it would slow down
+        for run in [*parts.values()] * args.steps:
+            run()
+    print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
+
+
+def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The parts of train.py's step on random tokens, in their order."""
+    model, dtype = model_of(settings).to(device), pick_dtype(settings.dtype, device)
+    muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
+    optimizer = make_optimizer(model, 1e-4, settings.weight_decay, (settings.beta1, settings.beta2), muon)
+    if device.type == "cpu":
+        keep_memory()
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as train.py does
+    compute = torch.compile(model) if pick_compile(settings.compile, device) else model
+    x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
+    loss = None
+
+    def forward() -> None:
+        nonlocal loss
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = compute(x, y, return_logits=False)[1]
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return {
+        "forward": forward,
+        "backward": lambda: loss.backward(),
+        "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+        "optimizer": update,
+    }

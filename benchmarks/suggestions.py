@@ -1,0 +1,179 @@
+"""Code completion: how soon the editor shows a suggestion, and how often a suggestion is right."""
+
+import io
+import math
+import queue
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import parser, print_table
+from completion.completer import MAX_BYTES, MIN_CONFIDENCE, Completer, apart, load_completer
+from data.dataset import open_dataset
+from data.tokenizer import ByteTokenizer
+from inference.load import make_ready
+from model import GPT, GPTConfig
+
+CPU = torch.device("cpu")
+
+
+def keystroke_latency(argv: list[str]) -> None:
+    """From a key to what the screen shows, in the editor of complete.py with a pipe for a keyboard.
+
+    Types a file's text after its first --context bytes, key by key, each as soon as the suggestion is complete.
+    Without --out_dir the model is the worst case: 10M parameters, bytes, and sure of nonsense. Every suggestion is 32
+    bytes long and the next key never agrees with it; a trained model stops earlier, and is often right.
+    """
+    made = parser("complete", keystroke_latency.__doc__)
+    add = made.add_argument
+    add("--out_dir", help="a run's folder (default: the worst case described above)")
+    add("--text", default=__file__, help="UTF-8 file to type (default: this benchmark's source)")
+    add("--context", type=int, default=500, help="bytes of it already typed (default: 500)")
+    add("--keys", type=int, default=300, help="keys to press (default: 300)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the weights (default: auto)")
+    add("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py (default: auto)")
+    args = made.parse_args(argv)
+    try:
+        text = Path(args.text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text={args.text} cannot be read as UTF-8 text: {error}") from error
+    if args.out_dir:
+        completer, _ = apart(load_completer, "resume", args.out_dir, "auto", args.dtype, args.quantize)
+    else:
+        completer = apart(lambda: Completer(make_ready(sure_model(), CPU, args.dtype, args.quantize), ByteTokenizer()))
+    start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
+    times = type_into_editor(completer, text[:start], text[start : start + args.keys])
+    rows = []
+    for name, seconds in times.items():
+        p50, p95, most = np.percentile(seconds or [math.nan], [50, 95, 100]) * 1000
+        rows.append({"from the key to": name, "keys": len(seconds), "p50 ms": p50, "p95 ms": p95, "most ms": most})
+    print_table("complete", rows, args.json)
+
+
+def sure_model() -> GPT:
+    """6 layers of width 384, random except for the head: one printable ASCII character has all of the probability."""
+    config = GPTConfig(block_size=1024, vocab_size=256, n_layer=6, n_head=6, n_embd=384, tie_weights=False)
+    model = GPT(config, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5)
+        model.transformer.ln_f.bias[0] = 100.0
+        model.lm_head.weight[:, 0] = -1e4
+        model.lm_head.weight[33:127, 0] = 1e4
+    return model.eval()
+
+
+def type_into_editor(completer: Completer, text: str, keys: str) -> dict[str, list[float]]:
+    """Seconds from each key to its echo on the screen, to the first text suggested (if any), and to all of it."""
+    from prompt_toolkit.data_structures import Size
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output.vt100 import Vt100_Output
+    from pygments.lexers import PythonLexer
+
+    from completion.editor import Editor
+
+    times = {"its echo": [], "the first of the suggestion": [], "the whole suggestion": []}
+    output = Vt100_Output(io.StringIO(), lambda: Size(rows=40, columns=120), term="xterm-256color")
+    limits = {"max_bytes": MAX_BYTES, "min_confidence": MIN_CONFIDENCE}
+    drawn = queue.Queue()  # time, text before the cursor, and whether each of `times` is on the screen
+
+    def after_render(_) -> None:
+        drawn.put((time.perf_counter(), editor.before, (True, bool(editor.ghost), editor.state != "...")))
+
+    def type_and_leave() -> None:
+        before = None
+        try:
+            for number, key in enumerate(["", *keys]):  # first wait for the suggestion for the text itself
+                start, seen = time.perf_counter(), {}
+                keyboard.send_text("\r" if key == "\n" else key)
+                while "the whole suggestion" not in seen:
+                    now, at, shown = drawn.get(timeout=60)
+                    for name, is_shown in zip(times, shown, strict=True):
+                        if is_shown and at != before:
+                            seen.setdefault(name, now - start)
+                before = at
+                for name in seen if number else ():
+                    times[name].append(seen[name])
+        finally:
+            keyboard.send_text("\x04")
+
+    with create_pipe_input() as keyboard:
+        editor = Editor(completer, text, PythonLexer, input=keyboard, output=output, **limits)
+        editor.app.after_render += after_render
+        typist = threading.Thread(target=type_and_leave)
+        typist.start()
+        editor.run()
+        typist.join()
+    return times
+
+
+def line_accuracy(argv: list[str]) -> None:
+    """How often a model knows how a line continues, at random places inside the lines of the validation split.
+
+    The places are characters chosen with --seed, the context is the one the editor would give (whole lines), decoding
+    is greedy. "the next token is right": the first token written (its rest, where the place is inside a token) is what
+    follows. "the rest of the line is right": everything up to the newline is. A suggestion is the one the editor would
+    show.
+    """
+    made = parser("lines", line_accuracy.__doc__)
+    add = made.add_argument
+    add("--out_dir", required=True, help="a run's folder")
+    add("--dataset", help="(default: the one the model was trained on)")
+    add("--lines", type=int, default=500, help="lines to try (default: 500)")
+    add("--seed", type=int, default=1, help="of the choice of lines and places (default: 1)")
+    add("--min_confidence", type=float, default=MIN_CONFIDENCE, help="of a suggestion (default: the editor's)")
+    add("--device", default="auto", help="(default: auto)")
+    args = made.parse_args(argv)
+    if args.lines < 1:
+        raise ValueError(f"--lines={args.lines}: expected at least 1")
+
+    from tqdm import tqdm
+
+    completer, trained_on = load_completer("resume", args.out_dir, args.device)
+    dataset = open_dataset(args.dataset or trained_on)
+    places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)
+    found, n_characters = [], 0  # of each place: is the next token right, the rest, a suggestion shown, and right
+    for before, rest in tqdm(places, desc="lines", disable=None):
+        *_, suggestion = completer.suggest(before, min_confidence=args.min_confidence)
+        is_right = bool(suggestion.text) and rest.startswith(suggestion.text)
+        found.append((*next_and_rest(completer, before, rest.encode()), bool(suggestion.text), is_right))
+        n_characters += len(suggestion.text) * is_right
+    next_right, rest_right, shown, right = map(sum, zip(*found, strict=True))
+    shares = [
+        ("the next token is right", next_right, len(found)),
+        ("the rest of the line is right", rest_right, len(found)),
+        (f"a suggestion is shown (confidence {args.min_confidence:g})", shown, len(found)),
+        ("such a suggestion is right", right, shown),
+    ]
+    rows = [{"of": n, "times": share, "%": 100 * k / max(1, n)} for share, k, n in shares]
+    print_table(f"lines of {dataset.name}", rows, args.json)
+    print(f"characters of a right suggestion: {n_characters / max(1, right):.1f} on average")
+
+
+def choose_places(ids: np.ndarray, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
+    """At most n pairs: a document's text up to a random place inside a line, and the rest of the line, not empty."""
+    ends = np.flatnonzero(ids == tokenizer.eot) if tokenizer.eot is not None else []
+    documents = [tokenizer.decode(part) for part in np.split(ids, ends)]
+    spans = [(text, match.span()) for text in documents for match in re.finditer(r"[^\s].*", text)]  # the lines' texts
+    if not spans:
+        raise ValueError("the validation split has no line with text on it")
+    rng, places = np.random.default_rng(seed), []
+    for i in rng.permutation(len(spans))[:n]:
+        text, (start, end) = spans[i]
+        place = int(rng.integers(start, end))
+        places.append((text[:place], text[place:end]))
+    return places
+
+
+def next_and_rest(completer: Completer, before: str, rest: bytes) -> tuple[bool, bool]:
+    """Whether the first token the model writes is right, and whether everything up to the newline is."""
+    written = b""
+    for number, (piece, _) in enumerate(completer.greedy(before)):
+        line, newline, _ = piece.partition(b"\n")
+        written += line
+        if newline or not rest.startswith(written):
+            return number > 0 or written == rest, written == rest
+    return bool(written), False  # the text or the context ends before the line
