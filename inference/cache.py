@@ -4,7 +4,7 @@
     logits, _ = model(prompt, cache=cache)      # (B, T): fills T positions
     logits, _ = model(new_ids, cache=cache)     # (B, 1): one more
 
-The model calls positions, reserve, previous and attend; everything about cached attention is here, and nothing about layers.
+The model calls positions, reserve, previous and attend: cached attention is here, the layers are in model.py.
 """
 
 from copy import copy
