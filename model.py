@@ -461,7 +461,7 @@ class Dropout(nn.Dropout):
 
 def dense_is_faster(q: torch.Tensor, dropout: float) -> bool:
     """PyTorch's flash kernel for CPUs is slow in bfloat16, above all backward: 16 x 4 heads x 256 positions x 64 took
-    28 ms, in float32 26, and densely 10 (2 cores with AVX512-BF16, torch 2.13). With dropout it has no kernel at all."""
+    28 ms, in float32 26, and densely 10 (2 cores with AVX512-BF16, torch 2.13). With dropout it has none."""
     return dropout > 0 or (q.dtype == torch.bfloat16 and q.size(2) <= DENSE_ATTENTION)
 
 

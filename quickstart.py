@@ -90,7 +90,6 @@ def report() -> int:
     import json
 
     from data.dataset import open_dataset
-    from sample import main as sample
     from training.metrics import read_metrics
 
     records = read_metrics(Path(OUT_DIR, "metrics.jsonl"))
@@ -111,8 +110,11 @@ loss curve       {Path(OUT_DIR, "loss.png")}""",
     )
     for prompt in PROMPTS:
         command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=80", *SAMPLING]
-        print("\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command))
-        sample(command)
+        print(
+            "\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command),
+            flush=True,
+        )
+        subprocess.run([sys.executable, ROOT / "sample.py", *command], check=True)
     return 0
 
 

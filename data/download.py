@@ -28,6 +28,21 @@ def github_urls(repository: str, commit: str, path: str) -> list[str]:
     ]
 
 
+# texts that several datasets are made of: addresses, sha256
+TINY_SHAKESPEARE = (
+    github_urls("karpathy/char-rnn", "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e", "data/tinyshakespeare/input.txt"),
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+HONGLOUMENG = (
+    github_urls(
+        "ybdesire/baby_gpt_hongloumeng",
+        "5e62a99d2639c366e0376731e9e2d4938f7adc24",
+        "data/hongloumeng_char_local/input.txt",
+    ),
+    "a9b2f3096c4dc1b1c83bdf185dcf121a03b9b68e8c1979c6744dff856879d01d",
+)
+
+
 def hub_urls(dataset: str, path: str) -> list[str]:
     """Two addresses of a file in a Hugging Face dataset: the hub's own, and a mirror in China."""
     return [f"{host}/datasets/{dataset}/resolve/main/{path}" for host in (HUB_HOST, "https://hf-mirror.com")]

@@ -81,7 +81,7 @@ def test_an_old_python_is_told_so(monkeypatch, capsys):
     assert quickstart.main([]) == 2 and "3.10" in capsys.readouterr().err
 
 
-def test_the_report_shows_the_runs_losses_and_xz_on_the_validation_bytes(tmp_path, monkeypatch, capsys):
+def test_the_report_shows_the_runs_losses_and_xz_on_the_validation_bytes(tmp_path, monkeypatch, capfd):
     for number in range(30):
         body = f"    def f(self, x):\n        return os.path.join(x, '{number}')\n"
         source = f"import os\n\n\nclass A{number}:\n{body}" * 9
@@ -93,11 +93,11 @@ def test_the_report_shows_the_runs_losses_and_xz_on_the_validation_bytes(tmp_pat
     out_dir = tmp_path / "out"
     folders = [f"--dataset={tmp_path / 'data'}", f"--out_dir={out_dir}"]
     train.main([*options.split(), "--gradient_accumulation_steps=1", *folders])
-    val_loss = re.findall(r"val loss ([\d.]+)", capsys.readouterr().out)[-1]
+    val_loss = re.findall(r"val loss ([\d.]+)", capfd.readouterr().out)[-1]
     monkeypatch.setattr(quickstart, "DATASET", str(tmp_path / "data"))
     monkeypatch.setattr(quickstart, "OUT_DIR", str(out_dir))
     assert quickstart.report() == 0
-    report = capsys.readouterr().out
+    report = capfd.readouterr().out
     dataset = open_dataset(tmp_path / "data")
     text = dataset.tokenizer.decode(dataset.array("val")).encode()
     xz = f"{8 * len(lzma.compress(text, preset=9)) / len(text):.3f}"

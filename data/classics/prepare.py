@@ -16,8 +16,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import prepare_dataset
-from data.download import github_urls
-from data.hongloumeng import prepare as hongloumeng
+from data.download import HONGLOUMENG, github_urls
 from data.source import by_position, download_inputs, find_parts, prepare_parser, reading_of
 
 SHA256 = {
@@ -26,7 +25,7 @@ SHA256 = {
     "西游记.txt": "acd8762011876f79740f86ab1da855aab40e9690bf2ccbf14e456ddc91352b67",
 }
 REPOSITORY = "hexhero/book-txt", "b46b8dda733b74f0173757d37a513099c9690173"
-NOVELS = {"红楼梦.txt": (hongloumeng.URLS, hongloumeng.SHA256)}
+NOVELS = {"红楼梦.txt": HONGLOUMENG}
 NOVELS |= {name: (github_urls(*REPOSITORY, name), sha256) for name, sha256 in SHA256.items()}
 
 
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> None:
     if not download_inputs(args, NOVELS):
         return
     reading = reading_of(args)
-    parts = find_parts(args, reading, hongloumeng.SHA256)
+    parts = find_parts(args, reading, HONGLOUMENG[1])
     prepare_dataset(args, parts, by_position(args, parts, reading, each=True), "config/train_classics_bpe.py")
 
 

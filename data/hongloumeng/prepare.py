@@ -21,13 +21,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import prepare_text
-from data.download import github_urls
+from data.download import HONGLOUMENG
 from data.source import prepare_parser
-
-URLS = github_urls(
-    "ybdesire/baby_gpt_hongloumeng", "5e62a99d2639c366e0376731e9e2d4938f7adc24", "data/hongloumeng_char_local/input.txt"
-)
-SHA256 = "a9b2f3096c4dc1b1c83bdf185dcf121a03b9b68e8c1979c6744dff856879d01d"
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +32,7 @@ def main(argv: list[str]) -> None:
         suffix = ("" if name == "char" else f"_{name}") + "_trimmed" * args.trim
         args.out_dir = HERE.with_name(HERE.name + suffix)
     config = name if name in ("bpe", "qwen2") else "char"
-    prepare_text(args, URLS, SHA256, f"config/train_hongloumeng_{config}.py")
+    prepare_text(args, *HONGLOUMENG, f"config/train_hongloumeng_{config}.py")
 
 
 if __name__ == "__main__":

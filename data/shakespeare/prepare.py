@@ -15,14 +15,14 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import prepare_text
-from data.shakespeare_char.prepare import SHA256, URLS
+from data.download import TINY_SHAKESPEARE
 from data.source import prepare_parser
 
 
 def main(argv: list[str]) -> None:
     parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False)  # one running text
     parser.add_argument("--gpt2_dir", type=Path, dest="tokenizer_file", help="an older name of --tokenizer_file")
-    prepare_text(parser.parse_args(argv), URLS, SHA256, "config/train_shakespeare.py")
+    prepare_text(parser.parse_args(argv), *TINY_SHAKESPEARE, "config/train_shakespeare.py")
 
 
 if __name__ == "__main__":
