@@ -73,17 +73,15 @@ class GPTConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown, use {' or '.join(choices)}")
-        sizes = "block_size vocab_size n_layer n_head n_embd n_kv_head head_dim mlp_hidden"
-        for name in sizes.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        for name in "block_size vocab_size n_layer n_head n_embd n_kv_head head_dim mlp_hidden".split():
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.head_dim is None and self.n_embd % self.n_head:
             raise ValueError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: change one, or set head_dim"
+                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: change one or set head_dim"
             )
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not a multiple of n_kv_head={self.kv_heads}")
@@ -130,9 +128,8 @@ def rope_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates x (B, T, heads, hs) by its positions' angles -> float32. cos and sin: (T, 1, hs) or (B, T, 1, hs)."""
-    cos, sin = rope
-    return x * cos + x.roll(x.size(-1) // 2, dims=-1).float() * sin
+    """Rotates x (B, T, heads, hs) by its positions' angles -> float32; rope: cos, sin, (T, 1, hs) or (B, T, 1, hs)."""
+    return x * rope[0] + x.roll(x.size(-1) // 2, dims=-1).float() * rope[1]
 
 
 class HeadNorm(nn.RMSNorm):
@@ -176,8 +173,8 @@ class CausalSelfAttention(nn.Module):
         dropout = self.attn_dropout.p if self.training else 0.0
         if self.training and q.device.type == "cpu" and dense_is_faster(q, dropout):
             return dense_attention(q, k, v, self.attn_dropout)
-        is_gqa = self.n_kv_head != self.n_head
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=is_gqa)
+        gqa = self.n_kv_head != self.n_head
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=gqa)
 
 
 def relu2(x: torch.Tensor) -> torch.Tensor:
@@ -382,9 +379,8 @@ class GPT(nn.Module):
         device = x.device.type
         if device == "cpu" and not return_logits and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-            rows = x.reshape(-1, x.size(-1))
-            weight, grad = self.lm_head.weight, torch.is_grad_enabled()
-            loss = LinearCrossEntropy.apply(rows, weight, flat, self.config.softcap, dtype, grad)
+            rows, grad = x.reshape(-1, x.size(-1)), torch.is_grad_enabled()
+            loss = LinearCrossEntropy.apply(rows, self.lm_head.weight, flat, self.config.softcap, dtype, grad)
             return None, loss / count
         logits = self.logits(x)
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), flat, ignore_index=-1, reduction="sum")
