@@ -145,7 +145,7 @@ def corpora(draw):
     return [Unit(f"u{i}", tuple(pieces[a:b])) for i, (a, b) in enumerate(pairs)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(units=corpora(), val_fraction=st.floats(0.01, 0.99))
 def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, units, val_fraction):
     out = tmp_path_factory.mktemp("out")
@@ -168,7 +168,7 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
     assert sorted(os.listdir(out)) == sorted(FILES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     text=st.text(alphabet="ab \n\t\x1f\u3000\xa0é红"),
     cuts=st.lists(st.integers(0, 60), max_size=4),
@@ -186,7 +186,7 @@ def test_a_fold_is_that_of_a_regex_however_the_text_is_cut(text, cuts, head):
     assert fold.rank == (hash64(whole[:head]) if len(whole) >= head else None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batches=st.lists(st.lists(st.integers(0, 60) | st.integers(2**64 - 60, 2**64 - 1)), max_size=30))
 def test_seen_is_a_set(batches):
     seen, oracle = Seen(), set()
@@ -464,7 +464,7 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
             reads.append(self)
             if len(reads) == 1 + (n_before == 0):  # the very first unit is read once more, for the splits
                 entered.set()
-                assert leave.wait(60)
+                assert leave.wait(600)
             return super().pieces()
 
     given = Unit("g", (Piece("t", "text", True, "train"), Piece("v", "more", True, "val")))
@@ -472,7 +472,7 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     slow = [*units[:n_before], Waiting(units[n_before].key, units[n_before].content), *units[n_before + 1 :]]
     first = threading.Thread(target=partial(run, tmp_path / "out", slow))
     first.start()
-    assert entered.wait(60)
+    assert entered.wait(600)
     with pytest.raises(ValueError, match="another prepare is at work"):
         run(tmp_path / "out", units, **settings)
     leave.set()

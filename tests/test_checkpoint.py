@@ -392,7 +392,7 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
 
     def slow(*args):
         writing.set()
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         real(*args)
 
     monkeypatch.setattr(checkpoint, "save", slow)
@@ -400,7 +400,7 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
     state = numbered(1)
     saver.save(state, tmp_path / "last.pt")
     saver.before_update()
-    assert writing.wait(60)
+    assert writing.wait(600)
     state["model"]["w"].zero_()  # an update
     assert os.listdir(tmp_path) == []
     second = threading.Thread(target=saver.save, args=(numbered(2), tmp_path / "last.pt"))
@@ -419,7 +419,7 @@ def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
     real, order = saver.copy, []
 
     def slow(*args):
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         order.append("copied")
         return real(*args)
 

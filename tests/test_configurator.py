@@ -310,7 +310,7 @@ def run_main(tmp_path, body, wait=0, **env):
         [sys.executable, str(script), "--a=1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env=environment | {"PYTHONPATH": repo} | env,
     )
 

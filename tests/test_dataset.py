@@ -318,7 +318,7 @@ def test_the_fingerprint_follows_the_ids_not_the_place(tmp_path):
 # ---- batches ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_permute_is_a_permutation(n, key):
     k = np.arange(n, dtype=np.uint64)
@@ -336,7 +336,7 @@ def test_permute_draws_all_orders_equally_often(n):
     assert chi2 < free + 5 * (2 * free) ** 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(2, 700), block_size=st.integers(1, 60), seed=st.integers(-5, 2**40))
 def test_an_epoch_predicts_no_token_twice_and_leaves_out_few(tmp_path_factory, n, block_size, seed):
     dataset = counting(tmp_path_factory.mktemp("n"), n)
@@ -394,7 +394,7 @@ def test_the_order_is_the_same_on_every_machine_and_version(tmp_path):
     assert x[:, 0].tolist() == [606, 526, 886, 343, 751]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(2, 300), block_size=st.integers(1, 40), batch_size=st.integers(1, 5))
 def test_all_eval_windows_predict_all_but_the_first_token_once(tmp_path_factory, n, block_size, batch_size):
     dataset = counting(tmp_path_factory.mktemp("n"), n)
@@ -409,7 +409,7 @@ def test_all_eval_windows_predict_all_but_the_first_token_once(tmp_path_factory,
     assert targets == list(range(1, n))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=st.integers(2, 3000), block_size=st.integers(1, 40), limit=st.integers(1, 60))
 def test_limited_evaluation_takes_distinct_full_windows_spread_evenly(tmp_path_factory, n, block_size, limit):
     dataset = counting(tmp_path_factory.mktemp("n"), n)
@@ -493,7 +493,7 @@ def code(folder, files, tokenizer=None):
 FILES = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=60), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(files=FILES, block_size=st.integers(1, 40))
 def test_a_line_window_is_bos_and_then_a_file_from_the_next_start_of_a_line_on(tmp_path_factory, files, block_size):
     dataset = code(tmp_path_factory.mktemp("n"), files)

@@ -374,7 +374,7 @@ def test_one_two_and_three_processes_give_the_same_figures(bytes_run, questions_
     script, store = tmp_path / "driver.py", (tmp_path / "store").as_uri()
     script.write_text(DRIVER.format(runs=runs, store=store), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", str(script)]
-    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300,
+    process = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert process.returncode == 0, process.stderr
     found = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]

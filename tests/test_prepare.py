@@ -33,7 +33,7 @@ def prepare(name, *argv):
 
 def script(name, *argv):
     command = [sys.executable, str(DATA / name / "prepare.py"), *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
 def text_of(dataset, split):

@@ -443,7 +443,7 @@ def test_a_dry_run_has_one_line_for_the_line_ends_and_spaces_of_a_file_of_many_p
     texts=st.lists(st.text(st.sampled_from("ab 字。\n"), min_size=1, max_size=40), min_size=1, max_size=4),
     val_fraction=st.floats(0.01, 0.99),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 def test_texts_in_a_row_are_cut_once_where_nanogpt_would(tmp_path, texts, val_fraction):
     paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     args = parse(tmp_path, "--input", *paths, f"--val_fraction={val_fraction}")

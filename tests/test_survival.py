@@ -262,7 +262,7 @@ def test_the_end_of_one_process_is_one_line_of_the_others_and_torchrun_names_the
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
     (other,) = set(ranks) - {main}
     os.kill(int(other), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert errors.count("error: another process of this run has ended") == 1 and "[rank0]: Traceback" not in errors
     assert f"exitcode  : -9 (pid: {other})" in errors.split("Root Cause")[1]

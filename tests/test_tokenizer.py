@@ -42,7 +42,7 @@ HARD_TEXT = (
 CODE = "def f(self, x):\n    if x is None:\n        return x.y_z[100:2000]  # it's\n\n\nclass A:\n    pass\n"
 STORY = "Once upon a time, there was a dog. The dog didn't like the cat. “Hi,” it said.\n" + CODE + HARD_TEXT
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 # dense in the characters where pre-tokens begin and end
 edgy_text = st.text(st.sampled_from(list("ab的了é1'.,，。!_ \u3000\n\r\t\x1c\x85Z🙂\u0301")), max_size=80)
 
@@ -833,7 +833,7 @@ UNFINISHED = {
 TRICKY_BYTES = b"a\x80\xbf\xc3\xe4\xb8\xad\xed\xa0\xf0\x9f\x98\x80\xf4\x90\xff"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.text(max_size=20).map(str.encode) | st.lists(st.sampled_from(list(TRICKY_BYTES))).map(bytes))
 @example(data="👩‍👩‍👧中\U0010ffff".encode())
 def test_incremental_decoding_gives_the_whole_text_in_whole_characters(data):

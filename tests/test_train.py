@@ -117,7 +117,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_undisturbed_one(dataset, t
         if line.startswith("iter 5:"):
             process.send_signal(number)
             break
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == status, errors
     done = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["iter_num"]
     assert done > 5
@@ -132,7 +132,7 @@ def test_two_processes_give_the_losses_of_one(dataset, tmp_path):
     run(dataset, tmp_path / "one", *options)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     process = run_script(dataset, tmp_path / "two", *options, launcher=launcher)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     one, two = timeless(tmp_path / "one"), timeless(tmp_path / "two")
     assert len(one) == len(two) == 20 + 5
@@ -494,7 +494,7 @@ def test_accumulation_that_does_not_divide_by_the_processes_is_refused():
 
 def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
     process = run_script(dataset, tmp_path, "--bach_size=3")
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=600)
     assert process.returncode == 2 and out == ""
     assert len(errors.splitlines()) == 1 and "batch_size" in errors and "Traceback" not in errors
 
