@@ -452,6 +452,18 @@ class GPT(nn.Module):
             self.register_buffer("rope_cos", cos.to(device), persistent=False)
             self.register_buffer("rope_sin", sin.to(device), persistent=False)
 
+    def tie(self) -> None:
+        """Makes the head's weight the embedding's, also after these were replaced."""
+        if self.config.tie_weights:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def allocate(self, device: torch.device | str) -> "GPT":
+        """Gives a model on the meta device memory on `device`, of which only RoPE's tables are initialized."""
+        self.to_empty(device=device)
+        self.tie()
+        self.make_rope()
+        return self
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights. Embeddings N(0, 0.02); linear layers by `init`; biases 0; norms 1.

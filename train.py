@@ -217,7 +217,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     if fsdp:
         model = ranks.shard(model, device, dtype)
     else:
-        model = checkpoint.allocate(model, device) if from_shards else model.to(device)
+        model = model.allocate(device) if from_shards else model.to(device)
     model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)

@@ -18,34 +18,37 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.file import read, write
+from checkpoints.publish import beside, not_written, remove
+from checkpoints.publish import publish as publish_files
+from checkpoints.saver import Saver
 from system.distributed import Ranks
 
 INDEX, REST = ".metadata", "state.pt"
 
 
-def save(state: dict, paths: list[Path], saver: checkpoint.Saver | None, ranks: Ranks) -> None:
+def save(state: dict, paths: list[Path], saver: Saver | None, ranks: Ranks) -> None:
     """Writes `state`, as checkpoint.save does, to folders; every rank must call it. It returns when all is done.
 
     state: as in a file, but with this rank's shards (DTensors), and Parameters rather than copies of them, so
     that tied ones are known by their identity. Raises ValueError on all ranks if a file cannot be written."""
     import torch.distributed.checkpoint as dcp  # here and below: a second that most runs need not spend
 
-    temporary = checkpoint.beside(paths[0], "tmp")
+    temporary = beside(paths[0], "tmp")
     tensors, rest = flatten(state)
 
     def prepare() -> None:
         saver.wait()
         saver.before()
-        checkpoint.remove(temporary)
+        remove(temporary)
 
     def publish() -> None:
         try:
             rest["index_crc32"] = zlib.crc32((temporary / INDEX).read_bytes())
-            checkpoint.write(temporary / REST, rest)
-            checkpoint.publish(temporary, paths, saver.keep_of(paths))
+            write(temporary / REST, rest)
+            publish_files(temporary, paths, saver.keep_of(paths))
         except (OSError, RuntimeError) as error:
-            raise ValueError(checkpoint.not_written(paths[0], error)) from error
+            raise ValueError(not_written(paths[0], error)) from error
 
     ranks.on_main(prepare)
     try:
@@ -54,7 +57,7 @@ def save(state: dict, paths: list[Path], saver: checkpoint.Saver | None, ranks: 
             writer = dcp.FileSystemWriter(temporary)  # fsyncs its files
             dcp.save(tensors, storage_writer=writer, no_dist=ranks.world_size == 1)
     except dcp.api.CheckpointException as error:
-        raise ValueError(checkpoint.not_written(paths[0], next(iter(error.failures.values()))[0])) from None
+        raise ValueError(not_written(paths[0], next(iter(error.failures.values()))[0])) from None
     ranks.on_main(publish)
 
 
@@ -76,7 +79,7 @@ def load(path: Path, verify: bool = False, meta: bool = False) -> dict:
     """The checkpoint in folder `path` as that in a file: whole tensors on the CPU, or on the meta device, which
     costs nothing. verify: compare every part with its checksum. Raises an exception of any kind if it is damaged."""
     try:
-        rest = checkpoint.read(path / REST, verify)
+        rest = read(path / REST, verify)
         index = read_index(path, rest["index_crc32"])
         if verify:
             compare_checksums(path, index)

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from checkpoints.checkpoint import allocate
 from configurator import MainSaysIt
 from model import GPT
 
@@ -138,7 +137,7 @@ class Ranks:
         # the root's group (embeddings, last norm, head) stays gathered from forward to backward, so the loss may
         # use the head's weight without calling the head
         fully_shard(sharded, mesh=mesh, mp_policy=policy)
-        allocate(sharded, device)
+        sharded.allocate(device)
         if self.sum([not any(p.is_meta for p in weights.values())])[0]:
             for name, shard in sharded.named_parameters():
                 whole = weights[name].detach() if self.is_main else torch.empty(shard.shape)

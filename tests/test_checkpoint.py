@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from checkpoints import checkpoint
+from checkpoints import folder as folder_module
+from checkpoints import saver as saver_module
 from model import GPT, GPTConfig
 from training.optim import make_optimizer
 
@@ -388,14 +390,14 @@ def test_the_state_of_the_call_is_saved_though_the_tensors_change_after_before_u
 
 
 def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it(tmp_path, monkeypatch):
-    writing, go_on, real = threading.Event(), threading.Event(), checkpoint.save
+    writing, go_on, real = threading.Event(), threading.Event(), saver_module.save
 
     def slow(*args):
         writing.set()
         assert go_on.wait(60)
         real(*args)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(saver_module, "save", slow)
     saver = checkpoint.Saver(torch.device("cpu"), keep=2)
     state = numbered(1)
     saver.save(state, tmp_path / "last.pt")
@@ -498,7 +500,7 @@ def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, ca
     def unsupported(_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(checkpoint, "lock_file", unsupported)
+    monkeypatch.setattr(folder_module, "lock_file", unsupported)
     checkpoint.lock(tmp_path).close()
     assert "without locks" in capsys.readouterr().err
 

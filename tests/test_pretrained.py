@@ -148,7 +148,7 @@ def test_fine_tuning_starts_from_the_weights_cropped_and_changes_them(gpt2, bins
 
 def test_greedy_sample_equals_generate_of_transformers(gpt2, shared_data, capsys, monkeypatch):
     tokenizer = TiktokenTokenizer("gpt2", shared_data("gpt2/encoder.json").parent)
-    monkeypatch.setattr(sample, "TiktokenTokenizer", partial(TiktokenTokenizer, tokens=tokenizer._bytes[:-1]))
+    monkeypatch.setattr("inference.load.TiktokenTokenizer", partial(TiktokenTokenizer, tokens=tokenizer._bytes[:-1]))
     start = "What is the answer to life?"
     sample.main([f"--init_from={gpt2[1]}", f"--start={start}", "--num_samples=1", "--max_new_tokens=8",
                  "--temperature=0", "--device=cpu", "--dtype=float32"])  # fmt: skip
