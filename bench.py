@@ -682,7 +682,7 @@ def transformers_writer(model: GPT, dtype: torch.dtype):
     except ImportError:
         print("note: the package transformers is not installed, so its rows are missing", file=sys.stderr)
         return None
-    from export import hf_config, hf_tensors
+    from checkpoints.huggingface import hf_config, hf_tensors
 
     config = transformers.GPT2Config(**hf_config(model.config, "gpt2", None, "float32"))
     theirs = transformers.GPT2LMHeadModel(config).eval()

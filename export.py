@@ -23,15 +23,13 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoints import checkpoint
-from checkpoints.pretrained import ACTIVATIONS, is_transposed, weight_names
+from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
 from inference.load import find_tokenizer, open_trained
 from model import GPT, GPTConfig
 from system.device import pick_dtype
-
-NAMES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 @dataclass
@@ -71,89 +69,10 @@ def main(argv: list[str]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
     print(
-        f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
+        f"wrote {folder}: {ARCHITECTURES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
         f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
     )
     warn_llama_cpp(shape, tokenizer)
-
-
-# ---- which architecture ------------------------------------------------------------------------------------
-
-
-def architecture(config: GPTConfig) -> str:
-    """'gpt2', 'llama' or 'qwen3'. ValueError lists what stands in the way of each where none can be it."""
-    plain = {"softcap": (0.0,), "smear": (False,)}
-    allowed = {
-        "gpt2": plain | {"pos": ("learned",), "norm": ("layernorm",), "mlp": tuple(ACTIVATIONS.values()),
-                         "n_kv_head": (None, config.n_head), "qk_norm": (False,),
-                         "head_dim": (None, config.n_embd // config.n_head)},
-        "llama": plain | {"pos": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "qk_norm": (False,)},
-        "qwen3": plain | {"pos": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "qk_norm": (True,),
-                          "bias": (False,)},
-    }  # fmt: skip
-    obstacles = {
-        kind: [f"{key}={getattr(config, key)!r}" for key, values in table.items() if getattr(config, key) not in values]
-        for kind, table in allowed.items()
-    }
-    for kind, found in obstacles.items():
-        if not found:
-            return kind
-    reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
-    raise ValueError(f"no architecture of transformers computes what this model does; in the way of {reasons}")
-
-
-def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict:
-    """config.json."""
-    common = {
-        "architectures": [NAMES[kind]], "model_type": kind, "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_weights, "bos_token_id": eot, "eos_token_id": eot,
-        "torch_dtype": dtype, "use_cache": True,
-    }  # fmt: skip
-    if kind == "gpt2":
-        theirs = {ours: name for name, ours in ACTIVATIONS.items() if name != "gelu_pytorch_tanh"}
-        return common | {
-            "n_positions": config.block_size, "n_ctx": config.block_size,  # the same twice: llama.cpp asks for n_ctx
-            "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head,
-            "n_inner": config.mlp_width, "activation_function": theirs[config.mlp],
-            "layer_norm_epsilon": config.norm_eps, "attn_pdrop": config.dropout, "embd_pdrop": config.dropout,
-            "resid_pdrop": config.dropout, "bias": config.bias,  # ours: the biases in the file are not all zeros
-        }  # fmt: skip
-    return common | {
-        "max_position_embeddings": config.block_size, "hidden_size": config.n_embd,
-        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "hidden_act": "silu",
-        "intermediate_size": config.mlp_width, "rms_norm_eps": config.norm_eps, "attention_bias": config.bias,
-        "attention_dropout": config.dropout, "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # as of transformers 5
-    } | ({"mlp_bias": config.bias} if kind == "llama" else {})  # fmt: skip
-
-
-def generation_config(config: GPTConfig, tokenizer) -> dict:
-    """generation_config.json: where to stop, and no ids that only pad the vocabulary."""
-    padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
-    return ends | ({"suppress_tokens": padding} if padding else {})
-
-
-# ---- weights -----------------------------------------------------------------------------------------------
-
-
-def hf_tensors(model: GPT, kind: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Their names -> tensors. Tied weights once; zeros for the biases that GPT-2 has and ours may not have."""
-    config, tensors = model.config, {}
-    heads = [n * config.head_size for n in (config.n_head, config.kv_heads, config.kv_heads)]
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_weights:
-            continue
-        theirs, weight = weight_names(name, kind), weight.to(dtype)
-        if len(theirs) > 1:
-            parts = weight.split(heads)
-        else:
-            parts = [weight.t() if is_transposed(name, kind) else weight]
-        tensors |= {t: part.contiguous() for t, part in zip(theirs, parts, strict=True)}
-        if kind == "gpt2" and not config.bias and not name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")):
-            tensors[name.removesuffix("weight") + "bias"] = torch.zeros(weight.size(0), dtype=dtype)
-    return tensors
 
 
 # ---- tokenizer ---------------------------------------------------------------------------------------------
@@ -261,7 +180,7 @@ def model_card(name: str, kind: str, state: dict, model: GPT, tokenizer) -> str:
     source = (meta.get("source") or {}).get("from") or config.get("dataset") or "not recorded"
     loss = state.get("best_val_loss")
     facts = {
-        "architecture": NAMES[kind],
+        "architecture": ARCHITECTURES[kind],
         "parameters": f"{model.get_num_params(non_embedding=False):,}",
         "context": f"{model.config.block_size:,} tokens",
         "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids",

@@ -11,7 +11,6 @@ The hub's files are downloaded once and then come from its cache. The variables 
 HF_ENDPOINT (a mirror), HF_HOME (where the cache is), HF_HUB_OFFLINE=1 (the cache only), HTTPS_PROXY.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,47 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from checkpoints import checkpoint
+from checkpoints.huggingface import BUFFERS, is_transposed, part_shapes, read_config, read_json, weight_names
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer
-from model import GPT, GPTConfig
+from model import GPT
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # of openai-community on the hub
 FILES = ("config.json", "model.safetensors")
-LLAMAS = ("llama", "mistral", "qwen2", "qwen3")  # model_type of what has Llama's names; qwen3 has QK-norm too
-# transformers' defaults for what a config.json leaves out or sets to null
-GPT2_DEFAULTS = {
-    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": 0,
-    "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True,
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "bias": True,
-}  # fmt: skip
-LLAMA_DEFAULTS = {
-    "vocab_size": 32000, "max_position_embeddings": 2048, "hidden_size": 4096, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 0, "head_dim": 0, "intermediate_size": 11008,
-    "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False,
-    "mlp_bias": False, "rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 1.0,
-    "use_sliding_window": False,
-}  # fmt: skip
-ACTIVATIONS = {  # theirs: ours
-    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu2": "relu2",
-}  # fmt: skip
-READABLE = {  # the values that this model can have where transformers allows others
-    "activation_function": tuple(ACTIVATIONS), "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,), "hidden_act": ("silu",), "rope_type": ("default",),
-    "partial_rotary_factor": (1.0,), "use_sliding_window": (False,),
-}  # fmt: skip
-# GPT-2's Conv1D matrices are (in, out), Linear's are (out, in)
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # saved by old versions of transformers
-
-# our names: Llama's, whose parts lie one below the other in ours
-LLAMA_OUTER = {
-    "transformer.wte": ("model.embed_tokens",), "transformer.ln_f": ("model.norm",), "lm_head": ("lm_head",),
-}  # fmt: skip
-LLAMA_LAYER = {
-    "ln_1": ("input_layernorm",), "ln_2": ("post_attention_layernorm",),
-    "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attn.c_proj": ("self_attn.o_proj",),
-    "attn.q_norm": ("self_attn.q_norm",), "attn.k_norm": ("self_attn.k_norm",),
-    "mlp.c_fc": ("mlp.up_proj",), "mlp.c_gate": ("mlp.gate_proj",), "mlp.c_proj": ("mlp.down_proj",),
-}  # fmt: skip
 
 
 def load_pretrained(init_from: str, verify: bool = False) -> dict:
@@ -140,87 +104,7 @@ def read_folder(folder: Path) -> dict:
     return state | ({"tokenizer": tokenizer.to_json()} if tokenizer else {})
 
 
-# ---- names and shapes: ours, theirs ------------------------------------------------------------------------
-
-
-def weight_names(name: str, kind: str) -> tuple[str, ...]:
-    """Their names of our parameter `name`, of whose rows each has its share in this order; kind: 'gpt2', or one of
-    LLAMAS."""
-    if kind == "gpt2":
-        return (name,)
-    module, _, tensor = name.rpartition(".")
-    if module in LLAMA_OUTER:
-        return tuple(f"{theirs}.{tensor}" for theirs in LLAMA_OUTER[module])
-    layer, _, module = module.removeprefix("transformer.h.").partition(".")
-    return tuple(f"model.layers.{layer}.{theirs}.{tensor}" for theirs in LLAMA_LAYER[module])
-
-
-def part_shapes(name: str, weight: torch.Tensor, config: GPTConfig, kind: str) -> list[tuple[int, ...]]:
-    """The shapes that the tensors called weight_names(name) have there."""
-    if is_transposed(name, kind):
-        return [tuple(reversed(weight.shape))]
-    if kind == "gpt2" or ".c_attn." not in name:
-        return [tuple(weight.shape)]
-    return [(heads * config.head_size, *weight.shape[1:]) for heads in (config.n_head, *[config.kv_heads] * 2)]
-
-
-def is_transposed(name: str, kind: str) -> bool:
-    return kind == "gpt2" and name.endswith(TRANSPOSED)
-
-
 # ---- the files of a folder ---------------------------------------------------------------------------------
-
-
-def read_config(path: Path) -> tuple[str, GPTConfig]:
-    """config.json -> (model_type, the shape of our model)."""
-    found = {key: value for key, value in read_json(path).items() if value is not None}
-    kind = found.get("model_type")
-    if kind not in ("gpt2", *LLAMAS):
-        names = ", ".join(("gpt2", *LLAMAS))
-        raise ValueError(
-            f"{path}: model_type is {kind!r} ({', '.join(found.get('architectures', []))}); only {names} can be read"
-        )
-    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}  # the newer and the older spelling
-    if isinstance(rope, dict):
-        found |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-        found["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "mistral" and found.get("sliding_window"):
-        found["use_sliding_window"] = True
-    defaults = GPT2_DEFAULTS if kind == "gpt2" else LLAMA_DEFAULTS
-    found = defaults | found
-    for key, default in defaults.items():
-        if key in READABLE and found[key] not in READABLE[key]:
-            choices = " or ".join(map(repr, READABLE[key]))
-            raise ValueError(f"{path}: {key} is {found[key]!r}, only {choices} can be read")
-        if not isinstance(found[key], (int, float) if isinstance(default, float) else type(default)):
-            raise ValueError(f"{path}: {key} is {found[key]!r}, expected a value like {default!r}")
-    try:
-        config = gpt2_shape(found) if kind == "gpt2" else llama_shape(found, kind)
-        config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return kind, config
-
-
-def gpt2_shape(found: dict) -> GPTConfig:
-    return GPTConfig(
-        **{key: found[key] for key in ("vocab_size", "n_layer", "n_head", "n_embd", "bias")},
-        block_size=found["n_positions"], mlp=ACTIVATIONS[found["activation_function"]],
-        mlp_hidden=found["n_inner"] or None, norm_eps=found["layer_norm_epsilon"],
-        tie_weights=found["tie_word_embeddings"],
-    )  # fmt: skip
-
-
-def llama_shape(found: dict, kind: str) -> GPTConfig:
-    return GPTConfig(
-        vocab_size=found["vocab_size"], n_layer=found["num_hidden_layers"], n_head=found["num_attention_heads"],
-        n_embd=found["hidden_size"], block_size=found["max_position_embeddings"],
-        bias=found["attention_bias"] or found["mlp_bias"] or kind == "qwen2",  # Qwen2: of queries, keys, values
-        n_kv_head=found["num_key_value_heads"] or None, head_dim=found["head_dim"] or None,
-        pos="rope", rope_theta=float(found["rope_theta"]), norm="rmsnorm", norm_eps=found["rms_norm_eps"],
-        mlp="swiglu", mlp_hidden=found["intermediate_size"], tie_weights=found["tie_word_embeddings"],
-        qk_norm=kind == "qwen3",
-    )  # fmt: skip
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -265,10 +149,3 @@ def read_tokenizer(folder: Path, vocab_size: int):
     except ValueError as error:
         print(f"note: the weights come without a tokenizer: {error}", file=sys.stderr)
         return None
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is no readable JSON object: {error}") from error
