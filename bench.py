@@ -37,7 +37,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
+from checkpoints.saver import Saver
 from configurator import configure, exit_on_error
 from data.dataset import eval_windows, open_dataset
 from data.source import Parser
@@ -111,7 +112,7 @@ while a file is being written. The first save in the background also allocates t
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder, "last.pt")
         for background in (False, True):
-            saver = checkpoint.Saver(device, keep=2, background=background)
+            saver = Saver(device, keep=2, background=background)
             alone = [timed_step(model, optimizer, idx, saver)[0] for _ in range(5)][2:]
             for number in range(args.saves + background):
                 kind = "plain" if not background else "in the background" if number else "the first in the background"
@@ -133,7 +134,7 @@ while a file is being written. The first save in the background also allocates t
 
 
 def timed_save(
-    model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: checkpoint.Saver, path: Path
+    model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: Saver, path: Path
 ) -> tuple[float, float, list[float]]:
     """Seconds until the file is on the disk, seconds that the loop waited, and those of each step meanwhile."""
     start, steps = time.perf_counter(), []
@@ -147,9 +148,7 @@ def timed_save(
     return time.perf_counter() - start, stall, steps
 
 
-def timed_step(
-    model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: checkpoint.Saver
-) -> tuple[float, float]:
+def timed_step(model: GPT, optimizer: torch.optim.Optimizer, idx: torch.Tensor, saver: Saver) -> tuple[float, float]:
     """Seconds of a step of training on idx (B, T), and those of them that it waited for the saver."""
     start = time.perf_counter()
     model(idx, idx, return_logits=False)[1].backward()
@@ -555,7 +554,7 @@ def evaluation(argv: list[str]) -> None:
     ids = np.random.default_rng(0).integers(0, args.vocab_size, args.tokens)
     rows, environment = [], {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
+        save_checkpoint(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
         for split in ("train", "val"):
             ids.astype("<u2" if args.vocab_size <= 2**16 else "<u4").tofile(f"{folder}/{split}.bin")
         for n in args.processes:

@@ -36,7 +36,7 @@ from typing import Literal
 
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
 from configurator import configure, exit_on_error
 from inference.load import find_tokenizer, make_ready, open_trained
 from model import GPT, KVCache, Step
@@ -331,7 +331,7 @@ def load_completer(config) -> tuple[Completer, str]:
     device = pick_device(config.device)
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
-    model = checkpoint.build_model(state, dropout=0.0)
+    model = build_model(state, dropout=0.0)
     make_ready(model, device, config.dtype, config.quantize)
     # windows that began with a line began with id 0 before it
     return Completer(model, tokenizer, bos=0 if run.get("sampling") == "line" else None), str(run.get("dataset", ""))

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
 from configurator import exit_on_error
 from data.dataset import GPT2_VOCAB_SIZE, find_folder, open_dataset, shown
 from data.source import Parser
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"{text}: {len(get_ids()):,} tokens, a prediction needs 2: evaluate a longer text")
         if args.baselines and tokenizer is None:
             raise ValueError(f"--baselines: {text} has no tokenizer that would say which bytes to compress")
-    model = checkpoint.build_model(state, dropout=0.0)
+    model = build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
     dtype = pick_dtype(args.dtype, device)

@@ -33,8 +33,21 @@ from typing import Literal
 import numpy as np
 import torch
 
-from checkpoints import checkpoint, sharded
+from checkpoints.build import build_model
+from checkpoints.folder import (
+    best_val_loss_of,
+    find_checkpoint,
+    find_newest,
+    has_own_checkpoint,
+    lock_folder,
+    set_aside,
+    write_run_id,
+)
+from checkpoints.load import FORMAT, load_checkpoint
 from checkpoints.pretrained import load_pretrained
+from checkpoints.publish import saved_checkpoints
+from checkpoints.saver import Saver
+from checkpoints.sharded import load_shards, save_sharded
 from configurator import configure, exit_on_error
 from data.dataset import Dataset, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import token_table, tokenizer_from_json
@@ -170,19 +183,19 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     def lock_out_dir() -> bool:
         if config.eval_only:
             return False
-        held.enter_context(checkpoint.lock(out_dir))
+        held.enter_context(lock_folder(out_dir))
         if not resumed:  # what an earlier run left is not its own: torchrun may start it again before it saves
-            checkpoint.write_run_id(out_dir, run_id)
+            write_run_id(out_dir, run_id)
         return True
 
     # What to start from: nothing, a run of this folder, or the weights of another
     state = None
     if resumed:
-        checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
+        find_checkpoint(out_dir)  # refuses a folder without any before a lock is put there
         ranks.on_main(lock_out_dir)
-        newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
+        newest = ranks.share(ranks.on_main(partial(find_newest, out_dir)))
         # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
-        state = ranks.on_all(lambda: checkpoint.load(newest, mapped=device.type != "cpu", meta=True))
+        state = ranks.on_all(lambda: load_checkpoint(newest, mapped=device.type != "cpu", meta=True))
         take_saved_config(config, explicit, state)
         validate(config, ranks)
     else:
@@ -230,12 +243,12 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
         iter_num, best_val_loss = int(state["iter_num"]), float(state["best_val_loss"])
         run = {**run, **state.get("run", {})}
         if from_shards:
-            sharded.load_into(newest, model, optimizer, state)
+            load_shards(newest, model, optimizer, state)
         if "optimizer" in state:
             load_optimizer(optimizer, state["optimizer"])
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
-        best_val_loss = min(best_val_loss, ranks.share(ranks.on_main(partial(checkpoint.best_of, out_dir, run["id"]))))
+        best_val_loss = min(best_val_loss, ranks.share(ranks.on_main(partial(best_val_loss_of, out_dir, run["id"]))))
     state = None  # frees the loaded file
     run["fingerprint"] = dataset.fingerprint()
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -259,7 +272,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
     metrics = saver = None  # rank 0 alone has them
     if not config.eval_only:
         ranks.sum([0.0])  # all have read what they start from, which may be in out_dir
-        previous = None if resumed else ranks.on_main(partial(checkpoint.set_aside, out_dir))
+        previous = None if resumed else ranks.on_main(partial(set_aside, out_dir))
         if previous:
             say(
                 f"note: the run that was in {out_dir} is now in {previous}: delete it if it is of no use, or go on "
@@ -267,7 +280,7 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             )
         metrics = ranks.on_main(partial(Metrics, out_dir, asdict(config), iter_num, run["last_eval_iter"]))
     if metrics:
-        saver = checkpoint.Saver(device, config.keep_checkpoints, config.async_save, metrics.sync)
+        saver = Saver(device, config.keep_checkpoints, config.async_save, metrics.sync)
     raw_model, parameters = model, list(model.parameters())
     if compiled:
         say("compiling the model (takes a minute)")
@@ -303,11 +316,11 @@ def train(config: TrainConfig, explicit: set[str], held: ExitStack) -> int:
             "tokenizer": tokenizer_json,
             "meta": {k: v for k, v in (dataset.meta or {}).items() if k != "tokenizer"},
             "run": {**run, "torch": str(torch.__version__), "world_size": ranks.world_size},
-            "format": checkpoint.FORMAT,
+            "format": FORMAT,
         }
         paths = [out_dir / name for name in names]
         if config.checkpoint_format == "sharded":
-            sharded.save(state, paths, saver, ranks)
+            save_sharded(state, paths, saver, ranks)
             return
         if fsdp:
             state = gather(state, keep=ranks.is_main)
@@ -602,8 +615,8 @@ def goes_on(config: TrainConfig, out_dir: Path, restarted: bool) -> bool:
     """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
     that torchrun started again after a failure, where it had saved anything itself."""
     if config.init_from == "auto":
-        return bool(checkpoint.saved(out_dir))
-    return restarted and config.init_from != "resume" and checkpoint.has_own(out_dir)
+        return bool(saved_checkpoints(out_dir))
+    return restarted and config.init_from != "resume" and has_own_checkpoint(out_dir)
 
 
 def allowed_changes(config: TrainConfig) -> set[str]:
@@ -676,7 +689,7 @@ def make_model(
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
         with torch.device("meta" if device == "meta" else "cpu"):
             return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), generator)
-    model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
+    model = build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
         if key in explicit and reshapes(model.config, key, wanted):

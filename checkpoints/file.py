@@ -1,4 +1,4 @@
-"""One checkpoint file: written whole or not at all, read with its checksums."""
+"""One checkpoint file: written completely or not at all, and read with its checksums."""
 
 import os
 import warnings
@@ -8,30 +8,26 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.publish import beside, not_written, publish
+from checkpoints.publish import beside, publish, write_failure
 
 
-def save(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
-    """Writes `state` to a temporary file, fsyncs it, then moves it to `path`, so that a kill or a full disk at any
-    moment leaves the old checkpoint whole. Of several paths each gets the one file, in their order, by hard links
-    where there are such. keep: how many of the last path there may be, with those that it replaced (path-1, …).
+def save_checkpoint(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
+    """Writes `state` to a temporary file and publishes it as `path`, or as each of several paths.
 
-    Raises ValueError if a file cannot be written."""
+    A kill or a full disk at any moment leaves the old checkpoints intact. keep: as in publish. Raises ValueError if
+    the file cannot be written.
+    """
     paths = [path] if isinstance(path, Path) else path
     temporary = beside(paths[0], "tmp")
-
-    def put() -> None:
-        write(temporary, state)
-        publish(temporary, paths, keep)
-
     try:
-        put()
+        write_archive(temporary, state)
+        publish(temporary, paths, keep)
     except (OSError, RuntimeError) as error:
-        raise ValueError(not_written(paths[0], error)) from error
+        raise write_failure(paths[0], error) from error
 
 
-def write(path: Path, state: dict) -> None:
-    """A file with `state` that is on the disk, or none."""
+def write_archive(path: Path, state: dict) -> None:
+    """torch.save to a file that is on the disk afterwards, or removed if that fails."""
     try:
         with open(path, "wb") as file:
             torch.save(state, file)
@@ -43,32 +39,32 @@ def write(path: Path, state: dict) -> None:
         raise
 
 
-def read(path: Path, verify: bool, mapped: bool = True) -> dict:
-    """What torch.save wrote to a file; see load()."""
-    is_zip = zipped(path)  # not the case before torch 1.6: no checksums, and it cannot be mapped
+def read_archive(path: Path, verify: bool, mapped: bool = True) -> dict:
+    """torch.load of tensors and plain values; see load_checkpoint. Raises many kinds of exceptions."""
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"  # files from before torch 1.6 have no checksums and cannot be mapped
     if is_zip:
-        compare_checksums(path, verify)
+        verify_archive(path, verify)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd pickles; what matters is said by load()
+        warnings.simplefilter("ignore")  # about unusual pickles; load_checkpoint reports what matters
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
 
 
-def zipped(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def compare_checksums(path: Path, tensors: bool) -> None:
-    """Raises an exception unless the file matches the CRC-32 that torch.save, since 1.6 a writer of zip archives,
-    stored with every tensor and with the pickle that holds the rest. torch.load compares none of them."""
-    from tqdm import tqdm
-
+def verify_archive(path: Path, tensors: bool) -> None:
+    """Compares a file with its CRC-32 checksums, which torch.load ignores: those of the pickle and, if `tensors`, of
+    every tensor. Raises an exception where they differ."""
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if tensors or "/data/" not in info.filename]
-        total = sum(info.file_size for info in members)
-        quiet = None if total > 2**31 else True  # None: quiet unless stderr is a terminal
-        with tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=quiet) as bar:
+        with progress_bar(path, sum(info.file_size for info in members)) as bar:
             for info in members:
                 with archive.open(info) as member:
-                    while chunk := member.read(2**22):  # raises BadZipFile at the end of a member that differs
+                    while chunk := member.read(2**22):  # BadZipFile at the end of a member that differs
                         bar.update(len(chunk))
+
+
+def progress_bar(path: Path, total: int):
+    """tqdm for checking `total` bytes; shown for more than 2 GiB, if stderr is a terminal."""
+    from tqdm import tqdm
+
+    hidden = None if total > 2**31 else True  # None: unless stderr is a terminal
+    return tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=hidden)

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.file import save
+from checkpoints.file import save_checkpoint
 
 
 class Saver:
-    """Saves in the background, one checkpoint at a time. Only rank 0 makes one.
+    """Saves checkpoints in the background, one at a time; only rank 0 has one.
 
-        saver.save(state, out_dir / "last.pt")   # returns at once, unless the save before is still going on
+        saver.save(state, out_dir / "last.pt")   # returns at once, unless the last save is still running
         saver.before_update()                    # from here on the tensors of `state` may change
 
-    In between the loop may read them, so it can go through the next step's forward and backward pass while a
-    thread copies them to host memory (kept for the next save; pinned and by a stream of its own on CUDA). What
-    goes wrong is left in `error`, for the loop to stop at its next step; wait() raises it.
+    In between, the loop can do the next forward and backward passes while a thread copies the tensors to host memory,
+    on CUDA through a stream of its own, into buffers kept for later saves. A failed save leaves its `error` for the
+    loop to stop at its next step; wait() raises it.
 
-    keep: as in save(), for saves as last.pt. background=False writes at once and needs no memory for a copy. before:
-    is called before a checkpoint is written.
+    keep: versions of last.pt, as in publish. background=False writes at once and needs no memory for a copy.
+    before: called before each checkpoint is written.
     """
 
     def __init__(
@@ -35,25 +35,23 @@ class Saver:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def save(self, state: dict, *paths: Path, is_copy: bool = False) -> None:
+        """Starts to save `state` as each of `paths`. is_copy: nobody will change its tensors."""
         self.join()
         if self.error:
             return
         if not self.background:
             self.write(state, paths)
-        elif is_copy:  # nobody changes the tensors of `state`
-            self.start(state, paths)
-        elif self.device.type in ("cpu", "cuda"):
+            return
+        ready = None
+        if self.device.type not in ("cpu", "cuda") and not is_copy:  # such devices accept work from one thread only
+            state = self.copy(state)
+        elif not is_copy:
             ready = torch.cuda.current_stream(self.device).record_event() if self.stream else None
             self.copied.clear()
-            self.start(state, paths, ready)
-        else:  # other devices' queues take work from one thread only
-            self.start(self.copy(state), paths)
-
-    def start(self, *args) -> None:
-        self.thread = threading.Thread(target=self.write, args=args, name="save")
+        self.thread = threading.Thread(target=self.write, args=(state, paths, ready), name="save")
         self.thread.start()
 
-    def write(self, state: dict, paths: tuple[Path, ...], ready: "torch.cuda.Event | None" = None) -> None:
+    def write(self, state: dict, paths: Sequence[Path], ready: "torch.cuda.Event | None" = None) -> None:
         try:
             if not self.copied.is_set():
                 try:
@@ -61,19 +59,19 @@ class Saver:
                 finally:
                     self.copied.set()
             self.before()
-            save(list(paths), state, self.keep_of(paths))
+            save_checkpoint(list(paths), state, self.versions_of(paths))
         except ValueError as error:
             self.error = error
-        except Exception as error:  # no memory for the copy, mostly
+        except Exception as error:  # mostly: no memory for the copy
             self.error = ValueError(f"cannot save {paths[0]}: {error} (--async_save=False needs less memory)")
             self.error.__cause__ = error
 
-    def keep_of(self, paths: Sequence[Path]) -> int | None:
-        """save()'s keep, for a save by these names."""
+    def versions_of(self, paths: Sequence[Path]) -> int | None:
+        """publish's `keep` for a save as these paths."""
         return self.keep if paths[-1].name == "last.pt" else None
 
     def copy(self, state: dict, ready: "torch.cuda.Event | None" = None) -> dict:
-        """`state` with copies of its tensors in host memory; what shares its memory goes on doing so."""
+        """`state` with its tensors copied to host memory; tensors that share memory still do."""
         kept: dict[tuple, torch.Tensor] = {}
 
         def copied(value):
@@ -103,13 +101,13 @@ class Saver:
         self.copied.wait()
 
     def join(self) -> None:
-        """Waits for the save that is going on, if any."""
+        """Waits for a running save."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
 
     def wait(self) -> None:
-        """Waits until all is on the disk. Raises ValueError if something could not be written."""
+        """Waits until everything is on the disk. Raises ValueError if something could not be written."""
         self.join()
         if self.error:
             raise self.error

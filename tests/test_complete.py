@@ -19,7 +19,7 @@ import torch
 
 import bench
 import complete
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
 from complete import CompleteConfig, Completer, Editor, Suggestion, Worker, without_overlap
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from inference.pack import PackedLinear, can_pack
@@ -86,7 +86,7 @@ def out_dir(learned, tmp_path_factory) -> Path:
 
 def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
     state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(folder / "ckpt.pt", state | {"config": config})
+    save_checkpoint(folder / "ckpt.pt", state | {"config": config})
     return folder
 
 
