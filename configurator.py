@@ -5,13 +5,12 @@
     python train.py config/x.py --max_iters=100 --compile      later wins; a bare --flag means True
     python train.py --help                                     every key with default, type and meaning
 
-A config file is plain Python that assigns to keys (`batch_size = 64`). The current value of every key is in
-its scope, so `lr_decay_iters = max_iters` works. Imports, functions, classes and names that start with an
-underscore are the file's own business; any other name must be a key.
+A config file is Python that assigns to keys (`batch_size = 64`). It sees the current value of every key, so that
+`lr_decay_iters = max_iters` works. It may also import, define functions and classes, and use names that start with an
+underscore; any other name must be a key.
 
-The dataclass documents itself: the comment at the end of a field's line is the field's description, and comment lines
-of their own head a group.
-Field types may be int, float, bool, str, None, Literal[...] and unions of these.
+The dataclass documents itself: the comment on a field's line describes the field, and a comment on lines of its own is
+the heading of a group. Field types are int, float, bool, str, None, Literal[...] and unions of these.
 """
 
 import ast
@@ -35,17 +34,16 @@ from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-WAIT_FOR_MAIN = 20  # seconds
+WAIT_FOR_RANK_ZERO = 20  # seconds, for torchrun to end the other ranks
 BOOL_WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
-    """Return (an instance of the dataclass `cls`, the names of the fields that `argv` or a file in it set).
+    """Returns an instance of the dataclass `cls` and the names of the fields set explicitly, by argv or a file in it.
 
-    The items of argv are applied in order: `path/to/file.py`, `--key=value` or, for a bool, `--key`.
-    What a file assigns is explicit even where it equals the default. `--help` or `-h` prints the keys and
-    raises SystemExit(0). Every field of `cls` needs a default that is a plain value.
-    Raises ValueError for everything a user can get wrong; all unknown keys and wrong values in one message.
+    The items of argv are applied in order: `path/to/file.py`, `--key=value` or, for a bool, `--key`. A value equal to
+    the default is explicit too. `--help` or `-h` prints the keys and raises SystemExit(0). Every field of `cls` needs
+    a default. Raises ValueError for everything a user can get wrong, with all unknown keys and wrong values at once.
     """
     if "--help" in argv or "-h" in argv:
         print(help_text(cls))
@@ -58,7 +56,7 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
         for where, key, value in [read_option(item, following, kinds)] if is_text else run_file(item, values):
             if key not in defaults:
                 nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
-                hint = "" if is_text else " (the name of a helper variable starts with _)"
+                hint = "" if is_text else " (a helper variable's name starts with _)"
                 problems.append(f"{where}: unknown key {key!r}, the nearest is {nearest!r}{hint}")
                 continue
             try:
@@ -73,25 +71,25 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
 
 
 def read_option(item: str, following: str, kinds: dict[str, Any]) -> tuple[str, str, str]:
-    """One `--key=value` or `--flag` -> (where, key, text); `following` is the next item."""
+    """One `--key=value` or `--flag` -> (where, key, text). following: the next item of the command line."""
     key, equals, value = item.lstrip("-").partition("=")
     where = f"command line: {item}"
     if not item.startswith("--"):
-        raise ValueError(f"{where}: options start with two dashes, type -{item}")
+        raise ValueError(f"{where}: options start with two dashes: type -{item}")
     if equals:
         return where, key, value
     kind = kinds.get(key)
     is_flag = any(part is bool or part is True for part in (kind, *get_args(kind)))
     is_value = following.lower() in BOOL_WORDS if is_flag else following and not following.startswith("--")
     if is_value and not following.endswith(".py"):
-        raise ValueError(f"{where} {following}: key and value are one word, type {item}={following}")
+        raise ValueError(f"{where} {following}: key and value must be one word: type {item}={following}")
     if key in kinds and not is_flag:
-        raise ValueError(f"{where}: no value, type {item}=VALUE; it must be {kind_name(kind)}")
+        raise ValueError(f"{where}: the value is missing: type {item}=VALUE, with {kind_name(kind)}")
     return where, key, "True"
 
 
 class Namespace(dict):
-    """The globals of a config file; `lines` has the line of the last assignment to each name."""
+    """The globals of a config file; `lines` has the line on which each name was last assigned."""
 
     def __init__(self, values: dict[str, Any]):
         super().__init__(values)
@@ -103,7 +101,7 @@ class Namespace(dict):
 
 
 def run_file(path: str, values: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """Execute a config file with `values` in scope -> (where, key, value) of everything it assigned."""
+    """Executes a config file with `values` in scope -> (where, key, value) of everything it assigned."""
     if not Path(path).is_file():
         raise ValueError(missing_file(path))
     scope = Namespace(values | {"__name__": "__config__", "__file__": path})
@@ -118,7 +116,7 @@ def run_file(path: str, values: dict[str, Any]) -> list[tuple[str, str, Any]]:
     imported = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
     assigned = []
     for name, value in scope.items():
-        # `global name` in a function and globals().update() bypass __setitem__: there the value has to tell
+        # `global name` in a function and globals().update() bypass __setitem__ and are recognized by the value
         is_set = name in scope.lines or value is not values.get(name)
         is_helper = name in imported or callable(value) or isinstance(value, ModuleType)
         if is_set and not name.startswith("_") and (name in values or not is_helper):
@@ -128,9 +126,9 @@ def run_file(path: str, values: dict[str, Any]) -> list[tuple[str, str, Any]]:
 
 
 def convert(value: Any, kind: Any, is_text: bool) -> Any:
-    """`value` as a plain Python value of type `kind`, or ValueError. is_text: it was typed as --key=value."""
+    """`value` as a plain Python value of type `kind`; ValueError if it is none. is_text: typed as --key=value."""
     if get_origin(kind) in (Union, UnionType):
-        # None goes only by its own name and so is tried first; str takes any text and so is tried last
+        # None first, which only its own name matches; str last, which any text matches
         for member in sorted(get_args(kind), key=lambda member: (member is str, member is not NoneType)):
             with suppress(ValueError, OverflowError):
                 return convert(value, member, is_text)
@@ -153,7 +151,7 @@ def convert(value: Any, kind: Any, is_text: bool) -> Any:
             return convert(int(value), kind, False)
         except ValueError:
             return convert(float(value), kind, False)
-    # the numbers' abstract types let numpy scalars in; a checkpoint must hold plain ones
+    # the abstract types accept numpy scalars, which must not get into a checkpoint
     elif kind is int and not isinstance(value, bool):
         if isinstance(value, Integral) or isinstance(value, Real) and float(value).is_integer():
             return int(value)
@@ -171,15 +169,15 @@ def kind_name(kind: Any) -> str:
 
 def missing_file(path: str) -> str:
     if "=" in path:
-        return f"command line: {path}: options start with two dashes, type --{path}"
+        return f"command line: {path}: options start with two dashes: type --{path}"
     known = {file.stem: file.as_posix() for file in sorted(Path("config").glob("*.py"))}
     close = [known[stem] for stem in difflib.get_close_matches(Path(path).stem, known, cutoff=0.5)]
-    hint = "nearest: " + ", ".join(close) if close else "options are written --key=value"
+    hint = f"did you mean {' or '.join(close)}?" if close else "options are written --key=value"
     return f"command line: {path or repr(path)}: no such config file; {hint}"
 
 
 def help_text(cls: type) -> str:
-    """The first two paragraphs of the docstring of cls's module, then every key by group."""
+    """The first two paragraphs of the docstring of cls's module, then all keys by group."""
     kinds, described = get_type_hints(cls), describe(cls)
     lines = ["\n\n".join((sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[:2])]
     width = max(80, shutil.get_terminal_size((110, 24)).columns - 1)
@@ -197,7 +195,7 @@ def help_text(cls: type) -> str:
 
 
 def describe(cls: type) -> dict[str, tuple[str, str]]:
-    """{field: (heading of its group, description)}, read from the comments in the source of `cls`."""
+    """{field: (heading of its group, description)}, from the comments in the source of `cls`."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [(*t.start, t.string.lstrip("# ")) for t in tokens if t.type == tokenize.COMMENT]
@@ -212,51 +210,71 @@ def describe(cls: type) -> dict[str, tuple[str, str]]:
     return described
 
 
-class MainSaysIt(ValueError):
-    """An error that rank 0 has as well."""
+class ReportedByRankZero(ValueError):
+    """An error that rank 0 prints, raised on another rank."""
 
 
 def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Run main(sys.argv[1:]) and exit with what it returns (None is 0).
+    """Runs main(sys.argv[1:]) and exits with what it returns (None is 0).
 
-    A ValueError, or a full disk, becomes its message on one line of stderr and exit status 2, Ctrl-C a silent 130.
-    TRACEBACK=1 in the environment shows the traceback too. Of several ranks rank 0 prints at once;
-    another one waits, and prints unless torchrun has ended it by then since rank 0 did.
+    A ValueError or a full disk is one line on stderr and exit status 2, Ctrl-C a silent 130. TRACEBACK=1 in the
+    environment shows the traceback too.
     """
-    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may be set to an encoding without Chinese
+    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may use an encoding without Chinese
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        status = main(sys.argv[1:])
-        sys.stdout.flush()  # here a full disk can still be told
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:  # the reader went away, as in `sample.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-        status = 141
-    except (ValueError, OSError) as err:
-        if isinstance(err, OSError):
-            if err.errno != errno.ENOSPC:
-                raise
-            err = ValueError(f"{err.filename or 'standard output or a file'} cannot be written: {err.strerror}")
-        status, rank = 2, os.environ.get("RANK", "0")
-        if rank != "0":  # its end would be rank 0's, which may still be starting, with the same to say
-            with suppress(KeyboardInterrupt):
-                time.sleep(WAIT_FOR_MAIN)
-        if rank == "0" or not isinstance(err, MainSaysIt):
-            if os.environ.get("TRACEBACK") == "1":
-                traceback.print_exc()
-            message = " ".join(line.strip() for line in str(err).splitlines())
-            where = "" if rank == "0" else f" (rank {rank})"
-            print(f"error{where}: {message or type(err).__name__}", file=sys.stderr)
+    status = run_command(main)
     if "RANK" in os.environ:
-        # DDP keeps gloo's threads after destroy_process_group, and one that lets go of its last tensor while Python
-        # shuts down aborts the process (pytorch issue 190489; 1 of 96 exits on a busy machine). All is saved: go.
+        # DDP keeps gloo's threads after destroy_process_group, and a thread that frees its last tensor while Python
+        # shuts down aborts the process (issue 190489 of PyTorch; 1 of 96 exits on a busy machine). All is saved: exit.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status or 0)
     try:
         sys.stdout.flush()
-    except OSError:  # a full disk, of which was told; Python would try once more and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # a full disk, already reported
+        silence_stdout()
     sys.exit(status)
+
+
+def run_command(main: Callable[[list[str]], int | None]) -> int | None:
+    """Runs main(sys.argv[1:]) and reports the errors that a user can cause; returns the exit status."""
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()  # here a full disk can still be reported
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader went away, as in `sample.py | head`
+        silence_stdout()
+        return 141
+    except ValueError as error:
+        report_error(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        report_error(ValueError(f"cannot write {error.filename or 'standard output or a file'}: {error.strerror}"))
+    return 2
+
+
+def report_error(error: ValueError) -> None:
+    """Prints an error in one line, once for all ranks.
+
+    Rank 0 prints at once. Another rank waits, since rank 0 may be about to fail in the same way, whereupon torchrun
+    ends this process; if it does not, the error is this rank's own and is printed.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        with suppress(KeyboardInterrupt):
+            time.sleep(WAIT_FOR_RANK_ZERO)
+        if isinstance(error, ReportedByRankZero):
+            return
+    if os.environ.get("TRACEBACK") == "1":
+        traceback.print_exc()
+    message = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+    print(f"error: {message}" if rank == "0" else f"error (rank {rank}): {message}", file=sys.stderr)
+
+
+def silence_stdout() -> None:
+    """Keeps Python from complaining at exit that standard output cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

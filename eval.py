@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
 from configurator import exit_on_error
 from data.source import Parser
 from data.tokenizer import EOT
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         text = open_task(args, state, block_size)
     else:
         text = open_text(args, state, block_size, stride)
-    model = checkpoint.build_model(state, dropout=0.0)
+    model = build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
     dtype = pick_dtype(args.dtype, device)

@@ -1,4 +1,4 @@
-"""A trained model as a Hugging Face folder, which transformers, lm-evaluation-harness and llama.cpp's converter open.
+"""A trained model as a Hugging Face folder, for transformers, lm-evaluation-harness and llama.cpp's converter.
 
     python export.py --out_dir=out-hongloumeng-char --hf_dir=hf-hongloumeng
     python export.py --out_dir=out-tinystories --hf_dir=hf-tinystories --dtype=bfloat16
@@ -7,12 +7,11 @@
     model = AutoModelForCausalLM.from_pretrained("hf-hongloumeng")
 
 GPT-2's shape becomes GPT2LMHeadModel; RoPE with RMSNorm and SwiGLU becomes LlamaForCausalLM, or with QK-norm
-Qwen3ForCausalLM. Other shapes have no counterpart there and are refused. Back again: --init_from=FOLDER.
+Qwen3ForCausalLM. Other shapes have no counterpart and are refused. To read a folder back: --init_from=FOLDER.
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,16 +21,15 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from checkpoints import checkpoint
-from checkpoints.pretrained import ACTIVATIONS, is_transposed, weight_names
+from checkpoints.build import build_model
+from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
 from inference.load import find_tokenizer, open_trained
-from model import GPT, GPTConfig
+from model import GPT
 from system.device import pick_dtype
-
-NAMES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+from system.files import sync_file
 
 
 @dataclass
@@ -50,113 +48,45 @@ def main(argv: list[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"hf_dir={folder} exists and is not an empty folder: remove it, or name another")
     _, state = open_trained(config.init_from, config.out_dir)
-    shape = GPTConfig(**state["model_args"])
-    kind, tokenizer = architecture(shape), find_tokenizer(state)
-    model = checkpoint.build_model(state, take=True)  # its weights are those of the mapped file
+    model = build_model(state, take=True)
+    kind, tokenizer = architecture(model.config), find_tokenizer(state)
     dtype = pick_dtype(config.dtype, torch.device("cpu"))
     dtype_name = str(dtype).removeprefix("torch.")
-    temporary = make_temporary(folder)
     try:
-        tensors = hf_tensors(model, kind, dtype)
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "config.json", hf_config(shape, kind, tokenizer.eot, dtype_name))
-        write_json(temporary / "generation_config.json", generation_config(shape, tokenizer))
-        write_tokenizer(temporary, tokenizer, shape.block_size)
-        card = model_card(folder.resolve().name, kind, state, model, tokenizer)
-        (temporary / "README.md").write_text(card, encoding="utf-8", newline="\n")
-        move_in(temporary, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent:
+            temporary = Path(parent, folder.name)
+            temporary.mkdir()
+            tensors = hf_tensors(model, kind, dtype)
+            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+            write_json(temporary / "config.json", hf_config(model.config, kind, tokenizer.eot, dtype_name))
+            write_json(temporary / "generation_config.json", generation_config(model.config, tokenizer))
+            write_tokenizer(temporary, tokenizer, model.config.block_size)
+            card = model_card(folder.resolve().name, kind, state, model, tokenizer)
+            (temporary / "README.md").write_text(card, encoding="utf-8", newline="\n")
+            move_folder(temporary, folder)
     except OSError as error:
         raise ValueError(f"cannot write hf_dir={folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
     print(
-        f"wrote {folder}: {NAMES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
+        f"wrote {folder}: {ARCHITECTURES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
         f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
     )
-    warn_llama_cpp(shape, tokenizer)
+    warn_llama_cpp(model, tokenizer)
 
 
-# ---- which architecture ------------------------------------------------------------------------------------
+def move_folder(temporary: Path, folder: Path) -> None:
+    """Moves a finished folder to its place, which is empty or does not exist."""
+    for path in temporary.iterdir():
+        sync_file(path)
+        path.chmod(0o644)  # safetensors makes its file private
+    if folder.exists():
+        folder.rmdir()  # Windows cannot replace a folder
+    os.rename(temporary, folder)
 
 
-def architecture(config: GPTConfig) -> str:
-    """'gpt2', 'llama' or 'qwen3'. ValueError lists what stands in the way of each where none can be it."""
-    plain = {"softcap": (0.0,), "smear": (False,)}
-    allowed = {
-        "gpt2": plain | {"pos": ("learned",), "norm": ("layernorm",), "mlp": tuple(ACTIVATIONS.values()),
-                         "n_kv_head": (None, config.n_head), "qk_norm": (False,),
-                         "head_dim": (None, config.n_embd // config.n_head)},
-        "llama": plain | {"pos": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "qk_norm": (False,)},
-        "qwen3": plain | {"pos": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "qk_norm": (True,),
-                          "bias": (False,)},
-    }  # fmt: skip
-    obstacles = {
-        kind: [f"{key}={getattr(config, key)!r}" for key, values in table.items() if getattr(config, key) not in values]
-        for kind, table in allowed.items()
-    }
-    for kind, found in obstacles.items():
-        if not found:
-            return kind
-    reasons = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in obstacles.items())
-    raise ValueError(f"no architecture of transformers computes what this model does; in the way of {reasons}")
-
-
-def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict:
-    """config.json."""
-    common = {
-        "architectures": [NAMES[kind]], "model_type": kind, "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tie_weights, "bos_token_id": eot, "eos_token_id": eot,
-        "torch_dtype": dtype, "use_cache": True,
-    }  # fmt: skip
-    if kind == "gpt2":
-        theirs = {ours: name for name, ours in ACTIVATIONS.items() if name != "gelu_pytorch_tanh"}
-        return common | {
-            "n_positions": config.block_size, "n_ctx": config.block_size,  # the same twice: llama.cpp asks for n_ctx
-            "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head,
-            "n_inner": config.mlp_width, "activation_function": theirs[config.mlp],
-            "layer_norm_epsilon": config.norm_eps, "attn_pdrop": config.dropout, "embd_pdrop": config.dropout,
-            "resid_pdrop": config.dropout, "bias": config.bias,  # ours: the biases in the file are not all zeros
-        }  # fmt: skip
-    return common | {
-        "max_position_embeddings": config.block_size, "hidden_size": config.n_embd,
-        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_size, "hidden_act": "silu",
-        "intermediate_size": config.mlp_width, "rms_norm_eps": config.norm_eps, "attention_bias": config.bias,
-        "attention_dropout": config.dropout, "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # as of transformers 5
-    } | ({"mlp_bias": config.bias} if kind == "llama" else {})  # fmt: skip
-
-
-def generation_config(config: GPTConfig, tokenizer) -> dict:
-    """generation_config.json: where to stop, and no ids that only pad the vocabulary."""
-    padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    ends = {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "pad_token_id": tokenizer.eot}
-    return ends | ({"suppress_tokens": padding} if padding else {})
-
-
-# ---- weights -----------------------------------------------------------------------------------------------
-
-
-def hf_tensors(model: GPT, kind: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Their names -> tensors. Tied weights once; zeros for the biases that GPT-2 has and ours may not have."""
-    config, tensors = model.config, {}
-    heads = [n * config.head_size for n in (config.n_head, config.kv_heads, config.kv_heads)]
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_weights:
-            continue
-        theirs, weight = weight_names(name, kind), weight.to(dtype)
-        if len(theirs) > 1:
-            parts = weight.split(heads)
-        else:
-            parts = [weight.t() if is_transposed(name, kind) else weight]
-        tensors |= {t: part.contiguous() for t, part in zip(theirs, parts, strict=True)}
-        if kind == "gpt2" and not config.bias and not name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")):
-            tensors[name.removesuffix("weight") + "bias"] = torch.zeros(weight.size(0), dtype=dtype)
-    return tensors
-
-
-# ---- tokenizer ---------------------------------------------------------------------------------------------
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def write_tokenizer(folder: Path, tokenizer, block_size: int) -> None:
@@ -165,17 +95,16 @@ def write_tokenizer(folder: Path, tokenizer, block_size: int) -> None:
     end = next((token for token, id in tokenizer.special_tokens.items() if id == tokenizer.eot), None)
     special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
     write_json(folder / "special_tokens_map.json", special)
-    write_json(folder / "tokenizer_config.json", special | {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-        "clean_up_tokenization_spaces": False, "add_prefix_space": False,
-    })  # fmt: skip
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
+    write_json(folder / "tokenizer_config.json", special | settings)
 
 
 def tokenizer_json(tokenizer) -> str:
     """The text of a tokenizer.json that gives the ids of `tokenizer`.
 
-    One difference is Hugging Face's habit: there a special token that is typed in a text is the special token,
-    here it is text. ValueError for a trimmed tokenizer.
+    One difference: Hugging Face's library takes a special token's spelling in a text for that token, here it is plain
+    text. Raises ValueError for a trimmed tokenizer.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -186,7 +115,7 @@ def tokenizer_json(tokenizer) -> str:
         made = Tokenizer(models.WordLevel(vocab | ({} if tokenizer.eot is None else {EOT: tokenizer.eot})))
         made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         made.decoder = decoders.Fuse()
-    elif tokenizer.kind == "byte":  # GPT-2's symbols of the bytes, without a merge; 0xFF is in no UTF-8 text
+    elif tokenizer.kind == "byte":  # GPT-2's symbols for bytes, without merges; 0xFF is in no UTF-8 text
         vocab = {EOT if b == tokenizer.eot else to_symbols(bytes([b])): b for b in range(256)}
         made = Tokenizer(models.BPE(vocab, []))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -196,83 +125,52 @@ def tokenizer_json(tokenizer) -> str:
         vocab = {token: i for i, token in enumerate(tokens) if token}
         merges = [tuple(tokens[part] for part in tokenizer.unmerge(i)) for i in vocab.values() if len(tokens[i]) > 1]
         made = Tokenizer(models.BPE(vocab | tokenizer.special_tokens, merges))
-        is_gpt2 = tokenizer.name == "gpt2"  # ByteLevel's own pattern is GPT-2's: llama.cpp and others look for that
-        split = [] if is_gpt2 else [pre_tokenizers.Split(Regex(tokenizer.pattern), "isolated")]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_gpt2)
-        made.pre_tokenizer = pre_tokenizers.Sequence([*split, byte_level]) if split else byte_level
+        is_gpt2 = tokenizer.name == "gpt2"  # ByteLevel's own pattern, by which llama.cpp and others recognize GPT-2
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=is_gpt2)
+        if not is_gpt2:
+            split = pre_tokenizers.Split(Regex(tokenizer.pattern), "isolated")
+            made.pre_tokenizer = pre_tokenizers.Sequence([split, made.pre_tokenizer])
         made.decoder = decoders.ByteLevel()
     else:
         raise ValueError(
-            f"a tokenizer of kind {tokenizer.kind!r} has no counterpart in Hugging Face's format: what "
-            "trimming left out is taken apart after merging, and no tokenizer.json can say that"
+            f"a tokenizer of kind {tokenizer.kind!r} cannot be exported: it splits removed tokens after merging, "
+            "which no tokenizer.json can express"
         )
     for token in sorted(tokenizer.special_tokens, key=tokenizer.special_tokens.get):
         made.add_special_tokens([AddedToken(token, special=True, normalized=False)])
     return made.to_str(pretty=False)
 
 
-# ---- the folder --------------------------------------------------------------------------------------------
-
-
-def warn_llama_cpp(config: GPTConfig, tokenizer) -> None:
-    """Notes on stderr if llama.cpp will not do with the folder: its converter knows vocabularies one by one, and its
-    GPT-2 has GELU."""
-    if config.mlp == "relu2":
-        print(
-            "note: llama.cpp computes GPT-2 with GELU whatever config.json says, this model has relu2: do not "
-            "convert it",
-            file=sys.stderr,
-        )
+def warn_llama_cpp(model: GPT, tokenizer) -> None:
+    """Notes on stderr what llama.cpp cannot do with the folder: it knows tokenizers one by one, and GPT-2 with GELU."""
+    notes = []
+    if model.config.mlp == "relu2":
+        notes.append("llama.cpp computes GPT-2 with GELU, but this model has relu2: do not convert it")
     if tokenizer.kind in ("char", "byte") or (tokenizer.kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
-        print(
-            f"note: llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, not this one "
-            f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those",
-            file=sys.stderr,
+        notes.append(
+            f"llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, but not this one "
+            f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those"
         )
-
-
-def make_temporary(folder: Path) -> Path:
-    """A folder beside `folder`, to be moved there when it is complete."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(f"cannot write hf_dir={folder}: {error}") from error
-
-
-def move_in(temporary: Path, folder: Path) -> None:
-    for path in temporary.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-        path.chmod(0o644)  # mkdtemp and safetensors make them private
-    temporary.chmod(0o755)
-    if folder.exists():
-        folder.rmdir()  # it is empty; Windows renames onto nothing only
-    os.rename(temporary, folder)
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def model_card(name: str, kind: str, state: dict, model: GPT, tokenizer) -> str:
-    """README.md: what is known of the model; the licence is left for its owner to choose."""
+    """README.md: what is known about the model. The licence is left for its owner to choose."""
     run, meta, config = state.get("run", {}), state.get("meta") or {}, state.get("config") or {}
-    source = (meta.get("source") or {}).get("from") or config.get("dataset") or "not recorded"
     loss = state.get("best_val_loss")
     facts = {
-        "architecture": NAMES[kind],
+        "architecture": ARCHITECTURES[kind],
         "parameters": f"{model.get_num_params(non_embedding=False):,}",
         "context": f"{model.config.block_size:,} tokens",
         "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids",
-        "data": source,
-        "tokens in the data": f"{meta['splits']['train']['tokens']:,}" if meta.get("splits") else "not recorded",
-        "steps": f"{state['iter_num']:,}" if "iter_num" in state else "not recorded",
-        "best validation loss": f"{loss:.4f} nats a token" if loss and loss < 1e9 else "not recorded",
-        "training time": f"{run['seconds'] / 60:.1f} minutes" if run.get("seconds") else "not recorded",
+        "data": (meta.get("source") or {}).get("from") or config.get("dataset"),
+        "tokens in the data": f"{meta['splits']['train']['tokens']:,}" if meta.get("splits") else None,
+        "steps": f"{state['iter_num']:,}" if "iter_num" in state else None,
+        "best validation loss": f"{loss:.4f} nats a token" if loss and loss < 1e9 else None,
+        "training time": f"{run['seconds'] / 60:.1f} minutes" if run.get("seconds") else None,
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    settings = json.dumps(config, indent=1, ensure_ascii=False)
+    table = "\n".join(f"| {key} | {value or 'not recorded'} |" for key, value in facts.items())
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -297,7 +195,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=100, do_sample=True)
 The settings that trained it:
 
 ```json
-{settings}
+{json.dumps(config, indent=1, ensure_ascii=False)}
 ```
 """
 

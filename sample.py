@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT, IncrementalDecoder
 from inference.generate import CompiledStep, stream
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt) for prompt in prompts]
-    model = checkpoint.build_model(state, dropout=0.0)
+    model = build_model(state, dropout=0.0)
     del state
     config.compile = config.compile is True and can_compile(device)
     make_ready(model, device, config.dtype, config.quantize, plain=config.compile)

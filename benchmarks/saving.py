@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from checkpoints.checkpoint import Saver
 
 from benchmarks.report import parser, print_table
-from checkpoints.checkpoint import Saver
 from model import GPT, GPTConfig
 from system.device import pick_device
 from training.optim import make_optimizer

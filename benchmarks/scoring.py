@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
 from model import GPT, GPTConfig
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 32768}
@@ -29,7 +29,7 @@ def evaluation_speed(argv: list[str]) -> None:
     model = GPT(GPTConfig(**{key: getattr(args, key) for key in SHAPE}), torch.Generator().manual_seed(0))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
+        save_checkpoint(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
         random_dataset(Path(folder), args.vocab_size, args.tokens)
         command = [str(ROOT / "eval.py"), f"--out_dir={folder}", f"--dataset={folder}", "--split=train", "--device=cpu"]
         command += [f"--stride={args.stride}"] * (args.stride is not None)

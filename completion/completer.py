@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -245,7 +245,7 @@ def load_completer(init_from: str, out_dir: str, device="auto", dtype="auto", qu
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
-    model = make_ready(checkpoint.build_model(state, dropout=0.0), picked, dtype, quantize)
+    model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize)
     bos = 0 if run.get("sampling") == "line" else None  # windows that began with a line had id 0 before it
     return Completer(model, tokenizer, bos), str(run.get("dataset", ""))
 

@@ -48,6 +48,7 @@ from data.source import (
     tokenizer_of,
 )
 from data.tokenizer import Tokenizer, fingerprint, tokenizer_from_json
+from system.files import lock_file
 
 PARTS_FORMAT = 2  # of the encoded parts; those of another format are not reused
 RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
@@ -454,35 +455,25 @@ def locked(folder: Path) -> Iterator[None]:
         file = open(path, "wb")  # noqa: SIM115
     try:
         with file:
-            if not lock(file, path):
+            if not take_lock(file, path):
                 raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it")
             try:
                 yield
             finally:
-                if os.name != "nt":  # while it is locked, since later it may be that of another process
-                    remove(path)
+                if os.name != "nt":  # removed while locked: later it may be another process's file
+                    with suppress(OSError):
+                        path.unlink()
     finally:
-        if os.name == "nt":  # which removes no file that a process has open
-            remove(path)
+        if os.name == "nt":  # removes no file that a process has open
+            with suppress(OSError):
+                path.unlink()
 
 
-def remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-
-
-def lock(file: Any, path: Path) -> bool:
-    """Whether nobody else has locked the file at `path`, opened as `file`; then it is, until it is closed."""
+def take_lock(file: Any, path: Path) -> bool:
+    """Locks `file`, opened from `path`, until it is closed. False if another process holds the lock."""
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # no: its owner ended and removed it just now
+        lock_file(file)
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # not if its owner just removed it and ended
     except (BlockingIOError, PermissionError, FileNotFoundError):
         return False
     except OSError:

@@ -33,6 +33,7 @@ import numpy as np
 
 from data.progress import byte_bar
 from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from_json
+from system.files import sync_file, sync_folder
 
 DATA = Path(__file__).resolve().parent
 SPLITS = ("train", "val")
@@ -155,8 +156,7 @@ def move_in(temp: Path, folder: Path) -> None:
     """
     names = ("val.bin", "meta.json", "train.bin")
     for name in names:
-        with open(temp / name, "rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(temp / name)
     had_old = (folder / "train.bin").exists()
     if had_old:
         os.replace(folder / "train.bin", temp / "old.bin")
@@ -169,15 +169,6 @@ def move_in(temp: Path, folder: Path) -> None:
                 os.replace(temp / "old.bin", folder / "train.bin")
             raise
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # Windows can't open a folder, and its renames need no help
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextmanager

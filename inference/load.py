@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.folder import find_checkpoint
+from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import open_dataset
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
@@ -26,8 +27,8 @@ def open_trained(init_from: str, out_dir: str) -> tuple[str | Path, dict]:
     """Where the model comes from, and its checkpoint: 'resume' is the one in out_dir; anything else is a checkpoint,
     a folder or a name of load_pretrained. Raises ValueError if there is none."""
     if init_from == "resume":
-        source = checkpoint.find(out_dir)
-        return source, checkpoint.load(source)
+        source = find_checkpoint(out_dir)
+        return source, load_checkpoint(source)
     return init_from, load_pretrained(init_from)
 
 

@@ -1,6 +1,6 @@
-"""What a run computes on: device, number format, torch.compile, the device's peak speed, and memory in use.
+"""What a run computes on: device, number format, torch.compile; the device's peak speed, and the memory in use.
 
-The first three are settled once, after every override is known; 'auto' takes the best that the machine has.
+'auto' means the best that the machine supports.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 
-# Dense bf16 (V100, T4: fp16) tensor TFLOP/s that accumulate in float32, without sparsity, from the vendors' data
-# sheets; looked up by a part of the device's name, in this order.
+# Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
+# that is a word of the device's name counts.
 PEAK_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148,
     "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
@@ -23,11 +23,11 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short names
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of this process: under torchrun, GPU number local_rank. Raises ValueError if it is not there."""
+    """The device of this process: under torchrun, GPU number local_rank. Raises ValueError if it does not exist."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -41,20 +41,22 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         highest = int(os.environ["LOCAL_WORLD_SIZE"]) - 1 if local_rank is not None else index  # all ranks agree
         if highest >= found:
             raise ValueError(
-                f"device={name}: GPU {highest} was asked for, PyTorch finds {found}: "
-                "use --device=cpu, or fewer processes, or install a CUDA build of PyTorch"
+                f"device={name}: GPU {highest} is needed, PyTorch finds {found} GPUs: use --device=cpu or fewer "
+                "processes, or install a CUDA build of PyTorch"
             )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps was asked for, but this is no Mac with a GPU: use --device=auto")
+        raise ValueError("device=mps needs a Mac with a GPU: use --device=auto")
     return device
 
 
 def keep_memory() -> None:
-    """Lets this process keep the memory that it frees, where the C library is glibc. By default large tensors go back
-    to the system and come again as fresh pages, which cost as much as computing on them: the loss over 50,304 ids took
-    twice as long. For training on a CPU, where each step needs the same memory as the one before."""
+    """Makes glibc keep freed memory for the next step of training on a CPU, which needs the same again.
+
+    By default large tensors go back to the system and return as fresh pages, which cost as much as computing on them:
+    the loss over 50,304 ids took twice as long.
+    """
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library
@@ -73,8 +75,8 @@ def prepare(device: torch.device) -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor multiplies it natively, else float16 on CUDA and float32 elsewhere. Short
-    names are taken too."""
+    """The dtype of a name, long or short. auto: bfloat16 where the processor multiplies it natively, else float16 on
+    CUDA and float32 elsewhere."""
     name = DTYPES.get(name, name)
     if name == "float16" and device.type == "mps":
         raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
@@ -88,7 +90,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_compile(wanted: bool | str, device: torch.device) -> bool:
-    """auto: on CUDA only, since on a CPU it was measured to gain nothing. Off, with a note, where it cannot work."""
+    """Whether to compile. auto: on CUDA only; on a CPU it gained nothing. Off with a note where it cannot work."""
     if not wanted or (wanted == "auto" and device.type != "cuda"):
         return False
     missing = None
@@ -100,22 +102,23 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
         missing = "a GPU of compute capability 7.0 or more"
     if missing and os.environ.get("RANK", "0") == "0":
-        print(f"note: torch.compile needs {missing}, going on without it", file=sys.stderr)
+        print(f"note: torch.compile needs {missing}: continuing without it", file=sys.stderr)
     return missing is None
 
 
 def peak_flops_of(device: torch.device, override: float | None) -> float | None:
-    """Dense FLOP/s of the device; None where it is unknown, and then no MFU is reported."""
+    """Dense FLOP/s of the device, or None if unknown. override: TFLOP/s."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
-    if "Laptop" in name:  # slower than its namesake on a desk, by how much depends on the maker
+    if "Laptop" in name:  # slower than the desktop card of that name, by how much depends on the maker
         known = None
-    return (override or known) and (override or known) * 1e12
+    tflops = override or known
+    return tflops and tflops * 1e12
 
 
 def memory_used(device: torch.device) -> float | None:
-    """MiB: on CUDA the most that tensors took so far, elsewhere the resident memory of this process (on macOS the
-    most it was); None where it is unknown."""
+    """MiB: on CUDA the peak of tensors, elsewhere this process's resident memory (on macOS its peak); None if
+    unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError):  # Linux

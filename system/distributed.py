@@ -1,11 +1,11 @@
 """One process or many: the process group, DDP and FSDP2, sums over all ranks.
 
-torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process and nothing is sent. Small
-control messages go over gloo on the CPU, so that agreeing on them never waits for the GPU.
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process and nothing is sent. Small control
+messages use gloo on the CPU, so that they never wait for the GPU.
 
-DDP keeps the whole model and the optimizer's state in every process, FSDP2 (`fully_shard`) 1/world_size of both:
-a parameter is then a DTensor, of which this process has its rows. `gather` and `place` go from one to the other,
-so that a checkpoint never tells how it was trained.
+DDP keeps the whole model and optimizer state in every process, FSDP2 (`fully_shard`) 1/world_size of both: a
+parameter is then a DTensor, of which this process has some rows. `gather` and `place` convert between the two, so
+that a checkpoint does not depend on how it was trained.
 """
 
 import inspect
@@ -20,8 +20,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import MainSaysIt
+from configurator import ReportedByRankZero
 from model import GPT
+
+JOIN_MINUTES = 30  # how long ranks wait for each other at the start
 
 
 class Ranks:
@@ -33,12 +35,12 @@ class Ranks:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
         self.under_torchrun = "RANK" in os.environ
-        # after failures, by torchrun (whose hosts may count otherwise) or by Slurm
+        # after failures, by torchrun (where hosts may count differently) or by Slurm
         self.restarts = sum(int(os.environ.get(f"{who}_RESTART_COUNT", 0)) for who in ("TORCHELASTIC", "SLURM"))
         self.sharded = False  # FSDP2
 
     def start(self, backend: str, device: torch.device) -> None:
-        """Joins the process group. backend: 'auto', 'nccl', 'gloo', …; auto is nccl on CUDA and gloo elsewhere."""
+        """Joins the process group. backend: 'nccl', 'gloo', …, or 'auto' for nccl on CUDA and gloo elsewhere."""
         if not self.under_torchrun:
             return
         if backend == "auto":
@@ -59,7 +61,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def wrap(self, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-        """The model whose backward averages gradients over ranks."""
+        """The model whose backward pass averages gradients over all ranks."""
         if self.world_size == 1 or self.sharded:
             return model
         names = inspect.signature(DistributedDataParallel).parameters
@@ -67,7 +69,7 @@ class Ranks:
         return DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # gradients live in the buckets: one copy less of them
+            gradient_as_bucket_view=True,  # gradients live in the buckets, which saves a copy
             **{sync_buffers: False},  # the buffers (RoPE tables) never change
         )
 
@@ -85,21 +87,11 @@ class Ranks:
         return values[0]
 
     def on_main(self, function: Callable[[], Any]) -> Any:
-        """Calls function() on rank 0 alone, and returns what it returns there, None elsewhere. A ValueError that it
-        raises is raised on all ranks, so that none waits for another that has ended."""
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except ValueError as error:
-                failure = error
-        message = self.share(None if failure is None else str(failure))
-        if message is not None:
-            raise failure or MainSaysIt(message)
-        return result
+        """on_all for rank 0 alone: returns function() there, None elsewhere."""
+        return self.on_all(function if self.is_main else lambda: None)
 
     def on_all(self, function: Callable[[], Any]) -> Any:
-        """Calls function() on every rank and returns what it returns there. A ValueError on any is raised on all."""
+        """Returns function(). A ValueError on any rank is raised on all, so that none waits for one that has ended."""
         result, failure = None, None
         try:
             result = function()
@@ -111,17 +103,18 @@ class Ranks:
             return result
         messages = [None] * self.world_size
         dist.all_gather_object(messages, failure and str(failure))
-        rank, message = next(((rank, m) for rank, m in enumerate(messages) if m is not None), (0, None))
-        if message is not None:
-            raise (failure or ValueError(f"rank {rank}: {message}")) if self.is_main else MainSaysIt(message)
-        return result
+        failed = [rank for rank, message in enumerate(messages) if message is not None]
+        if not failed:
+            return result
+        message = messages[failed[0]]
+        raise (failure or ValueError(f"rank {failed[0]}: {message}")) if self.is_main else ReportedByRankZero(message)
 
     def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:
-        """The model in shards on `device`, one group for each block and one for the rest, in float32.
+        """A copy of the model in float32 shards on `device`: one FSDP group for each block, one for the rest.
 
-        `model` is only read: on rank 0 it has the weights, elsewhere it may be on the meta device; if it is
-        there too, the shards are left empty. One tensor at a time travels whole. Blocks and all else are
-        gathered in `dtype` when they are needed; sums of gradients stay in float32.
+        `model` is only read. On rank 0 it has the weights, elsewhere it may be on the meta device; if rank 0's is
+        there too, the shards stay uninitialized. Tensors are sent whole, one at a time. For computing, a group is
+        gathered in `dtype`; gradients are summed in float32.
         """
         from torch.distributed.device_mesh import init_device_mesh  # here: importing FSDP takes a second
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -135,11 +128,11 @@ class Ranks:
         policy = MixedPrecisionPolicy(
             param_dtype=None if dtype == torch.float32 else dtype,
             reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # activations have it already, and RoPE's tables must not get it
+            cast_forward_inputs=False,  # activations are cast already, and RoPE's tables must not be
         )
         for block in sharded.transformer.h:
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        # the root's group (embeddings, last norm, head) stays gathered from forward to backward, so the loss may
+        # the root group (embeddings, last norm, head) stays gathered from forward to backward, so that the loss may
         # use the head's weight without calling the head
         fully_shard(sharded, mesh=mesh, mp_policy=policy)
         sharded.allocate(device)
@@ -151,7 +144,7 @@ class Ranks:
         return sharded
 
     def reduce_gradients(self, model: torch.nn.Module, wanted: bool) -> None:
-        """Whether the next forward and backward also send gradients; otherwise they add up here, whole."""
+        """Whether the next forward and backward passes also reduce gradients; otherwise they accumulate here, whole."""
         if self.sharded:
             model.set_requires_gradient_sync(wanted)
         elif isinstance(model, DistributedDataParallel):
@@ -159,69 +152,70 @@ class Ranks:
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over all ranks, in float64; the same list everywhere."""
-        if self.world_size == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
+        return self.reduce(values, dist.ReduceOp.SUM)
 
     def max(self, value: float) -> float:
         """The largest value of all ranks."""
+        return self.reduce([value], dist.ReduceOp.MAX)[0]
+
+    def reduce(self, values: list[float], operation: dist.ReduceOp) -> list[float]:
         if self.world_size == 1:
-            return value
-        largest = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return largest.item()
+            return values
+        result = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(result, operation)
+        return result.tolist()
 
 
 def is_loss_of_peer(error: RuntimeError) -> bool:
-    """Whether a message to another rank failed, mostly because that one has ended. gloo has no type for it."""
+    """Whether a message to another rank failed, usually because that rank has ended. gloo has no type for it."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def fresh_store(rank: int, world_size: int) -> dist.Store:
     """torchrun's store under a prefix that no earlier attempt of this job has used, the same on all ranks.
 
-    After a failure torchrun starts all processes again with the same store, where the addresses of the dead ones
-    still are, and counts restarts on each host by itself (issues 135712 and 167288 of PyTorch). So rank 0 makes up a
-    prefix, and tells it to any rank that asks with a word of its own, until all have confirmed it.
+    After a failure torchrun restarts all processes with the same store, which still holds the dead ones' addresses,
+    and each host counts restarts on its own (issues 135712 and 167288 of PyTorch). So rank 0 draws a prefix and tells
+    it to each rank that asks, under a token of that rank's own, until all have confirmed it.
     """
-    patience = timedelta(minutes=30)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=patience)
-    word = secrets.token_hex(8)
+    timeout = timedelta(minutes=JOIN_MINUTES)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timeout)
+    token = secrets.token_hex(8)
     if rank > 0:
-        store.set(f"train/ask/{rank}", word)
-        prefix = store.get(f"train/answer/{word}").decode()  # waits until it is there
+        store.set(f"train/ask/{rank}", token)
+        prefix = store.get(f"train/answer/{token}").decode()  # waits until it exists
         store.set(f"train/confirm/{prefix}/{rank}", "")
         return dist.PrefixStore(prefix, store)
-    missing, deadline = set(range(1, world_size)), time.monotonic() + patience.total_seconds()
+    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
     while missing:
         for other in list(missing):
             if store.check([f"train/ask/{other}"]):
-                store.set(f"train/answer/{store.get(f'train/ask/{other}').decode()}", word)
-            if store.check([f"train/confirm/{word}/{other}"]):
+                store.set(f"train/answer/{store.get(f'train/ask/{other}').decode()}", token)
+            if store.check([f"train/confirm/{token}/{other}"]):
                 missing.remove(other)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {sorted(missing)} have not come")
+            raise RuntimeError(
+                f"ranks {sorted(missing)} did not join within {JOIN_MINUTES} minutes: check that every node was started"
+            )
         time.sleep(0.01)
-    return dist.PrefixStore(word, store)
+    return dist.PrefixStore(token, store)
 
 
 def is_shard(value: Any) -> bool:
-    """Whether it is a DTensor; asked without importing that class, which takes half a second."""
+    """Whether it is a DTensor, without importing that class, which takes half a second."""
     return hasattr(value, "full_tensor")
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor (every rank must call it); another tensor as it is."""
+    """A sharded tensor gathered whole (every rank must call it); another tensor as it is."""
     return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
-def gather(value: Any, keep: bool, done: dict[int, torch.Tensor | None] | None = None) -> Any:
-    """A copy of `value`, nested dicts and lists, with all tensors whole and on the CPU; every rank must call it.
+def gather(value: Any, keep: bool, done: dict | None = None) -> Any:
+    """Nested dicts and lists with all tensors whole and on the CPU; every rank must call it.
 
-    Ranks that do not `keep` the result (all but one) get None for tensors. One that occurs twice, as tied weights
-    do, is gathered once and stays one.
+    Ranks that do not `keep` the result (all but one) get None for tensors. A tensor that occurs twice, as tied
+    weights do, is gathered once and stays one.
     """
     done = {} if done is None else done
     if isinstance(value, dict):
@@ -237,7 +231,7 @@ def gather(value: Any, keep: bool, done: dict[int, torch.Tensor | None] | None =
 
 
 def place(value: Any, like: torch.Tensor) -> Any:
-    """A whole tensor that all ranks have, cut into shards as `like` is; anything else as it is."""
+    """A whole tensor that all ranks have, sharded as `like` is; any other value as it is."""
     if not (is_shard(like) and isinstance(value, torch.Tensor) and value.shape == like.shape) or is_shard(value):
         return value
     from torch.distributed.tensor import distribute_tensor

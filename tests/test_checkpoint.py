@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints import checkpoint
+from checkpoints.build import build_model
+from checkpoints.file import save_checkpoint
+from checkpoints.folder import find_checkpoint, find_newest, lock_folder, set_aside, write_run_id
+from checkpoints.load import Damaged, load_checkpoint
+from checkpoints.saver import Saver
 from model import GPT, GPTConfig
 from training.optim import make_optimizer
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=False)
 
 
@@ -30,8 +35,8 @@ def test_a_saved_model_is_rebuilt_with_the_same_logits(tmp_path, prefix, tie):
     model = GPT(GPTConfig(**{**vars(CONFIG), "tie_weights": tie, "pos": "rope"})).eval()
     state = state_of(model)
     state["model"] = {prefix + name: tensor for name, tensor in state["model"].items()}
-    checkpoint.save(tmp_path / "ckpt.pt", state)
-    rebuilt = checkpoint.build_model(checkpoint.load(tmp_path / "ckpt.pt")).eval()
+    save_checkpoint(tmp_path / "ckpt.pt", state)
+    rebuilt = build_model(load_checkpoint(tmp_path / "ckpt.pt")).eval()
     idx = torch.randint(11, (2, 8))
     assert torch.equal(rebuilt(idx, idx)[0], model(idx, idx)[0])
     assert (rebuilt.lm_head.weight is rebuilt.transformer.wte.weight) == tie
@@ -47,7 +52,7 @@ def test_a_checkpoint_as_nanogpt_writes_it_is_read(tmp_path):
     state = {"model": weights, "model_args": args, "iter_num": 5, "best_val_loss": torch.tensor(1.5), "config": {}}
     for new in (True, False):
         torch.save(state, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new)
-        rebuilt = checkpoint.build_model(checkpoint.load(tmp_path / "ckpt.pt"))
+        rebuilt = build_model(load_checkpoint(tmp_path / "ckpt.pt"))
         for name, tensor in model.state_dict().items():
             assert torch.equal(rebuilt.state_dict()[name], tensor)
 
@@ -99,7 +104,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch,
                 (folder / "last.pt").write_bytes(pickle.dumps(state, protocol=2))
             else:
                 torch.save(state, folder / "last.pt", _use_new_zipfile_serialization=how == "zip")
-            for read in (partial(checkpoint.load, folder / "last.pt"), partial(checkpoint.find_newest, folder)):
+            for read in (partial(load_checkpoint, folder / "last.pt"), partial(find_newest, folder)):
                 with pytest.raises(ValueError, match=r"last.pt .* cannot be read: .*, or holds more than") as caught:
                     read()
                 assert "\n" not in str(caught.value)
@@ -109,7 +114,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch,
 def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = tmp_path / "good.pt"
-    checkpoint.save(good, state_of(GPT(CONFIG)))
+    save_checkpoint(good, state_of(GPT(CONFIG)))
     data = good.read_bytes()
     (tmp_path / "short.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")
@@ -120,7 +125,7 @@ def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, m
     torch.save({**state_of(GPT(CONFIG)), "format": 99}, tmp_path / "newer.pt")
     for name in ("short", "empty", "text", "pickle", "code", "other", "newer"):
         with pytest.raises(ValueError, match=f"{name}.pt") as caught:
-            checkpoint.load(tmp_path / f"{name}.pt")
+            load_checkpoint(tmp_path / f"{name}.pt")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
 
@@ -134,18 +139,18 @@ def test_weights_that_contradict_model_args_are_refused_with_both_shapes():
         ({"depth": 4}, "depth"),
     ):
         with pytest.raises(ValueError, match=message):
-            checkpoint.build_model({**state, "model_args": {**state["model_args"], **change}})
+            build_model({**state, "model_args": {**state["model_args"], **change}})
 
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys, torch
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
 from pathlib import Path
 real = os.{call}
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 os.{call} = die
-checkpoint.save(Path(sys.argv[1]), {{"model": torch.zeros(1000), "model_args": {{}}}})
+save_checkpoint(Path(sys.argv[1]), {{"model": torch.zeros(1000), "model_args": {{}}}})
 """
 
 
@@ -153,10 +158,10 @@ checkpoint.save(Path(sys.argv[1]), {{"model": torch.zeros(1000), "model_args": {
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, call):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"model": torch.ones(3), "model_args": {}})
+    save_checkpoint(path, {"model": torch.ones(3), "model_args": {}})
     before = path.read_bytes()
     script = KILLED_WHILE_SAVING.format(call=call)
-    process = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(checkpoint.__file__).parents[1])
+    process = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT)
     assert process.returncode == -9
     assert path.read_bytes() == before
 
@@ -164,13 +169,13 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path, call):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"model": torch.ones(3), "model_args": {}})
+    save_checkpoint(path, {"model": torch.ones(3), "model_args": {}})
     before = path.read_bytes()
     opened = []
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr("builtins.open", lambda *args: opened.append(args) or os.fdopen(full, "wb"))
-    with pytest.raises(ValueError, match="checkpoint .*last.pt: No space left on device .*last.pt is untouched"):
-        checkpoint.save(path, {"model": torch.zeros(10_000), "model_args": {}})
+    with pytest.raises(ValueError, match="checkpoint .*last.pt: No space left on device .*last.pt is intact"):
+        save_checkpoint(path, {"model": torch.zeros(10_000), "model_args": {}})
     monkeypatch.undo()
     assert opened and path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
 
@@ -180,22 +185,22 @@ def numbered(iter_num: int) -> dict:
 
 
 def steps(path: Path) -> int:
-    return checkpoint.load(path, verify=True)["iter_num"]
+    return load_checkpoint(path, verify=True)["iter_num"]
 
 
 def test_resuming_takes_the_file_with_more_steps_and_sampling_the_best(tmp_path):
     for ckpt, last, expected in ((5, 7, "last.pt"), (7, 5, "ckpt.pt"), (6, 6, "last.pt")):
         for name, iter_num in (("ckpt.pt", ckpt), ("last.pt", last)):
-            checkpoint.save(tmp_path / name, numbered(iter_num))
-        assert checkpoint.find_newest(tmp_path).name == expected
-        assert checkpoint.find(tmp_path).name == "ckpt.pt"
+            save_checkpoint(tmp_path / name, numbered(iter_num))
+        assert find_newest(tmp_path).name == expected
+        assert find_checkpoint(tmp_path).name == "ckpt.pt"
 
 
 def fill(folder: Path, iter_num: int) -> dict[str, bytes]:
     """A run's files, by name."""
     for number in (iter_num, iter_num + 1):
-        checkpoint.save(folder / "last.pt", numbered(number), keep=2)
-    checkpoint.save(folder / "ckpt.pt", numbered(iter_num))
+        save_checkpoint(folder / "last.pt", numbered(number), keep=2)
+    save_checkpoint(folder / "ckpt.pt", numbered(iter_num))
     (folder / "metrics.jsonl").write_text(f"of {iter_num}", "utf-8")
     return contents(folder)
 
@@ -208,24 +213,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_full_disk_at_the_start_is_one_line_too(tmp_path):
     for name in ("lock", "run"):
         (tmp_path / name).symlink_to("/dev/full")
-    checkpoint.lock(tmp_path).close()  # without a note of who has it
+    lock_folder(tmp_path).close()  # without a note of who has it
     with pytest.raises(ValueError, match="cannot write .*run: No space left"):
-        checkpoint.write_run_id(tmp_path, "1")
+        write_run_id(tmp_path, "1")
 
 
 def test_earlier_runs_are_set_aside_each_in_a_folder_of_its_own(tmp_path):
-    assert checkpoint.set_aside(tmp_path) is None and os.listdir(tmp_path) == []
+    assert set_aside(tmp_path) is None and os.listdir(tmp_path) == []
     runs = {}
     for number, iter_num in ((1, 20), (2, 7)):
         previous = tmp_path / f"previous-{number}"
         runs[previous] = fill(tmp_path, iter_num)
         assert len(runs[previous]) == 4
-        assert checkpoint.set_aside(tmp_path) == previous
+        assert set_aside(tmp_path) == previous
         assert {folder: contents(folder) for folder in tmp_path.iterdir()} == runs
     with pytest.raises(ValueError, match=f"an earlier run is in {previous}"):
-        checkpoint.find(tmp_path)
+        find_checkpoint(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("of a run that has saved nothing", "utf-8")
-    assert checkpoint.set_aside(tmp_path) is None
+    assert set_aside(tmp_path) is None
     assert {folder: contents(folder) for folder in runs} == runs
 
 
@@ -240,19 +245,19 @@ def test_a_kill_while_an_earlier_run_is_set_aside_leaves_one_that_resumes(tmp_pa
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.set_aside(tmp_path)
+        set_aside(tmp_path)
     monkeypatch.undo()
     assert contents(tmp_path) | contents(tmp_path / "previous-1") == files
-    assert steps(checkpoint.find_newest(tmp_path)) == 21
-    assert checkpoint.set_aside(tmp_path) == tmp_path / "previous-2"
+    assert steps(find_newest(tmp_path)) == 21
+    assert set_aside(tmp_path) == tmp_path / "previous-2"
     assert contents(tmp_path / "previous-1") | contents(tmp_path / "previous-2") == files
 
 
 def test_several_paths_are_one_file_and_later_saves_of_one_leave_the_others(tmp_path):
     a, b = tmp_path / "ckpt.pt", tmp_path / "last.pt"
-    checkpoint.save([a, b], numbered(1))
+    save_checkpoint([a, b], numbered(1))
     assert a.samefile(b) and sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last.pt"]
-    checkpoint.save(a, numbered(2))
+    save_checkpoint(a, numbered(2))
     assert (steps(a), steps(b)) == (2, 1)
 
 
@@ -267,7 +272,7 @@ def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, 
         monkeypatch.setattr(os, "link", no_links)
     last = tmp_path / "last.pt"
     for iter_num, keeping in [*((n, 3) for n in range(1, 6)), *((n, keep) for n in range(6, 12))]:
-        checkpoint.save([tmp_path / "ckpt.pt", last], numbered(iter_num), keeping)
+        save_checkpoint([tmp_path / "ckpt.pt", last], numbered(iter_num), keeping)
     names = ["last.pt", *(f"last-{n}.pt" for n in range(1, keep))]
     assert sorted(os.listdir(tmp_path)) == sorted(["ckpt.pt", *names])
     assert [steps(tmp_path / name) for name in names] == [11 - n for n in range(keep)]
@@ -275,10 +280,10 @@ def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, 
 
 def test_a_users_own_copies_are_left_alone(tmp_path):
     for name in ("ckpt-100.pt", "last-5000.pt", "last-good.pt", "ckpt-1.pt"):
-        checkpoint.save(tmp_path / name, numbered(1))
+        save_checkpoint(tmp_path / name, numbered(1))
     for iter_num in range(4):
-        checkpoint.save([tmp_path / "ckpt.pt", tmp_path / "last.pt"], numbered(iter_num), keep=2)
-        checkpoint.save(tmp_path / "ckpt.pt", numbered(iter_num))
+        save_checkpoint([tmp_path / "ckpt.pt", tmp_path / "last.pt"], numbered(iter_num), keep=2)
+        save_checkpoint(tmp_path / "ckpt.pt", numbered(iter_num))
     assert {"ckpt-100.pt", "last-5000.pt", "last-good.pt", "ckpt-1.pt"} < set(os.listdir(tmp_path))
 
 
@@ -297,7 +302,7 @@ def same(a, b) -> bool:
 def test_no_flipped_bit_changes_what_is_loaded_unnoticed(tmp_path, mapped):
     state = state_of(GPT(CONFIG), best_val_loss=1.5, tokenizer={"kind": "char", "chars": "abc"})
     path = tmp_path / "last.pt"
-    checkpoint.save(path, state)
+    save_checkpoint(path, state)
     whole, chance = path.read_bytes(), np.random.default_rng(0)
     start = whole.index(b"PK\x01\x02")  # the archive's directory
     places = {*range(200), *chance.choice(start, 300, replace=False).tolist(), *range(start, len(whole), 7)}
@@ -307,7 +312,7 @@ def test_no_flipped_bit_changes_what_is_loaded_unnoticed(tmp_path, mapped):
         altered[place] ^= 1 << int(chance.integers(8))
         path.write_bytes(altered)
         try:
-            found = checkpoint.load(path, verify=True, mapped=mapped)
+            found = load_checkpoint(path, verify=True, mapped=mapped)
         except ValueError as error:
             assert "last.pt" in str(error) and "\n" not in str(error)
             noticed += 1
@@ -319,41 +324,41 @@ def test_no_flipped_bit_changes_what_is_loaded_unnoticed(tmp_path, mapped):
 def test_a_flipped_bit_in_a_weight_is_what_torch_load_does_not_see(tmp_path):
     """Why checksums are compared here at all."""
     path = tmp_path / "last.pt"
-    checkpoint.save(path, numbered(7))
+    save_checkpoint(path, numbered(7))
     altered = bytearray(path.read_bytes())
     altered[altered.index(torch.tensor(7.0).numpy().tobytes() * 4) + 1] ^= 1
     path.write_bytes(altered)
     assert not same(torch.load(path, weights_only=True), numbered(7))
-    with pytest.raises(checkpoint.Damaged, match="CRC"):
-        checkpoint.load(path, verify=True)
+    with pytest.raises(Damaged, match="CRC"):
+        load_checkpoint(path, verify=True)
 
 
 @pytest.mark.parametrize("how", ["weight", "header", "cut", "empty"])
 def test_a_damaged_last_pt_is_put_aside_for_the_one_before_it_and_that_is_said(tmp_path, capsys, how):
     last = tmp_path / "last.pt"
-    checkpoint.save(tmp_path / "ckpt.pt", numbered(1))
+    save_checkpoint(tmp_path / "ckpt.pt", numbered(1))
     for iter_num in (1, 2, 3):
-        checkpoint.save(last, numbered(iter_num), keep=2)
+        save_checkpoint(last, numbered(iter_num), keep=2)
     data = bytearray(last.read_bytes())
     if how == "weight":
         data[data.index(torch.tensor(3.0).numpy().tobytes() * 4)] ^= 1
     elif how == "header":
         data[data.index(b"iter_num") + 2] ^= 1
     last.write_bytes(data[: {"cut": len(data) // 2, "empty": 0}.get(how, len(data))])
-    chosen = checkpoint.find_newest(tmp_path)
+    chosen = find_newest(tmp_path)
     assert chosen.name == "last-1.pt" and steps(chosen) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "last.pt" in said and "last-1.pt (2 steps)" in said
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt.damaged"]
-    checkpoint.save(last, numbered(4), keep=2)  # the good one is not replaced by the bad one
-    assert checkpoint.find_newest(tmp_path) == last and steps(tmp_path / "last-1.pt") == 2
+    save_checkpoint(last, numbered(4), keep=2)  # the good one is not replaced by the bad one
+    assert find_newest(tmp_path) == last and steps(tmp_path / "last-1.pt") == 2
 
 
 def test_if_none_is_whole_the_error_names_all_and_all_stay(tmp_path):
     for name in ("ckpt.pt", "last.pt", "last-1.pt"):
         (tmp_path / name).write_bytes(b"PK no checkpoint")
-    with pytest.raises(ValueError, match="ckpt.pt.*last.pt.*last-1.pt.*no whole checkpoint"):
-        checkpoint.find_newest(tmp_path)
+    with pytest.raises(ValueError, match="ckpt.pt.*last.pt.*last-1.pt.*no undamaged checkpoint"):
+        find_newest(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt"]
 
 
@@ -362,7 +367,7 @@ def test_nanogpts_checkpoint_is_resumed_from(tmp_path, new_format):
     """Before torch 1.6 a file had no checksums; it is taken as it is."""
     state = {key: value for key, value in numbered(5).items() if key != "run"}
     torch.save(state, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new_format)
-    assert steps(checkpoint.find_newest(tmp_path)) == 5
+    assert steps(find_newest(tmp_path)) == 5
 
 
 # ---- saving in the background ---------------------------------------------------------------------------------
@@ -370,7 +375,7 @@ def test_nanogpts_checkpoint_is_resumed_from(tmp_path, new_format):
 
 def test_the_state_of_the_call_is_saved_though_the_tensors_change_after_before_update(tmp_path):
     model = GPT(CONFIG)
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
+    saver = Saver(torch.device("cpu"), keep=2)
     expected = []
     for iter_num in range(5):
         expected.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -381,22 +386,22 @@ def test_the_state_of_the_call_is_saved_though_the_tensors_change_after_before_u
                 parameter.add_(1)
     saver.wait()
     for name, iter_num in (("last.pt", 4), ("last-1.pt", 3)):
-        found = checkpoint.load(tmp_path / name, verify=True)
+        found = load_checkpoint(tmp_path / name, verify=True)
         assert found["iter_num"] == iter_num and same(found["model"], expected[iter_num])
         tied = [found["model"][name].data_ptr() for name in ("lm_head.weight", "transformer.wte.weight")]
         assert tied[0] == tied[1]  # written once, as torch.save alone does
 
 
 def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it(tmp_path, monkeypatch):
-    writing, go_on, real = threading.Event(), threading.Event(), checkpoint.save
+    writing, go_on, real = threading.Event(), threading.Event(), save_checkpoint
 
     def slow(*args):
         writing.set()
         assert go_on.wait(600)
         real(*args)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
+    monkeypatch.setattr("checkpoints.saver.save_checkpoint", slow)
+    saver = Saver(torch.device("cpu"), keep=2)
     state = numbered(1)
     saver.save(state, tmp_path / "last.pt")
     saver.before_update()
@@ -411,11 +416,11 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
     second.join()
     saver.wait()
     assert steps(tmp_path / "last.pt") == 2
-    assert torch.equal(checkpoint.load(tmp_path / "last-1.pt")["model"]["w"], torch.ones(1000))
+    assert torch.equal(load_checkpoint(tmp_path / "last-1.pt")["model"]["w"], torch.ones(1000))
 
 
 def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
-    saver, go_on = checkpoint.Saver(torch.device("cpu"), keep=2), threading.Event()
+    saver, go_on = Saver(torch.device("cpu"), keep=2), threading.Event()
     real, order = saver.copy, []
 
     def slow(*args):
@@ -435,7 +440,7 @@ def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_failed_save_waits_as_an_error_and_no_other_follows(tmp_path, background):
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2, background=background)
+    saver = Saver(torch.device("cpu"), keep=2, background=background)
     saver.save(numbered(1), tmp_path / "nowhere" / "last.pt")
     saver.save(numbered(2), tmp_path / "last.pt")
     assert os.listdir(tmp_path) == []
@@ -444,7 +449,7 @@ def test_a_failed_save_waits_as_an_error_and_no_other_follows(tmp_path, backgrou
 
 
 def test_what_cannot_be_saved_at_all_is_an_error_too(tmp_path):
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
+    saver = Saver(torch.device("cpu"), keep=2)
     saver.save({"model": lambda: None}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="cannot save .*last.pt"):
         saver.wait()
@@ -454,43 +459,41 @@ def test_what_cannot_be_saved_at_all_is_an_error_too(tmp_path):
 def test_a_model_on_a_gpu_is_saved_as_it_was_while_it_trains_on(tmp_path):
     device = torch.device("cuda")
     weight = torch.zeros(64, 2**20, device=device)
-    saver = checkpoint.Saver(device, keep=2)
+    saver = Saver(device, keep=2)
     for iter_num in range(4):
         weight.add_(1)
         saver.save({**numbered(iter_num), "model": {"w": weight}}, tmp_path / "last.pt")
         saver.before_update()
     saver.wait()
     for name, value in (("last.pt", 4), ("last-1.pt", 3)):
-        assert torch.equal(checkpoint.load(tmp_path / name)["model"]["w"], torch.full((64, 2**20), float(value)))
+        assert torch.equal(load_checkpoint(tmp_path / name)["model"]["w"], torch.full((64, 2**20), float(value)))
 
 
 # ---- the lock --------------------------------------------------------------------------------------------------
 
 
 def test_a_second_lock_is_refused_with_the_holder_until_the_first_is_closed(tmp_path):
-    first = checkpoint.lock(tmp_path / "out")
+    first = lock_folder(tmp_path / "out")
     with pytest.raises(ValueError, match=f"out is in use by process {os.getpid()} on "):
-        checkpoint.lock(tmp_path / "out")
+        lock_folder(tmp_path / "out")
     first.close()
-    checkpoint.lock(tmp_path / "out").close()
+    lock_folder(tmp_path / "out").close()
 
 
 def test_a_killed_holder_leaves_no_lock_and_its_half_written_file_is_removed(tmp_path):
     script = (
-        "import sys, time, pathlib; from checkpoints import checkpoint; "
-        "held = checkpoint.lock(pathlib.Path(sys.argv[1])); "
+        "import sys, time, pathlib; from checkpoints.folder import lock_folder; "
+        "held = lock_folder(pathlib.Path(sys.argv[1])); "
         "print(1, flush=True); time.sleep(600)"
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(checkpoint.__file__).parents[1]
-    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert holder.stdout.readline()
     with pytest.raises(ValueError, match=f"in use by process {holder.pid} "):
-        checkpoint.lock(tmp_path)
+        lock_folder(tmp_path)
     (tmp_path / "last.pt.tmp").write_bytes(b"half")
     holder.kill()
     holder.communicate()
-    checkpoint.lock(tmp_path).close()
+    lock_folder(tmp_path).close()
     assert os.listdir(tmp_path) == ["lock"]
 
 
@@ -498,8 +501,8 @@ def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, ca
     def unsupported(_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(checkpoint, "lock_file", unsupported)
-    checkpoint.lock(tmp_path).close()
+    monkeypatch.setattr("checkpoints.folder.lock_file", unsupported)
+    lock_folder(tmp_path).close()
     assert "without locks" in capsys.readouterr().err
 
 
@@ -509,7 +512,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from checkpoints import checkpoint
+from checkpoints.build import build_model
+from checkpoints.load import load_checkpoint
 from training import optim
 
 def status(key):
@@ -519,8 +523,8 @@ with torch.device("meta"):  # what is imported late is not measured
     optim.make_optimizer(torch.nn.Linear(2, 2), 1.0, 0.1, (0.9, 0.99))
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-state = checkpoint.load(sys.argv[1], mapped=False)
-model = checkpoint.build_model(state, take=True)
+state = load_checkpoint(sys.argv[1], mapped=False)
+model = build_model(state, take=True)
 optimizer = optim.make_optimizer(model, 1.0, 0.1, (0.9, 0.99))
 optim.load_optimizer(optimizer, state["optimizer"])
 del state
@@ -536,12 +540,12 @@ def test_resuming_holds_one_copy_of_weights_and_moments(tmp_path):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    checkpoint.save(tmp_path / "last.pt", state_of(model, optimizer=optimizer.state_dict()))
+    save_checkpoint(tmp_path / "last.pt", state_of(model, optimizer=optimizer.state_dict()))
     process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "last.pt")],
         capture_output=True,
         text=True,
-        cwd=Path(checkpoint.__file__).parents[1],
+        cwd=ROOT,
     )
     assert process.returncode == 0, process.stderr
     peak, now = map(float, process.stdout.split())

@@ -19,7 +19,7 @@ import torch
 
 import complete
 from benchmarks import suggestions as bench
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
 from completion import textfile
 from completion.completer import (
     MAX_BYTES,
@@ -99,7 +99,7 @@ def out_dir(learned, tmp_path_factory) -> Path:
 
 def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
     state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(folder / "ckpt.pt", state | {"config": config})
+    save_checkpoint(folder / "ckpt.pt", state | {"config": config})
     return folder
 
 

@@ -299,8 +299,8 @@ def test_help_shows_every_key_with_default_type_and_comment_by_group(flag, capsy
 def run_main(tmp_path, body, wait=0, **env):
     script = tmp_path / "script.py"
     script.write_text(
-        f"import os\n\nimport configurator\nfrom configurator import MainSaysIt, exit_on_error\n\n"
-        f"configurator.WAIT_FOR_MAIN = {wait}\n\ndef main(argv):\n    {body}\n\n"
+        f"import os\n\nimport configurator\nfrom configurator import ReportedByRankZero, exit_on_error\n\n"
+        f"configurator.WAIT_FOR_RANK_ZERO = {wait}\n\ndef main(argv):\n    {body}\n\n"
         "exit_on_error(main)\n",
         encoding="utf-8",
     )
@@ -325,19 +325,19 @@ def run_main(tmp_path, body, wait=0, **env):
         ("raise ValueError", {}, 2, "error: ValueError\n"),
         ("raise ValueError('one')", {"RANK": "0"}, 2, "error: one\n"),
         ("raise ValueError('one')", {"RANK": "1"}, 2, "error (rank 1): one\n"),
-        ("raise MainSaysIt('one')", {"RANK": "1"}, 2, ""),
-        ("raise MainSaysIt('one')", {"RANK": "0"}, 2, "error: one\n"),
+        ("raise ReportedByRankZero('one')", {"RANK": "1"}, 2, ""),
+        ("raise ReportedByRankZero('one')", {"RANK": "0"}, 2, "error: one\n"),
         (
             "raise OSError(28, 'No space left on device')",
             {},
             2,
-            "error: standard output or a file cannot be written: No space left on device\n",
+            "error: cannot write standard output or a file: No space left on device\n",
         ),
         (
             "os.dup2(os.open('/dev/full', os.O_WRONLY), 1); print('x')",
             {},
             2,
-            "error: standard output or a file cannot be written: No space left on device\n",
+            "error: cannot write standard output or a file: No space left on device\n",
         ),
         ("raise KeyboardInterrupt", {}, 130, ""),
     ],

@@ -13,7 +13,7 @@ def test_auto_is_the_cpu_where_there_is_nothing_else(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == CPU
-    for name, message in (("cuda", "PyTorch finds 0"), ("mps", "no Mac"), ("gpu", "unknown")):
+    for name, message in (("cuda", "PyTorch finds 0"), ("mps", "needs a Mac"), ("gpu", "unknown")):
         with pytest.raises(ValueError, match=message):
             pick_device(name)
 
@@ -23,7 +23,7 @@ def test_more_processes_than_gpus_is_refused_by_all_of_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     for rank in (0, 7):
-        with pytest.raises(ValueError, match="GPU 7 was asked for, PyTorch finds 4"):
+        with pytest.raises(ValueError, match="GPU 7 is needed, PyTorch finds 4"):
             pick_device("cuda", local_rank=rank)
 
 

@@ -20,7 +20,12 @@ from test_train import ROOT, SMALL, assert_equal_states, timeless, write_dataset
 
 import sample
 import train
-from checkpoints import checkpoint, sharded
+from checkpoints.build import build_model
+from checkpoints.file import write_archive
+from checkpoints.folder import find_newest, lock_folder
+from checkpoints.load import Damaged, load_checkpoint
+from checkpoints.saver import Saver
+from checkpoints.sharded import save_sharded
 from system import distributed
 from training import start as starting
 from training.check import validate
@@ -116,7 +121,7 @@ def free_port() -> int:
 
 
 def state_of(folder: Path, name: str = "last.pt") -> dict:
-    return checkpoint.load(folder / name)
+    return load_checkpoint(folder / name)
 
 
 def assert_close(a: Path, b: Path, tolerance: float = 1e-5) -> None:
@@ -201,7 +206,7 @@ def test_recomputed_activations_change_nothing_but_memory(dataset, run):
     options = ("--max_iters=4", "--dropout=0.2")
     plain, again = run(1, *options), run(1, *options, "--checkpoint_activations=True")
     assert_equal_states(state_of(plain), state_of(again))
-    model = checkpoint.build_model(state_of(plain)).train()
+    model = build_model(state_of(plain)).train()
     x, kept = torch.zeros(4, 16, dtype=torch.int64), []
     for model.checkpoint_activations in (False, True):
         total = 0
@@ -250,7 +255,7 @@ def test_a_corrupted_byte_in_a_shard_is_found_and_the_older_checkpoint_taken(fol
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     shutil.rmtree(folder / "ckpt.pt")
-    assert checkpoint.find_newest(folder) == folder / "last-1.pt"
+    assert find_newest(folder) == folder / "last-1.pt"
     assert "damaged" in capsys.readouterr().err
     assert (folder / "last.pt.damaged").is_dir()
 
@@ -265,18 +270,18 @@ def test_code_hidden_in_a_sharded_checkpoint_is_refused_and_not_run(folder, tmp_
     target.write_bytes(pickle.dumps(Bomb()))
     if name == ".metadata":  # with a checksum that is right
         rest = torch.load(folder / "last.pt" / "state.pt", weights_only=True)
-        checkpoint.write(folder / "last.pt" / "state.pt", {**rest, "index_crc32": zlib.crc32(target.read_bytes())})
-    with pytest.raises(checkpoint.Damaged):
-        checkpoint.load(folder / "last.pt")
+        write_archive(folder / "last.pt" / "state.pt", {**rest, "index_crc32": zlib.crc32(target.read_bytes())})
+    with pytest.raises(Damaged):
+        load_checkpoint(folder / "last.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_kill_between_the_renames_of_two_folders_loses_neither(folder):
-    before = checkpoint.load(folder / "ckpt.pt")
-    os.replace(folder / "ckpt.pt", folder / "ckpt.pt.old")  # as checkpoint.replace does first
+    before = load_checkpoint(folder / "ckpt.pt")
+    os.replace(folder / "ckpt.pt", folder / "ckpt.pt.old")  # as replace_path does first
     shutil.copytree(folder / "last.pt", folder / "last.pt.tmp")
-    checkpoint.lock(folder).close()
-    assert_equal_states(before, checkpoint.load(folder / "ckpt.pt"))
+    lock_folder(folder).close()
+    assert_equal_states(before, load_checkpoint(folder / "ckpt.pt"))
     assert not (folder / "ckpt.pt.old").exists() and not (folder / "last.pt.tmp").exists()
 
 
@@ -286,14 +291,14 @@ def test_a_failed_write_of_shards_is_one_line_and_leaves_the_old_ones(folder, mo
     def write_data(*_):
         raise OSError(28, "No space left on device")
 
-    before = checkpoint.load(folder / "last.pt")
+    before = load_checkpoint(folder / "last.pt")
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", write_data)
-    model = checkpoint.build_model(before)
+    model = build_model(before)
     state = {**before, "model": model.state_dict(keep_vars=True)}
-    saver = checkpoint.Saver(torch.device("cpu"), keep=2)
-    with pytest.raises(ValueError, match="cannot write checkpoint .*No space left .* is untouched: go on from it"):
-        sharded.save(state, [folder / "last.pt"], saver, distributed.Ranks())
-    assert_equal_states(before, checkpoint.load(folder / "last.pt"))
+    saver = Saver(torch.device("cpu"), keep=2)
+    with pytest.raises(ValueError, match="cannot write checkpoint .*No space left .* is intact: fix this"):
+        save_sharded(state, [folder / "last.pt"], saver, distributed.Ranks())
+    assert_equal_states(before, load_checkpoint(folder / "last.pt"))
 
 
 # ---- restarts --------------------------------------------------------------------------------------------

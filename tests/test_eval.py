@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eval as command
-from checkpoints import checkpoint
+from checkpoints.file import save_checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from evaluation import tasks
@@ -46,7 +46,7 @@ def build(seed=0, **shape) -> GPT:
 def save(folder: Path, model: GPT, tokenizer, **more) -> Path:
     folder.mkdir(exist_ok=True)
     state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(folder / "ckpt.pt", state | more)
+    save_checkpoint(folder / "ckpt.pt", state | more)
     return folder
 
 
@@ -263,7 +263,7 @@ def test_a_nanogpt_dataset_without_meta_takes_the_models_vocabulary(tmp_path, ca
         ids.astype("<u2").tofile(tmp_path / f"{split}.bin")
     model = build()
     state = {"model": model.state_dict(), "model_args": model.config.to_args()}
-    checkpoint.save(tmp_path / "ckpt.pt", state)
+    save_checkpoint(tmp_path / "ckpt.pt", state)
     result = run(capsys, f"--out_dir={tmp_path}", f"--dataset={tmp_path}")
     assert result["loss"] == pytest.approx(np.mean(reference(exact_logits(model), ids, 8, 8)), abs=1e-6)
     assert "bits_per_byte" not in result  # nobody knows what the ids stand for

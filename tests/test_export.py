@@ -26,7 +26,9 @@ from transformers import (
 
 import export
 import train
-from checkpoints import checkpoint
+from checkpoints.build import build_model
+from checkpoints.file import save_checkpoint
+from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer, tokenizer_from_json
@@ -62,7 +64,7 @@ def save_run(folder, model: GPT, tokenizer) -> str:
     folder.mkdir(exist_ok=True)
     state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json(),
              "iter_num": 7, "best_val_loss": 1.5, "config": {"dataset": "novel"}}  # fmt: skip
-    checkpoint.save(folder / "ckpt.pt", state)
+    save_checkpoint(folder / "ckpt.pt", state)
     return f"--out_dir={folder}"
 
 
@@ -166,7 +168,7 @@ def test_half_precision_is_the_rounded_weights(name, dtype, tmp_path):
     export.main([small_run(tmp_path), f"--hf_dir={tmp_path / 'hf'}", f"--dtype={name}"])
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     assert {str(w.dtype) for w in weights.values()} == {f"torch.{dtype}"}
-    ours = checkpoint.load(tmp_path / "out" / "ckpt.pt")["model"]["transformer.wte.weight"]
+    ours = load_checkpoint(tmp_path / "out" / "ckpt.pt")["model"]["transformer.wte.weight"]
     assert torch.equal(weights["transformer.wte.weight"], ours.to(getattr(torch, dtype)))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == getattr(torch, dtype)
 
@@ -203,7 +205,7 @@ def test_a_model_of_transformers_gives_its_logits_here_fine_tunes_and_goes_back(
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
     idx = torch.randint(0, 101, (3, 24), generator=generator)
-    ours = checkpoint.build_model(load_pretrained(str(tmp_path / "hf"))).eval()
+    ours = build_model(load_pretrained(str(tmp_path / "hf"))).eval()
     with torch.no_grad():
         torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=1e-4)
 
@@ -224,15 +226,15 @@ def test_a_model_of_transformers_gives_its_logits_here_fine_tunes_and_goes_back(
     losses = [r["val_loss"] for r in records if r["kind"] == "eval"]
     assert losses[-1] < losses[0] - 0.5
 
-    state = checkpoint.load(out / "ckpt.pt")
+    state = load_checkpoint(out / "ckpt.pt")
     state["tokenizer"] = CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 101)))).to_json()
-    checkpoint.save(out / "ckpt.pt", state)
+    save_checkpoint(out / "ckpt.pt", state)
     if model is Qwen2ForCausalLM:  # our biases are on every matrix: a Llama
         model = LlamaForCausalLM
     export.main([f"--out_dir={out}", f"--hf_dir={tmp_path / 'back'}"])
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     assert isinstance(back, model if model is not MistralForCausalLM else LlamaForCausalLM)
-    tuned = checkpoint.build_model(state).eval()
+    tuned = build_model(state).eval()
     with torch.no_grad():
         torch.testing.assert_close(back(idx).logits, tuned(idx, idx)[0], atol=1e-4, rtol=1e-4)
 
@@ -241,10 +243,10 @@ def test_a_model_of_transformers_gives_its_logits_here_fine_tunes_and_goes_back(
     (dict(model_type="gemma2", architectures=["Gemma2ForCausalLM"]), "model_type is 'gemma2' (Gemma2ForCausalLM)"),
     (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope_type is 'llama3'"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
-    (dict(num_key_value_heads=1), "self_attn.k_proj.weight: found (16, 32), config.json asks for (8, 32)"),
+    (dict(num_key_value_heads=1), "self_attn.k_proj.weight: found (16, 32), config.json requires (8, 32)"),
     (dict(num_key_value_heads=3), "n_head=4 is not a multiple of n_kv_head=3"),
     (dict(num_hidden_layers=3), "layers.2.input_layernorm.weight: found nothing"),
-    (dict(num_hidden_layers=1), "weights that config.json knows nothing of: model.layers.1."),
+    (dict(num_hidden_layers=1), "weights that do not belong to the model in config.json: model.layers.1."),
 ])  # fmt: skip
 def test_a_llama_folder_that_cannot_be_read_is_refused_in_one_line(changes, message, tmp_path):
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(tmp_path)

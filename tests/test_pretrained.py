@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import sample
 import train
-from checkpoints import checkpoint
+from checkpoints.build import build_model
+from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import NAMES, load_pretrained
 from data.tokenizer import TiktokenTokenizer
 
@@ -50,7 +51,7 @@ def edit_weights(folder, edit) -> None:
 
 
 def assert_same_logits(theirs: GPT2LMHeadModel, folder) -> None:
-    ours = checkpoint.build_model(load_pretrained(str(folder))).eval()
+    ours = build_model(load_pretrained(str(folder))).eval()
     idx = torch.randint(0, 101, (3, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=1e-4)
@@ -138,17 +139,17 @@ def test_fine_tuning_starts_from_the_weights_cropped_and_changes_them(gpt2, bins
     more = ("--learning_rate=1e-3", "--decay_lr=False", "--block_size=8", "--dropout=0.1")
     for max_iters, is_same in ((0, True), (3, False)):
         assert train.main(options(gpt2[1], bins, tmp_path, f"--max_iters={max_iters}", *more)) == 0
-        state = checkpoint.load(tmp_path / "out" / "ckpt.pt")
+        state = load_checkpoint(tmp_path / "out" / "ckpt.pt")
         assert state["iter_num"] == max_iters and state["model_args"]["block_size"] == 8
         started = load_pretrained(str(gpt2[1]))["model"]
         for name, tensor in state["model"].items():
             assert torch.equal(tensor, started[name][:8] if "wpe" in name else started[name]) == is_same, name
-    assert checkpoint.build_model(state).config.dropout == 0.1
+    assert build_model(state).config.dropout == 0.1
 
 
 def test_greedy_sample_equals_generate_of_transformers(gpt2, shared_data, capsys, monkeypatch):
     tokenizer = TiktokenTokenizer("gpt2", shared_data("gpt2/encoder.json").parent)
-    monkeypatch.setattr(sample, "TiktokenTokenizer", partial(TiktokenTokenizer, tokens=tokenizer._bytes[:-1]))
+    monkeypatch.setattr("inference.load.TiktokenTokenizer", partial(TiktokenTokenizer, tokens=tokenizer._bytes[:-1]))
     start = "What is the answer to life?"
     sample.main([f"--init_from={gpt2[1]}", f"--start={start}", "--num_samples=1", "--max_new_tokens=8",
                  "--temperature=0", "--device=cpu", "--dtype=float32"])  # fmt: skip
@@ -175,16 +176,16 @@ WTE, C_FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
     (dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
     (dict(n_embd="32"), "n_embd is '32'"),
     (dict(n_head=5), "n_embd=32 is not a multiple of n_head=5"),
-    (dict(n_embd=64), rf"{WTE}: found \(101, 32\), config.json asks for \(101, 64\)"),
-    (dict(n_inner=100), r"c_fc.weight: found \(32, 128\), config.json asks for \(32, 100\)"),
-    (dict(n_positions=17), r"wpe.weight: found \(16, 32\), config.json asks for \(17, 32\)"),
+    (dict(n_embd=64), rf"{WTE}: found \(101, 32\), config.json requires \(101, 64\)"),
+    (dict(n_inner=100), r"c_fc.weight: found \(32, 128\), config.json requires \(32, 100\)"),
+    (dict(n_positions=17), r"wpe.weight: found \(16, 32\), config.json requires \(17, 32\)"),
     (dict(n_layer=3), r"transformer.h.2.ln_1.weight: found nothing"),
-    (dict(n_layer=1), "weights that config.json knows nothing of: transformer.h.1"),
+    (dict(n_layer=1), "weights that do not belong to the model in config.json: transformer.h.1"),
     (dict(tie_word_embeddings=False), "lm_head.weight: found nothing"),
     (remove(C_FC), f"{C_FC}: found nothing"),
     (remove(WTE), f"{WTE}: found nothing"),
     (lambda w: w.update({C_FC: w[C_FC].t().contiguous()}), r"c_fc.weight: found \(128, 32\), .* \(32, 128\)"),
-    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "knows nothing of: transformer.score.weight"),
+    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "not belong to .*: transformer.score.weight"),
 ])  # fmt: skip
 def test_what_contradicts_config_json_or_is_another_model_is_refused_in_one_line(folder, change, message):
     edit_weights(folder, change) if callable(change) else edit_config(folder, **change)
@@ -194,13 +195,13 @@ def test_what_contradicts_config_json_or_is_another_model_is_refused_in_one_line
 
 
 @pytest.mark.parametrize("file, content, message", [
-    ("model.safetensors", lambda old: old[:-1], r"model.safetensors \(\d+,\d+ bytes\) is cut off"),
-    ("model.safetensors", lambda old: old[:100], "is cut off"),
-    ("model.safetensors", lambda old: b"", "is cut off"),
+    ("model.safetensors", lambda old: old[:-1], r"model.safetensors \(\d+,\d+ bytes\) is truncated"),
+    ("model.safetensors", lambda old: old[:100], "is truncated"),
+    ("model.safetensors", lambda old: b"", "is truncated"),
     ("model.safetensors", lambda old: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ("model.safetensors", None, "model.safetensors is missing"),
-    ("config.json", lambda old: old[:50], "config.json is no readable JSON object"),
-    ("config.json", lambda old: b"[1]", "config.json is no readable JSON object"),
+    ("config.json", lambda old: old[:50], "config.json is not a readable JSON object"),
+    ("config.json", lambda old: b"[1]", "config.json is not a readable JSON object"),
 ])  # fmt: skip
 def test_damaged_files_are_refused_in_one_line(folder, file, content, message):
     path = folder / file
@@ -271,13 +272,13 @@ def test_what_the_cache_has_is_taken_without_the_network(folder, monkeypatch):
 
 def test_a_blocked_hub_is_tried_once(monkeypatch):
     tries = fake_hub(monkeypatch)
-    with pytest.raises(ValueError, match=r"cannot get gpt2 \(timed out\)"):
+    with pytest.raises(ValueError, match=r"cannot download gpt2 \(timed out\)"):
         load_pretrained("gpt2")
     assert len(tries) == 1
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="gpt2-small is no file, no folder, and none of gpt2, gpt2-medium"):
+    with pytest.raises(ValueError, match="gpt2-small is not a file, a folder, or one of gpt2, gpt2-medium"):
         load_pretrained("gpt2-small")
     with pytest.raises(ValueError, match="ckpt.pt or last.pt"):
         load_pretrained(str(tmp_path))

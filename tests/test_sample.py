@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import sample
-from checkpoints import checkpoint
+from checkpoints.build import build_model
+from checkpoints.file import save_checkpoint
+from checkpoints.load import load_checkpoint
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig
 
@@ -31,7 +33,7 @@ def save(folder: Path, tokenizer, vocab_size: int, block_size: int = 16) -> None
     config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=8)
     model = GPT(config, torch.Generator().manual_seed(1))
     state = {"model": model.state_dict(), "model_args": config.to_args(), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(folder / "ckpt.pt", state)
+    save_checkpoint(folder / "ckpt.pt", state)
 
 
 def write(out_dir: Path, capsys, *options: str) -> list[str]:
@@ -101,7 +103,7 @@ def test_a_seed_repeats_the_text_and_sample_i_does_not_depend_on_their_number(ou
 def test_greedy_equals_the_argmax_loop(out_dir, capsys):
     text = write(out_dir, capsys, "--start=宝玉", "--num_samples=1", "--temperature=0", "--max_new_tokens=10")[0]
     tokenizer = CharTokenizer(LETTERS)
-    model = checkpoint.build_model(checkpoint.load(out_dir / "ckpt.pt")).eval()
+    model = build_model(load_checkpoint(out_dir / "ckpt.pt")).eval()
     ids = [int(i) for i in tokenizer.encode("宝玉")]
     for _ in range(10):
         ids.append(int(model(torch.tensor([ids]))[0][0, -1, : len(LETTERS)].argmax()))
@@ -190,7 +192,7 @@ def test_rows_that_end_early_do_not_disturb_the_others(out_dir, capsys):
 def test_log_probabilities_are_those_of_the_uncached_model(out_dir, capsys):
     found = records(out_dir, capsys, "--logprobs", "--start=宝玉", "--num_samples=2", "--max_new_tokens=9", "--top_k=3")
     tokenizer = CharTokenizer(LETTERS)
-    model = checkpoint.build_model(checkpoint.load(out_dir / "ckpt.pt")).eval()
+    model = build_model(load_checkpoint(out_dir / "ckpt.pt")).eval()
     for number, record in enumerate(found):
         new = [token["id"] for token in record["tokens"]]
         assert (record["prompt"], record["sample"], record["num_tokens"]) == ("宝玉", number, 9)

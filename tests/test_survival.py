@@ -20,7 +20,8 @@ import torch
 from test_train import ROOT, SMALL, assert_equal_states, run, run_script, timeless, write_dataset
 
 import train
-from checkpoints import checkpoint
+from checkpoints.folder import lock_folder
+from checkpoints.load import load_checkpoint
 from training.metrics import Metrics, read_metrics
 
 
@@ -61,7 +62,7 @@ def test_a_full_disk_stops_the_run_and_it_resumes_when_there_is_room(dataset, sm
     run(dataset, out_dir, "--max_iters=4")
     before, names = contents(out_dir), set(os.listdir(out_dir))
     fill(small_disk, leave=50_000)
-    with pytest.raises(ValueError, match=r"checkpoint .*ckpt.pt: No space left .*; ckpt.pt is untouched: go on"):
+    with pytest.raises(ValueError, match=r"checkpoint .*ckpt.pt: No space left .*; ckpt.pt is intact: fix this"):
         run(dataset, out_dir, "--init_from=resume", *options)
     assert contents(out_dir) == before and set(os.listdir(out_dir)) == names
     (small_disk / "filler").unlink()
@@ -92,7 +93,7 @@ def test_metrics_that_cannot_be_written_in_the_middle_of_a_run_end_it(dataset, t
     monkeypatch.setattr(Metrics, "write", write)
     with pytest.raises(ValueError, match="cannot write .*metrics.jsonl.*No space left"):
         run(dataset, tmp_path, "--max_iters=100")
-    assert checkpoint.load(tmp_path / "last.pt", verify=True)["iter_num"] == 2
+    assert load_checkpoint(tmp_path / "last.pt", verify=True)["iter_num"] == 2
 
 
 def test_a_read_only_folder_is_refused_with_all_in_it_intact_but_can_be_evaluated(dataset, small_disk, capsys):
@@ -103,7 +104,7 @@ def test_a_read_only_folder_is_refused_with_all_in_it_intact_but_can_be_evaluate
     subprocess.run([word.format("ro") for word in remount], check=True)
     resume = [*SMALL, f"--dataset={dataset}", f"--out_dir={out_dir}", "--init_from=resume"]
     for options in (resume, [*resume[:-1], "--init_from=scratch"], [*resume[:-1], f"--out_dir={small_disk / 'new'}"]):
-        with pytest.raises(ValueError, match="out_dir=.* cannot be made or written to: .*Read-only"):
+        with pytest.raises(ValueError, match="out_dir=.* cannot be created or written: .*Read-only"):
             train.main([*options, "--max_iters=8"])
     assert train.main([*resume, "--eval_only"]) == 0
     assert contents(out_dir) == before
@@ -117,7 +118,7 @@ def test_a_folder_without_permission_is_refused(dataset, tmp_path):
     run(dataset, out_dir, "--max_iters=2")
     out_dir.chmod(0o555)
     try:
-        with pytest.raises(ValueError, match="out_dir=.* cannot be made or written to|cannot write"):
+        with pytest.raises(ValueError, match="out_dir=.* cannot be created or written|cannot write"):
             run(dataset, out_dir, "--init_from=resume", "--max_iters=4")
     finally:
         out_dir.chmod(0o755)
@@ -127,13 +128,13 @@ def test_after_a_corrupted_byte_the_run_goes_on_from_the_state_before_and_ends_t
     whole = run(dataset, tmp_path / "whole", "--max_iters=8")
     run(dataset, tmp_path / "parts", "--max_iters=6")
     (tmp_path / "parts" / "ckpt.pt").unlink()  # the same file as last.pt here
-    weight = checkpoint.load(tmp_path / "parts" / "last.pt", mapped=False)["model"]["transformer.h.1.mlp.c_proj.weight"]
+    weight = load_checkpoint(tmp_path / "parts" / "last.pt", mapped=False)["model"]["transformer.h.1.mlp.c_proj.weight"]
     data = bytearray((tmp_path / "parts" / "last.pt").read_bytes())
     data[data.index(weight.numpy().tobytes()) + 100] ^= 4
     (tmp_path / "parts" / "last.pt").write_bytes(data)
     assert_equal_states(whole, run(dataset, tmp_path / "parts", "--init_from=resume", "--max_iters=8"))
     said = capsys.readouterr().err
-    assert "last.pt" in said and "damaged" in said and "going on from last-1.pt (4 steps)" in said
+    assert "last.pt" in said and "damaged" in said and "resuming from last-1.pt (4 steps)" in said
     assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
 
 
@@ -199,7 +200,7 @@ def start_ranks(n: int, *argv: str, limit: int | None = None) -> list[subprocess
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_has_ended(dataset, tmp_path):
     run(dataset, tmp_path, "--max_iters=2")
-    with checkpoint.lock(tmp_path):
+    with lock_folder(tmp_path):
         before = contents(tmp_path) | {"metrics": (tmp_path / "metrics.jsonl").read_bytes()}
         for begin in ("scratch", "resume"):
             with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on "):

@@ -31,7 +31,9 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401  an optimizer imports it; once here, not in every process
 
 import train  # noqa: E402
-from checkpoints import checkpoint  # noqa: E402
+from checkpoints.folder import find_newest  # noqa: E402
+from checkpoints.load import load_checkpoint  # noqa: E402
+from checkpoints.publish import saved_checkpoints  # noqa: E402
 from configurator import configure, exit_on_error  # noqa: E402
 from data.dataset import DatasetWriter  # noqa: E402
 from data.tokenizer import CharTokenizer  # noqa: E402
@@ -147,7 +149,7 @@ def die() -> None:
 
 def run(out_dir: Path, options: list[str], processes: int, kill: Kill) -> bool:
     """Starts or resumes a run; whether it came to its end. Anything but that and the kill is an AssertionError."""
-    begin = "resume" if out_dir.exists() and checkpoint.saved(out_dir) else "scratch"
+    begin = "resume" if out_dir.exists() and saved_checkpoints(out_dir) else "scratch"
     argv = [*options, f"--out_dir={out_dir}", f"--init_from={begin}"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -206,10 +208,10 @@ def fork(argv: list[str], rank: int, processes: int, port: int, log: Path, kill:
 def check_folder(out_dir: Path, saved: int) -> int:
     """Steps of the newest checkpoint, 0 if there is none; AssertionError if one is damaged or steps were lost that
     had been saved."""
-    files = checkpoint.saved(out_dir) if out_dir.exists() else []
+    files = saved_checkpoints(out_dir) if out_dir.exists() else []
     for file in files:
-        checkpoint.load(file, verify=True)
-    steps = checkpoint.load(checkpoint.find_newest(out_dir))["iter_num"] if files else 0
+        load_checkpoint(file, verify=True)
+    steps = load_checkpoint(find_newest(out_dir))["iter_num"] if files else 0
     assert steps >= saved, f"{saved} steps had been saved, {steps} are left"
     return steps
 
@@ -222,7 +224,7 @@ def reached(out_dir: Path) -> int:
 def compare(whole: Path, parts: Path) -> None:
     """AssertionError unless two finished runs agree bitwise in all but their clocks."""
     for name in ("last.pt", "ckpt.pt"):
-        a, b = (flat(checkpoint.load(folder / name)) for folder in (whole, parts))
+        a, b = (flat(load_checkpoint(folder / name)) for folder in (whole, parts))
         assert a.keys() == b.keys(), f"{name}: {a.keys() ^ b.keys()}"
         different = [key for key in a if not same(a[key], b[key])]
         assert not different, f"{name}: {different}"

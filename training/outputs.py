@@ -5,7 +5,10 @@ from functools import partial
 
 import torch
 
-from checkpoints import checkpoint, sharded
+from checkpoints.folder import set_aside
+from checkpoints.load import FORMAT
+from checkpoints.saver import Saver
+from checkpoints.sharded import save_sharded
 from system.distributed import gather
 from training.health import Health
 from training.metrics import Metrics
@@ -21,7 +24,7 @@ class Outputs:
         if run.config.eval_only:
             return
         run.ranks.sum([0.0])  # all have read what they start from, which may be in out_dir
-        previous = None if run.resumed else run.ranks.on_main(partial(checkpoint.set_aside, run.out_dir))
+        previous = None if run.resumed else run.ranks.on_main(partial(set_aside, run.out_dir))
         if previous:
             run.ranks.say(
                 f"note: the run that was in {run.out_dir} is now in {previous}: delete it, or continue it with "
@@ -32,7 +35,7 @@ class Outputs:
         self.metrics = run.ranks.on_main(open_metrics)
         if self.metrics:
             keep, background = run.config.keep_checkpoints, run.config.async_save
-            self.saver = checkpoint.Saver(run.device, keep, background, self.metrics.sync)
+            self.saver = Saver(run.device, keep, background, self.metrics.sync)
 
     @property
     def failed(self) -> bool:
@@ -67,13 +70,13 @@ class Outputs:
             "tokenizer": run.tokenizer_json,
             "meta": {k: v for k, v in (run.dataset.meta or {}).items() if k != "tokenizer"},
             "run": {**run.progress, "torch": str(torch.__version__), "world_size": run.ranks.world_size},
-            "format": checkpoint.FORMAT,
+            "format": FORMAT,
         }
         if "last.pt" in names:
             run.saved_iter = run.iter_num
         paths = [run.out_dir / name for name in names]
         if in_shards:
-            sharded.save(state, paths, self.saver, run.ranks)
+            save_sharded(state, paths, self.saver, run.ranks)
             return
         if run.fsdp:
             state = gather(state, keep=run.ranks.is_main)

@@ -10,8 +10,19 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import checkpoint, sharded
+from checkpoints.build import build_model
+from checkpoints.folder import (
+    best_val_loss_of,
+    find_checkpoint,
+    find_newest,
+    has_own_checkpoint,
+    lock_folder,
+    write_run_id,
+)
+from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
+from checkpoints.publish import saved_checkpoints
+from checkpoints.sharded import load_shards
 from data.dataset import Dataset, open_dataset, windows_per_epoch
 from data.matching import has_ids_of, model_vocab_size
 from model import GPT, GPTConfig
@@ -78,11 +89,11 @@ def find_state(
     elif config.init_from == "auto":
         config.init_from = "scratch"
     if config.init_from == "resume":
-        checkpoint.find(out_dir)  # refuses a folder without any before a lock is put there
+        find_checkpoint(out_dir)  # refuses a folder without any before a lock is put there
         ranks.on_main(partial(lock_out_dir, config, None, held))
-        newest = ranks.share(ranks.on_main(partial(checkpoint.find_newest, out_dir)))
+        newest = ranks.share(ranks.on_main(partial(find_newest, out_dir)))
         # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
-        state = ranks.on_all(lambda: checkpoint.load(newest, mapped=device.type != "cpu", meta=True))
+        state = ranks.on_all(lambda: load_checkpoint(newest, mapped=device.type != "cpu", meta=True))
         take_saved_config(config, explicit, state)
         validate(config, ranks)
         return state, newest, True
@@ -101,9 +112,9 @@ def lock_out_dir(config, run_id: str | None, held: ExitStack) -> bool:
     one. What an earlier run left there is then not the fresh run's own, which torchrun may restart before it saves."""
     if config.eval_only:
         return False
-    held.enter_context(checkpoint.lock(Path(config.out_dir)))
+    held.enter_context(lock_folder(Path(config.out_dir)))
     if run_id is not None:
-        checkpoint.write_run_id(Path(config.out_dir), run_id)
+        write_run_id(Path(config.out_dir), run_id)
     return True
 
 
@@ -112,10 +123,10 @@ def restore(run: Run, state: dict, path: Path) -> None:
     shards: then they come too."""
     run.progress.update(state.get("run", {}))
     run.iter_num = run.saved_iter = int(state["iter_num"])
-    best_on_disk = run.ranks.on_main(partial(checkpoint.best_of, run.out_dir, run.progress["id"]))
+    best_on_disk = run.ranks.on_main(partial(best_val_loss_of, run.out_dir, run.progress["id"]))
     run.best_val_loss = min(float(state["best_val_loss"]), run.ranks.share(best_on_disk))
     if path.is_dir():
-        sharded.load_into(path, run.model, run.optimizer, state)
+        load_shards(path, run.model, run.optimizer, state)
     if "optimizer" in state:
         load_optimizer(run.optimizer, state["optimizer"])
     if state.get("scaler"):
@@ -126,8 +137,8 @@ def continues(config, out_dir: Path, restarted: bool) -> bool:
     """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
     that torchrun restarted after a failure, if it had saved anything itself."""
     if config.init_from == "auto":
-        return bool(checkpoint.saved(out_dir))
-    return restarted and config.init_from != "resume" and checkpoint.has_own(out_dir)
+        return bool(saved_checkpoints(out_dir))
+    return restarted and config.init_from != "resume" and has_own_checkpoint(out_dir)
 
 
 def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset, device: torch.device | str) -> GPT:
@@ -138,7 +149,7 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
         with torch.device("meta" if device == "meta" else "cpu"):
             return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), torch.Generator().manual_seed(config.seed))
-    model = checkpoint.build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
+    model = build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
         if key in explicit and reshapes(model.config, key, wanted):

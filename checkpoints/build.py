@@ -1,0 +1,50 @@
+"""The model in a checkpoint."""
+
+from dataclasses import fields
+
+import torch
+
+from model import GPT, GPTConfig
+
+PREFIXES = ("_orig_mod.", "module.")  # left on parameter names by torch.compile and DDP
+
+
+def build_model(state: dict, device: torch.device | str = "cpu", take: bool = False, **changes) -> GPT:
+    """The model in a checkpoint, with its weights. `changes` replace model_args (dropout, for example).
+
+    The weights are copied to `device` one at a time; "meta" gets none. take: on the CPU the model keeps the
+    checkpoint's own tensors instead, so that there is only one copy, and `state` must not be used again. To be trained,
+    such a model needs a `state` loaded with mapped=False: else it occupies the mapped file, which Windows does not
+    let a later save replace. Raises ValueError naming the first tensor whose shape contradicts model_args.
+    """
+    unknown = state["model_args"].keys() - {field.name for field in fields(GPTConfig)}
+    if unknown:
+        raise ValueError(f"the checkpoint's model_args has {sorted(unknown)}, which this version does not support")
+    with torch.device("meta"):  # shapes only: no memory, no random numbers
+        model = GPT(GPTConfig(**{**state["model_args"], **changes}))
+    weights, expected = clean_weights(state["model"]), model.state_dict()
+    for name, tensor in expected.items():
+        found = tuple(weights[name].shape) if name in weights else "nothing"
+        if found != tuple(tensor.shape):
+            raise ValueError(f"checkpoint weight {name}: found {found}, model_args require {tuple(tensor.shape)}")
+    extra = sorted(weights.keys() - expected.keys())
+    if extra:
+        raise ValueError(f"the checkpoint has weights that do not belong to its model_args: {extra[:4]}")
+    device = torch.device(device)
+    if take and device.type == "cpu":
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        model.make_derived()
+    elif device.type != "meta":
+        model.allocate(device).load_state_dict(weights)
+    return model
+
+
+def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights by the plain model's names: no prefixes, and no causal masks, which nanoGPT saves on old PyTorch."""
+    cleaned = {}
+    for name, tensor in weights.items():
+        while name.startswith(PREFIXES):
+            name = name.split(".", 1)[1]
+        if not (name.endswith(".attn.bias") and tensor.dim() == 4):
+            cleaned[name] = tensor
+    return cleaned
