@@ -38,13 +38,13 @@ def load_pretrained(init_from: str, verify: bool = False) -> dict:
     if (path / "config.json").is_file() and not any((path / f).exists() for f in ("ckpt.pt", "last.pt")):
         return read_folder(path)
     if init_from in NAMES:
-        return read_folder(download(init_from))
+        return read_folder(download_gpt2(init_from))
     if not path.exists():
         raise ValueError(f"init_from={init_from} is not a file, a folder, or one of {', '.join(NAMES)}")
     return load_checkpoint(find_checkpoint(path), verify)
 
 
-def download(name: str) -> Path:
+def download_gpt2(name: str) -> Path:
     """The folder in the hub's cache with FILES of openai-community/name."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import LocalEntryNotFoundError

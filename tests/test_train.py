@@ -472,7 +472,7 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         (["--wandb_log=True", "--max_iters=1"], r"pip install wandb"),
     ]
     if not torch.cuda.is_available():
-        cases.append((["--device=cuda"], r"GPU 0 was asked for"))
+        cases.append((["--device=cuda"], r"GPU 0 is needed"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     for options, message in cases:
         with pytest.raises(ValueError, match=message) as caught:
