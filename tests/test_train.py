@@ -458,7 +458,7 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         ([f"--dataset={high}", "--vocab_size=600"], r"700.*600"),
         ([f"--dataset={tmp_path / 'none'}"], r"no dataset"),
         ([f"--dataset={altered}", "--max_iters=1"], r"holds id 9999"),
-        (["--out_dir=" + str(dataset / "train.bin")], r"train.bin cannot be made"),
+        (["--out_dir=" + str(dataset / "train.bin")], r"train.bin cannot be created"),
         (["--max_tokens=inf"], r"max_tokens=inf"),
         ([f"--out_dir={tmp_path / 'out'}", resume, "--n_layer=3"], r"n_layer 2 -> 3.*cannot change"),
         ([f"--init_from={tmp_path / 'out'}", "--n_layer=3"], r"n_layer=3.*has 2"),
