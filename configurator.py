@@ -29,6 +29,7 @@ import tokenize
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import groupby
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -63,8 +64,7 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
                 values[key] = convert(value, kinds[key], is_text)
                 explicit.add(key)
             except (ValueError, OverflowError):
-                expected = f"{kind_name(kinds[key])} (default {defaults[key]!r})"
-                problems.append(f"{where}: {key} must be {expected}")
+                problems.append(f"{where}: {key} must be {kind_name(kinds[key])} (default {defaults[key]!r})")
     if problems:
         raise ValueError("; ".join(problems))
     return cls(**values), explicit
@@ -143,10 +143,9 @@ def convert(value: Any, kind: Any, is_text: bool) -> Any:
     elif kind is bool:
         if (is_text or isinstance(value, int)) and str(value).lower() in BOOL_WORDS:
             return BOOL_WORDS[str(value).lower()]
-    elif kind is str:
-        if isinstance(value, str):
-            return str(value)
-    elif is_text:
+    elif kind is str and isinstance(value, str):
+        return str(value)
+    elif kind in (int, float) and is_text:
         try:
             return convert(int(value), kind, False)
         except ValueError:
@@ -181,16 +180,13 @@ def help_text(cls: type) -> str:
     kinds, described = get_type_hints(cls), describe(cls)
     lines = ["\n\n".join((sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[:2])]
     width = max(80, shutil.get_terminal_size((110, 24)).columns - 1)
-    group = None
-    for field in dataclasses.fields(cls):
-        heading, comment = described.get(field.name, ("", ""))
-        if heading != group:
-            lines += ["", heading]
-            group = heading
-        is_plain = isinstance(field.default, str) and field.default.isprintable()
-        left = f"  --{field.name}={field.default if is_plain else repr(field.default)}"
-        text = f"{kind_name(kinds[field.name])}; {comment}".rstrip("; ")
-        lines.append(textwrap.fill(f"{left:<36}  {text}", width, subsequent_indent=" " * 38))
+    for heading, group in groupby(dataclasses.fields(cls), key=lambda field: described[field.name][0]):
+        lines += ["", heading]
+        for field in group:
+            is_plain = isinstance(field.default, str) and field.default.isprintable()
+            left = f"  --{field.name}={field.default if is_plain else repr(field.default)}"
+            text = f"{kind_name(kinds[field.name])}; {described[field.name][1]}".rstrip("; ")
+            lines.append(textwrap.fill(f"{left:<36}  {text}", width, subsequent_indent=" " * 38))
     return "\n".join(lines)
 
 
@@ -224,16 +220,15 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     status = run_command(main)
-    if "RANK" in os.environ:
-        # DDP keeps gloo's threads after destroy_process_group, and a thread that frees its last tensor while Python
-        # shuts down aborts the process (issue 190489 of PyTorch; 1 of 96 exits on a busy machine). All is saved: exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status or 0)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, already reported
         silence_stdout()
+    if "RANK" in os.environ:
+        # DDP keeps gloo's threads after destroy_process_group, and a thread that frees its last tensor while Python
+        # shuts down aborts the process (issue 190489 of PyTorch; 1 of 96 exits on a busy machine). All is saved: exit.
+        sys.stderr.flush()
+        os._exit(status or 0)
     sys.exit(status)
 
 
@@ -258,11 +253,8 @@ def run_command(main: Callable[[list[str]], int | None]) -> int | None:
 
 
 def report_error(error: ValueError) -> None:
-    """Prints an error in one line, once for all ranks.
-
-    Rank 0 prints at once. Another rank waits, since rank 0 may be about to fail in the same way, whereupon torchrun
-    ends this process; if it does not, the error is this rank's own and is printed.
-    """
+    """Prints an error in one line, once for all ranks: rank 0 at once, another only if it still runs after the time in
+    which torchrun would have ended it because rank 0 failed too."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         with suppress(KeyboardInterrupt):

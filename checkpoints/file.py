@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.publish import beside, publish, write_failure
+from data.progress import byte_bar
 
 
 def save_checkpoint(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
@@ -63,8 +64,5 @@ def verify_archive(path: Path, tensors: bool) -> None:
 
 
 def progress_bar(path: Path, total: int):
-    """tqdm for checking `total` bytes; shown for more than 2 GiB, if stderr is a terminal."""
-    from tqdm import tqdm
-
-    hidden = None if total > 2**31 else True  # None: unless stderr is a terminal
-    return tqdm(total=total, desc=f"checking {path.name}", unit="B", unit_scale=True, disable=hidden)
+    """For checking `total` bytes; shown for more than 2 GiB, if stderr is a terminal."""
+    return byte_bar(f"checking {path.name}", total, disable=None if total > 2**31 else True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from checkpoints.load import Damaged, load_checkpoint
-from checkpoints.publish import discard, replace_path, saved_checkpoints
+from checkpoints.publish import beside, discard, replace_path, saved_checkpoints
 from system.files import lock_file
 
 
@@ -28,9 +28,7 @@ def lock_folder(folder: Path) -> IO[str]:
         with file:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
-        raise ValueError(
-            f"out_dir={folder} is in use by {holder}: wait for that run to end, stop it, or choose another out_dir"
-        ) from None
+        raise ValueError(f"out_dir={folder} is in use by {holder}: stop that run or choose another out_dir") from None
     except OSError as error:
         print(f"note: {folder} is on a file system without locks ({error}): start no second run there", file=sys.stderr)
     with suppress(OSError):
@@ -77,13 +75,10 @@ def find_newest(folder: Path) -> Path:
     if chosen is None:
         raise ValueError("; ".join(map(str, damaged.values())) + "; no undamaged checkpoint is left to resume from")
     for file, error in damaged.items():
-        aside = file.with_name(f"{file.name}.damaged")
-        print(
-            f"warning: {error}; resuming from {chosen.name} ({steps[chosen]} steps); {file.name} is now {aside.name}",
-            file=sys.stderr,
-        )
+        choice = f"resuming from {chosen.name} ({steps[chosen]} steps)"
+        print(f"warning: {error}; kept as {file.name}.damaged; {choice}", file=sys.stderr)
         with suppress(OSError):  # a read-only folder can still be evaluated
-            replace_path(file, aside)
+            replace_path(file, beside(file, "damaged"))
     return chosen
 
 
@@ -103,10 +98,7 @@ def set_aside(folder: Path) -> Path | None:
             if file.exists():
                 os.replace(file, previous / file.name)
     except OSError as error:
-        raise ValueError(
-            f"the earlier run in {folder} cannot be moved to {previous}: {error}; move or delete it, or choose "
-            "another out_dir"
-        ) from error
+        raise ValueError(f"cannot move the earlier run to {previous}: {error}: choose another out_dir") from error
     return previous
 
 

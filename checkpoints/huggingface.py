@@ -30,10 +30,9 @@ RESOLVED = {"n_kv_head": "kv_heads", "head_dim": "head_size", "mlp_hidden": "mlp
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu2": "relu2"}
 # the values that can be read, transformers' default first
 GPT2_CHOICES = {
-    "activation_function": tuple(ACTIVATIONS),
-    "scale_attn_weights": (True,),
+    "activation_function": tuple(ACTIVATIONS), "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-}
+}  # fmt: skip
 LLAMA_CHOICES = {
     "hidden_act": ("silu",), "rope_type": ("default",), "partial_rotary_factor": (1.0,),
     "use_sliding_window": (False,), "attention_bias": (False, True), "mlp_bias": (False, True),
@@ -44,17 +43,12 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # saved by old versions of transformers
 # our module: Llama's, whose weights are stacked in ours
 LLAMA_MODULES = {
-    "transformer.wte": ("model.embed_tokens",), "transformer.ln_f": ("model.norm",), "lm_head": ("lm_head",),
+    "transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head",
+    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+    "attn.c_attn": "self_attn.q_proj self_attn.k_proj self_attn.v_proj", "attn.c_proj": "self_attn.o_proj",
+    "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm",
+    "mlp.c_fc": "mlp.up_proj", "mlp.c_gate": "mlp.gate_proj", "mlp.c_proj": "mlp.down_proj",
 }  # fmt: skip
-LLAMA_BLOCK_MODULES = {
-    "ln_1": ("input_layernorm",), "ln_2": ("post_attention_layernorm",),
-    "attn.c_attn": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attn.c_proj": ("self_attn.o_proj",),
-    "attn.q_norm": ("self_attn.q_norm",), "attn.k_norm": ("self_attn.k_norm",),
-    "mlp.c_fc": ("mlp.up_proj",), "mlp.c_gate": ("mlp.gate_proj",), "mlp.c_proj": ("mlp.down_proj",),
-}  # fmt: skip
-
-
-# ---- config.json -------------------------------------------------------------------------------------------
 
 
 def read_config(path: Path) -> tuple[str, GPTConfig]:
@@ -148,18 +142,16 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not a readable JSON object: {error}") from error
 
 
-# ---- weights -----------------------------------------------------------------------------------------------
-
-
 def weight_names(name: str, kind: str) -> tuple[str, ...]:
     """Their names for our parameter `name`, in the order in which its rows hold them."""
     if kind == "gpt2":
         return (name,)
     module, _, tensor = name.rpartition(".")
-    if module in LLAMA_MODULES:
-        return tuple(f"{theirs}.{tensor}" for theirs in LLAMA_MODULES[module])
-    layer, _, module = module.removeprefix("transformer.h.").partition(".")
-    return tuple(f"model.layers.{layer}.{theirs}.{tensor}" for theirs in LLAMA_BLOCK_MODULES[module])
+    prefix = ""
+    if module.startswith("transformer.h."):
+        layer, _, module = module.removeprefix("transformer.h.").partition(".")
+        prefix = f"model.layers.{layer}."
+    return tuple(f"{prefix}{theirs}.{tensor}" for theirs in LLAMA_MODULES[module].split())
 
 
 def part_shapes(name: str, weight: torch.Tensor, config: GPTConfig, kind: str) -> list[tuple[int, ...]]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from checkpoints.folder import find_checkpoint
 from checkpoints.huggingface import our_tensors, read_config, read_json
 from checkpoints.load import load_checkpoint
+from data.download import download_from_hub
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # of openai-community on the hub
@@ -38,33 +39,11 @@ def load_pretrained(init_from: str, verify: bool = False) -> dict:
     if (path / "config.json").is_file() and not any((path / f).exists() for f in ("ckpt.pt", "last.pt")):
         return read_folder(path)
     if init_from in NAMES:
-        return read_folder(download(init_from))
+        files = download_from_hub(f"openai-community/{init_from}", FILES, "use --init_from=FOLDER")
+        return read_folder(files[0].parent)
     if not path.exists():
         raise ValueError(f"init_from={init_from} is not a file, a folder, or one of {', '.join(NAMES)}")
     return load_checkpoint(find_checkpoint(path), verify)
-
-
-def download(name: str) -> Path:
-    """The folder in the hub's cache with FILES of openai-community/name."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import LocalEntryNotFoundError
-
-    repo = f"openai-community/{name}"
-    try:
-        try:
-            paths = [hf_hub_download(repo, file, local_files_only=True) for file in FILES]
-        except LocalEntryNotFoundError:
-            # one attempt of 10 s first: where the hub is blocked, hf_hub_download would retry for minutes
-            get_hf_file_metadata(hf_hub_url(repo, FILES[0]), timeout=10)
-            paths = [hf_hub_download(repo, file) for file in FILES]
-    except Exception as error:  # the library's, requests' or httpx's, the disk's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        urls = " and ".join(hf_hub_url(repo, file) for file in FILES)
-        raise ValueError(
-            f"cannot download {name} ({reason}): set HF_ENDPOINT to a mirror of the hub, or download {urls} into a "
-            "folder and use --init_from=FOLDER"
-        ) from error
-    return Path(paths[0]).parent
 
 
 def read_folder(folder: Path) -> dict:

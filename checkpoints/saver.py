@@ -40,8 +40,7 @@ class Saver:
         if self.error:
             return
         if not self.background:
-            self.write(state, paths)
-            return
+            return self.write(state, paths)
         ready = None
         if self.device.type not in ("cpu", "cuda") and not is_copy:  # such devices accept work from one thread only
             state = self.copy(state)
@@ -54,10 +53,8 @@ class Saver:
     def write(self, state: dict, paths: Sequence[Path], ready: "torch.cuda.Event | None" = None) -> None:
         try:
             if not self.copied.is_set():
-                try:
-                    state = self.copy(state, ready)
-                finally:
-                    self.copied.set()
+                state = self.copy(state, ready)
+                self.copied.set()
             self.before()
             save_checkpoint(list(paths), state, self.versions_of(paths))
         except ValueError as error:
@@ -65,6 +62,8 @@ class Saver:
         except Exception as error:  # mostly: no memory for the copy
             self.error = ValueError(f"cannot save {paths[0]}: {error} (--async_save=False needs less memory)")
             self.error.__cause__ = error
+        finally:
+            self.copied.set()
 
     def versions_of(self, paths: Sequence[Path]) -> int | None:
         """publish's `keep` for a save as these paths."""

@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
         weight = (weight / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         if round_inputs:
-            self.packed = pack(weight, scale)
+            self.packed = pack_for_fbgemm(weight, scale)
         else:
             self.weight, self.scale = weight, scale
 
@@ -67,7 +67,7 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-def pack(weight: torch.Tensor, scale: torch.Tensor):
+def pack_for_fbgemm(weight: torch.Tensor, scale: torch.Tensor):
     """weight (N, K) int8 with scale (N,), in the order in which FBGEMM reads it for one row as for many."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is deprecated

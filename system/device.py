@@ -29,8 +29,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device of this process: under torchrun, GPU number local_rank. Raises ValueError if it does not exist."""
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -52,11 +51,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Makes glibc keep freed memory for the next step of training on a CPU, which needs the same again.
-
-    By default large tensors go back to the system and return as fresh pages, which cost as much as computing on them:
-    the loss over 50,304 ids took twice as long.
-    """
+    """Makes glibc keep freed memory for the next training step on a CPU. By default large tensors go back to the system
+    and return as fresh pages, which cost as much as computing on them: the loss over 50,304 ids took twice as long."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library
@@ -75,8 +71,7 @@ def prepare(device: torch.device) -> None:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name, long or short. auto: bfloat16 where the processor multiplies it natively, else float16 on
-    CUDA and float32 elsewhere."""
+    """A dtype by its long or short name. auto: bfloat16 where it is native, else float16 on CUDA, float32 elsewhere."""
     name = DTYPES.get(name, name)
     if name == "float16" and device.type == "mps":
         raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
@@ -93,13 +88,12 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     """Whether to compile. auto: on CUDA only; on a CPU it gained nothing. Off with a note where it cannot work."""
     if not wanted or (wanted == "auto" and device.type != "cuda"):
         return False
-    missing = None
-    compilers = [os.environ.get("CC", "cc"), "gcc", "clang", "cl"]
-    if not any(map(shutil.which, compilers)):
+    missing, on_cuda = None, device.type == "cuda"
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         missing = "a C compiler"
-    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
+    elif on_cuda and importlib.util.find_spec("triton") is None:
         missing = "the package triton"
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+    elif on_cuda and torch.cuda.get_device_capability(device) < (7, 0):
         missing = "a GPU of compute capability 7.0 or more"
     if missing and os.environ.get("RANK", "0") == "0":
         print(f"note: torch.compile needs {missing}: continuing without it", file=sys.stderr)
@@ -109,16 +103,14 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
 def peak_flops_of(device: torch.device, override: float | None) -> float | None:
     """Dense FLOP/s of the device, or None if unknown. override: TFLOP/s."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = next((peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)
-    if "Laptop" in name:  # slower than the desktop card of that name, by how much depends on the maker
-        known = None
-    tflops = override or known
-    return tflops and tflops * 1e12
+    known = [peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)]
+    if known and "Laptop" not in name:  # laptop GPUs are slower than the desktop ones they are named after
+        override = override or known[0]
+    return override and override * 1e12
 
 
 def memory_used(device: torch.device) -> float | None:
-    """MiB: on CUDA the peak of tensors, elsewhere this process's resident memory (on macOS its peak); None if
-    unknown."""
+    """MiB: on CUDA the peak of tensors, elsewhere this process's resident memory (on macOS its peak), or None."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError):  # Linux

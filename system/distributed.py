@@ -47,14 +47,12 @@ class Ranks:
             backend = "nccl" if device.type == "cuda" else "gloo"
         if backend == "nccl" and device.type != "cuda":
             raise ValueError(f"backend=nccl needs CUDA, but device is {device.type}: use --backend=gloo")
-        elastic = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        dist.init_process_group(
-            f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else backend,
-            store=fresh_store(self.rank, self.world_size) if elastic else None,
-            rank=self.rank,
-            world_size=self.world_size,
-            device_id=device if device.type == "cuda" else None,
-        )
+        options = {"rank": self.rank, "world_size": self.world_size}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            options["store"] = fresh_store(self.rank, self.world_size)
+        if device.type == "cuda":
+            backend, options["device_id"] = f"cpu:gloo,cuda:{backend}", device
+        dist.init_process_group(backend, **options)
 
     def stop(self) -> None:
         if dist.is_initialized():
@@ -110,11 +108,10 @@ class Ranks:
         raise (failure or ValueError(f"rank {failed[0]}: {message}")) if self.is_main else ReportedByRankZero(message)
 
     def shard(self, model: GPT, device: torch.device, dtype: torch.dtype) -> GPT:
-        """A copy of the model in float32 shards on `device`: one FSDP group for each block, one for the rest.
+        """A copy of the model in float32 shards on `device`, one FSDP group for each block and one for the rest.
 
-        `model` is only read. On rank 0 it has the weights, elsewhere it may be on the meta device; if rank 0's is
-        there too, the shards stay uninitialized. Tensors are sent whole, one at a time. For computing, a group is
-        gathered in `dtype`; gradients are summed in float32.
+        Rank 0's `model` has the weights, which are sent one whole tensor at a time; others may be on the meta device.
+        If rank 0's is too, the shards stay uninitialized. Groups are gathered in `dtype`, gradients summed in float32.
         """
         from torch.distributed.device_mesh import init_device_mesh  # here: importing FSDP takes a second
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -124,17 +121,13 @@ class Ranks:
         weights = dict(model.named_parameters())
         with torch.device("meta"):
             sharded = GPT(model.config)
-        mesh = init_device_mesh(device.type, (self.world_size,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=None if dtype == torch.float32 else dtype,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # activations are cast already, and RoPE's tables must not be
-        )
-        for block in sharded.transformer.h:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        # the root group (embeddings, last norm, head) stays gathered from forward to backward, so that the loss may
-        # use the head's weight without calling the head
-        fully_shard(sharded, mesh=mesh, mp_policy=policy)
+        mesh, param_dtype = init_device_mesh(device.type, (self.world_size,)), None if dtype == torch.float32 else dtype
+        # no casting of inputs: activations have their type already, and RoPE's tables must keep theirs
+        policy = MixedPrecisionPolicy(param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        # the root's group (embeddings, last norm, head) comes last. It stays gathered from forward to backward, so that
+        # the loss may use the head's weight without calling the head
+        for module in (*sharded.transformer.h, sharded):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
         sharded.allocate(device)
         if self.sum([not any(p.is_meta for p in weights.values())])[0]:
             for name, shard in sharded.named_parameters():
@@ -174,9 +167,9 @@ def is_loss_of_peer(error: RuntimeError) -> bool:
 def fresh_store(rank: int, world_size: int) -> dist.Store:
     """torchrun's store under a prefix that no earlier attempt of this job has used, the same on all ranks.
 
-    After a failure torchrun restarts all processes with the same store, which still holds the dead ones' addresses,
-    and each host counts restarts on its own (issues 135712 and 167288 of PyTorch). So rank 0 draws a prefix and tells
-    it to each rank that asks, under a token of that rank's own, until all have confirmed it.
+    After a failure torchrun restarts all processes with the same store, which still has the dead ones' addresses, and
+    each host counts restarts on its own (issues 135712 and 167288 of PyTorch). So rank 0 draws a prefix and sends it to
+    each rank that asks, under that rank's own token, until all have confirmed it.
     """
     timeout = timedelta(minutes=JOIN_MINUTES)
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timeout)
