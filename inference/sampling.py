@@ -51,10 +51,7 @@ def uniforms(generator: Generators, batch_size: int, device: torch.device) -> It
 
 
 def sample_next(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    uniform: torch.Tensor | None = None,
-    seen: torch.Tensor | None = None,
+    logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None = None, seen: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Picks one id a row from logits (B, V) float32; returns (B,) int64.
 
