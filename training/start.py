@@ -139,10 +139,10 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
         saved, wanted = getattr(model.config, key), getattr(config, key)
         if key in explicit and reshapes(model.config, key, wanted):
             if key != "block_size" or wanted > saved:
-                only = f"use --block_size={saved} or less" if key == "block_size" else f"leave {key} out"
+                crop = f"and can only be cropped: use --block_size={saved} or less"
                 raise ValueError(
-                    f"{key}={wanted} was requested, but the model in {config.init_from} has {saved}: {only}, or train "
-                    "from scratch in another out_dir"
+                    f"{key}={wanted} was requested, but the model in {config.init_from} has {saved} "
+                    f"{crop if key == 'block_size' else f'already: leave {key} out'}, or train from scratch"
                 )
             model.crop_block_size(wanted)
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
