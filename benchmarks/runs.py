@@ -29,7 +29,7 @@ exit_on_error(main)"""
 
 
 def settings_of(options: list[str]) -> tuple[SimpleNamespace, set[str]]:
-    """All settings of train.py with these options, and the names of those set explicitly. Read by a child process, so that
+    """All settings of train.py with these options, and the names of those set explicitly. A child process reads them:
     no benchmark imports a command. Raises ValueError where train.py would."""
     output = run_python("train.py", ["-c", READ_SETTINGS, str(ROOT), *options])
     settings, explicit = json.loads(output.splitlines()[-1])
