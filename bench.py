@@ -2,8 +2,8 @@
 
     python bench.py NAME [options]        # python bench.py NAME --help: what it measures, and its options
 
-Every benchmark prints a Markdown table; --json adds the same figures as one line of JSON. Run one at a time, on an
-otherwise idle machine.
+Every benchmark prints a Markdown table; --json adds the figures as one line of JSON. Run one at a time, on an otherwise
+idle machine.
 """
 
 import importlib
@@ -17,12 +17,12 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "generate": ("generation", "generation_speed"),
     "gpu": ("gpu", "gpu_tables"),
     "lines": ("suggestions", "line_accuracy"),
-    "loss": ("vocabulary_loss", "loss_cost"),
+    "loss": ("steps", "loss_cost"),
     "prepare": ("preparing", "preparation_speed"),
     "profile": ("steps", "step_profile"),
     "save": ("saving", "save_stall"),
     "time_to_loss": ("recipes", "time_to_loss"),
-    "tokenizers": ("tokenizer_choice", "compare_tokenizers"),
+    "tokenizers": ("recipes", "compare_tokenizers"),
     "train": ("steps", "step_time"),
 }
 

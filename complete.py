@@ -6,10 +6,10 @@
     python complete.py --out_dir=out-pycode --jsonl                  {"prompt": "..."} -> {"completion": "..."}
 
 In the editor, Tab accepts the suggestion, Ctrl-Right or Alt-F one word of it, and Backspace dismisses it. Enter starts
-a line with the indentation the model predicts, or else that of the line before. Ctrl-Z undoes. Esc or Ctrl-D leaves,
-and the text is saved to --file or printed. Ctrl-C leaves the file alone: the text goes to FILE.unsaved (or the next
-free name, FILE.unsaved.1), as it does when the terminal is closed or another program has changed the file. Without
---file a closed terminal leaves it in text.unsaved.
+a line with the indentation the model predicts, else that of the previous line. Ctrl-Z undoes. Esc or Ctrl-D leaves, and
+the text is saved to --file or printed. Ctrl-C leaves without changing the file: the text goes to FILE.unsaved (or the
+next free name, FILE.unsaved.1), as it does if the terminal is closed or another program has changed the file. Without
+--file, a closed terminal leaves it in text.unsaved.
 
 A --jsonl request may also have "suffix" (the text after the cursor), "max_bytes", "max_tokens", "min_confidence" and
 "id", which is returned. The answer has "completion" and "confidence", or "error".
@@ -24,11 +24,13 @@ from typing import Literal
 
 import torch
 
-from completion.completer import MAX_BYTES, MIN_CONFIDENCE, apart, load_completer, whole_suggestion
-from completion.requests import answer_request
+from completion.completer import MAX_BYTES, MIN_CONFIDENCE, Completer, apart, load_completer, whole_suggestion
 from completion.textfile import TextFile
 from configurator import configure, exit_on_error
 from system.device import DTypeName
+
+REQUEST_TYPES = {"prompt": str, "suffix": str, "max_bytes": int, "max_tokens": int, "min_confidence": (int, float)}
+TYPE_NAMES = {str: "text", int: "a whole number", (int, float): "a number"}
 
 
 @dataclass
@@ -41,10 +43,10 @@ class CompleteConfig:
     stdin: bool = False  # print the completion of the text on standard input
     jsonl: bool = False  # answer requests from standard input on standard output, one JSON object per line
     # Editor
-    file: str | None = None  # file to edit, which need not exist; None = print the text at the end
-    language: str = "auto"  # to highlight, by Pygments' name; auto = by the file's name, else the dataset's
+    file: str | None = None  # file to edit, which need not exist yet; None = print the text at the end
+    language: str = "auto"  # for highlighting, by Pygments' name; auto = by the file's name, else the dataset's
     # Suggestions
-    max_bytes: int = MAX_BYTES  # longest suggestion, bytes of UTF-8
+    max_bytes: int = MAX_BYTES  # longest suggestion, in bytes of UTF-8
     min_confidence: float = MIN_CONFIDENCE  # lowest probability that the whole suggestion is right
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
@@ -61,9 +63,8 @@ def main(argv: list[str]) -> int:
         check_terminal(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    completer, dataset = apart(
-        load_completer, config.init_from, config.out_dir, config.device, config.dtype, config.quantize
-    )
+    source = config.init_from, config.out_dir, config.device
+    completer, dataset = apart(load_completer, *source, config.dtype, config.quantize)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
         from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
@@ -96,7 +97,7 @@ def joined(argv: list[str], *keys: str) -> list[str]:
 def validate(config: CompleteConfig) -> None:
     modes = [f"--{key}" for key in ("prompt", "stdin", "jsonl", "file") if getattr(config, key) not in (None, False)]
     if len(modes) > 1:
-        raise ValueError(f"{' and '.join(modes)} exclude each other: use one of them")
+        raise ValueError(f"{' and '.join(modes)} cannot be combined: use one of them")
     if not 0 <= config.min_confidence <= 1:
         raise ValueError(f"min_confidence={config.min_confidence} must be a probability from 0 to 1")
     for key in ("max_bytes", "threads"):
@@ -106,7 +107,7 @@ def validate(config: CompleteConfig) -> None:
 
 
 def check_terminal(config: CompleteConfig) -> None:
-    """Raises ValueError where the editor could not run, before the model is loaded."""
+    """Raises ValueError if the editor cannot run, before the model is loaded."""
     instead = "or use --prompt, --stdin or --jsonl"
     for package in ("prompt_toolkit", "pygments"):
         if find_spec(package) is None:
@@ -115,6 +116,39 @@ def check_terminal(config: CompleteConfig) -> None:
         raise ValueError(f"the editor needs a terminal on standard input and output: run it in one, {instead}")
     if config.file is not None:
         TextFile(Path(config.file))
+
+
+def answer_request(completer: Completer, line: bytes, **defaults) -> dict:
+    """{"completion", "confidence"} or {"error"}, with the request's "id" if it has one. The request may override
+    `defaults`, options of Completer.suggest."""
+    request = None
+    try:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            begin = line.strip()[:40].decode("utf-8", "replace")
+            raise ValueError(f'the line is not JSON ({error}), expected {{"prompt": "..."}}, found: {begin}') from error
+        check_request(request)
+        options = defaults | {key: value for key, value in request.items() if key not in ("prompt", "id")}
+        found = whole_suggestion(completer, request["prompt"], **options)
+        answer = {"completion": found.text, "confidence": round(found.confidence, 4)}
+    except Exception as error:  # the next request may still succeed
+        answer = {"error": " ".join(str(error).split()) or type(error).__name__}
+    return ({"id": request["id"]} if isinstance(request, dict) and "id" in request else {}) | answer
+
+
+def check_request(request) -> None:
+    if not isinstance(request, dict) or "prompt" not in request:
+        raise ValueError('expected a JSON object with a "prompt"')
+    for key, value in request.items():
+        if key not in REQUEST_TYPES and key != "id":
+            raise ValueError(f"unknown key {key!r}, known: {', '.join(REQUEST_TYPES)}, id")
+        if key in REQUEST_TYPES and (not isinstance(value, REQUEST_TYPES[key]) or isinstance(value, bool)):
+            raise ValueError(f"{key} is {value!r}, expected {TYPE_NAMES[REQUEST_TYPES[key]]}")
+        if key.startswith("max_") and value < 1:
+            raise ValueError(f"{key} is {value}, expected at least 1")
+        if key == "min_confidence" and not 0 <= value <= 1:
+            raise ValueError(f"{key} is {value}, expected a probability from 0 to 1")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """The exact loss of a whole text, and two multiple-choice tasks, for a checkpoint, a folder or GPT-2.
 
-    python eval.py --out_dir=out-x                              # the validation split that it was trained with
-    python eval.py --out_dir=out-x --stride=64 --baselines      # more context for every token; gzip, xz, ... beside it
-    python eval.py --out_dir=out-x --input=novel.txt            # any UTF-8 text, by the checkpoint's tokenizer
-    torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, sooner
+    python eval.py --out_dir=out-x                              # the validation split of its dataset
+    python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
+    python eval.py --out_dir=out-x --input=novel.txt            # any UTF-8 text, with the checkpoint's tokenizer
+    torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
     python eval.py --init_from=gpt2 --input=wiki.test.raw --join_rows --definition=huggingface --stride=512
     python eval.py --init_from=gpt2 --task=hellaswag --input=hellaswag_val.jsonl
     python eval.py --init_from=gpt2 --task=lambada --input=lambada_test.jsonl
 
-Every token of the text but the first, which has nothing before it, is predicted once. With context T (block_size)
-and stride S, window 0 reads ids 0 to T-1 and predicts ids 1 to T; window k > 0 reads ids kS to kS+T-1 and scores its
-last S predictions, ids (k-1)S+T+1 to kS+T; the last window ends where the text ends. So a token is predicted from at
-least T-S+1 ids, if there are that many before it, and from T at most. S = T, the default, gives disjoint windows.
+Every token of the text except the first is predicted exactly once. With context T (block_size) and stride S, window 0
+reads ids 0 to T-1 and predicts ids 1 to T; window k > 0 reads ids kS to kS+T-1 and scores its last S predictions, ids
+(k-1)S+T+1 to kS+T; the last window ends with the text. So a token's context is at most T ids, and at least T-S+1 where
+the text has that many before it. S = T, the default, gives disjoint windows.
 
---per_document starts afresh at each end-of-text id: the context begins with the one that ended the document before,
-as in training, and the one that ends the document is predicted too. It stands for no text: its bits count, its bytes
-don't exist. The tokens that are scored are the same ones as without --per_document.
+--per_document restarts the context at each end-of-text id: it begins with the id that ended the previous document, as
+in training, and the id that ends the document is predicted too. That id stands for no text, so its bits count but it
+adds no bytes. The tokens scored are the same as without --per_document.
 
-The last line on stdout is one JSON object with everything in the table above it, unrounded.
+The last line of stdout is a JSON object with all the figures of the table above it, unrounded.
 """
 
 import argparse
@@ -45,56 +45,35 @@ from system.distributed import Ranks
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="eval.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False, formatter_class=layout)
     add = parser.add_argument
     add("--init_from", default="resume", help="'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'")
     add("--out_dir", default="out", help="folder of the run (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
-    add(
-        "--input",
-        type=Path,
-        metavar="FILE",
-        help="evaluate this text (in UTF-8, unless the model's tokens are bytes), or this .jsonl of a --task, instead",
-    )
-    add("--task", choices=tuple(tasks.READ), help="what the .jsonl is, in its official format")
-    add("--stride", type=int, help="new tokens a window scores, 1 to block_size (default: block_size)")
+    text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
+    add("--input", type=Path, metavar="FILE", help=text)
+    add("--task", choices=tuple(tasks.READ), help="the task in the .jsonl, in its official format")
+    add("--stride", type=int, help="new tokens scored per window, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
-    add(
-        "--per_document",
-        action="store_true",
-        help="context never crosses an end-of-text id; in a text file the "
-        f"marker {EOT} stands for it (otherwise it is text like any other)",
+    documents = (
+        f"context never crosses an end-of-text id, which {EOT} stands for in a file (otherwise it is plain text)"
     )
-    add(
-        "--definition",
-        choices=("exact", "huggingface"),
-        default="exact",
-        help="huggingface: windows of block_size "
-        "ids, of which the first is never scored, and the mean of the windows' means, as in the numbers that its "
-        "page 'Perplexity of fixed-length models' gives for GPT-2 on WikiText-2",
+    add("--per_document", action="store_true", help=documents)
+    definition = (
+        "huggingface: the mean of the means of windows of block_size ids, the first id of each never scored, as "
+        "for GPT-2 on WikiText-2 on its page 'Perplexity of fixed-length models'"
     )
-    add(
-        "--join_rows",
-        action="store_true",
-        help="join the lines of FILE as that page does the rows of WikiText: "
-        "with two newlines between, blank ones emptied",
-    )
+    add("--definition", choices=("exact", "huggingface"), default="exact", help=definition)
+    rows = "join the lines of FILE as that page does WikiText's rows: with two newlines, blank lines emptied"
+    add("--join_rows", action="store_true", help=rows)
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
-    add(
-        "--batch_size",
-        type=int,
-        help=f"windows a batch (default: those of {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})",
-    )
-    add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best there is)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", *DTYPES),
-        default="float32",
-        help="of the matrix products; the two short ones are faster on a GPU and change the loss by some 0.001",
-    )
+    batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
+    add("--batch_size", type=int, help=batch)
+    add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best available)")
+    precision = "of the matrix products; the 16-bit formats are faster on a GPU and change the loss by about 0.001"
+    add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32", help=precision)
     return parser
 
 
@@ -105,17 +84,14 @@ def main(argv: list[str]) -> None:
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
     source, state = open_trained(args.init_from, args.out_dir)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
-    if args.task:
-        text = open_task(args, state, block_size)
-    else:
-        text = open_text(args, state, block_size, stride)
+    text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
     model = build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
     dtype = pick_dtype(args.dtype, device)
-    make_ready(model, device, "float32", plain=dtype != torch.float32)  # autocast shortens the rest
+    make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
 
-    # only a few sums travel, and from the CPU: gloo will do, whatever the device
+    # gloo on any device: only a few sums are exchanged, from the CPU
     ranks.start("gloo", torch.device("cpu"))
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
@@ -146,35 +122,33 @@ def main(argv: list[str]) -> None:
 
 
 def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_tokens: int) -> dict:
-    """Losses, bits and, with --baselines, what compressors need."""
+    """Losses, bits per byte and character and, with --baselines, the compressors' bits per byte."""
     if args.definition == "huggingface":
         return huggingface_perplexity(nats, text.windows)
     figures = exact_loss(nats, n_tokens)
     if text.tokenizer:
         figures |= bits_per_unit(nats, text.get_ids(), text.tokenizer)
-    if text.name.endswith(AS_BYTES):  # nobody knows its characters
-        figures = {key: figures[key] for key in figures if key not in ("characters", "bits_per_character")}
+    if text.name.endswith(AS_BYTES):  # in an unknown encoding
+        del figures["characters"], figures["bits_per_character"]
     if args.baselines:
         figures["baselines"] = baselines(text.get_ids(), text.tokenizer)
     return figures
 
 
 def validate(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that contradict each other."""
+    """Raises ValueError for options that cannot be combined."""
     if args.input and (args.dataset or args.split):
-        raise ValueError("--input is evaluated instead of a dataset's split: leave --dataset and --split out")
+        raise ValueError("--input replaces the dataset: leave --dataset and --split out")
     if args.task and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
     for name in ("stride", "per_document", "join_rows", "baselines"):
         if args.task and getattr(args, name):
             raise ValueError(f"--{name} is for a text, not for --task={args.task}: leave one out")
     if args.join_rows and not args.input:
-        raise ValueError("--join_rows joins the lines of a text file: give it with --input=FILE")
+        raise ValueError("--join_rows joins the lines of a text file: use it with --input=FILE")
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):
-        raise ValueError(
-            "--definition=huggingface is the perplexity of one text and nothing else: leave "
-            "--task, --per_document and --baselines out"
-        )
+        others = "--task, --per_document and --baselines"
+        raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
     if args.baselines:
@@ -182,39 +156,35 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
-    """(block_size, stride) to evaluate with. ValueError if the model or the text does not allow them."""
+    """(block_size, stride). Raises ValueError if they do not fit the model."""
     block_size = longest if args.block_size is None else args.block_size
     if not 1 <= block_size <= longest:
         raise ValueError(f"block_size={block_size} must be 1 to {longest}, the model's own")
     stride = block_size if args.stride is None else args.stride
     if not 1 <= stride <= block_size:
-        raise ValueError(
-            f"stride={stride} must be 1 to block_size={block_size}: a window can't score more tokens than it reads"
-        )
+        raise ValueError(f"stride={stride} must be 1 to block_size={block_size}, the length of a window")
     return block_size, stride
 
 
 def table(result: dict) -> str:
-    """The figures to be read by people."""
+    """The figures for reading, one per line."""
     r = result
     steps = f", iter {r['iter']:,}" if r["iter"] is not None else ""
     processes = "1 process" if r["processes"] == 1 else f"{r['processes']} processes"
     rows = [("checkpoint", f"{r['checkpoint']}{steps}, {r['parameters'] / 1e6:.2f}M parameters")]
     if r["task"] == "text":
         documents = "" if r["documents"] is None else f" in {r['documents']:,} documents"
-        rows += [("text", f"{r['text']}: {r['tokens']:,} tokens scored{documents}"),
-                 ("windows", f"{r['windows']:,} of block_size {r['block_size']}, stride {r['stride']}, "
-                             f"definition {r['definition']}")]  # fmt: skip
+        rows.append(("text", f"{r['text']}: {r['tokens']:,} tokens scored{documents}"))
+        sizes = f"block_size {r['block_size']}, stride {r['stride']}, definition {r['definition']}"
+        rows.append(("windows", f"{r['windows']:,} of {sizes}"))
     else:
-        rows += [(r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}")]
-    rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {r['seconds']:.1f} s, "
-                          f"{r['tokens_per_second']:,.0f} tokens/s"), ("", "")]  # fmt: skip
-    figures = ("loss perplexity perplexity_weighted bits_per_byte bits_per_character acc acc_norm acc_bytes").split()
-    for key in figures:
+        rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}"))
+    speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
+    rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
+    for key in "loss perplexity perplexity_weighted bits_per_byte bits_per_character acc acc_norm acc_bytes".split():
         if key in r:
-            unit = " nats per token" if key == "loss" else ""
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
-            rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{unit}"))
+            rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))
     rows += [(name, f"{bits:.4f} bits per byte") for name, bits in r.get("baselines", {}).items()]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows) + "\n"
 

@@ -1,4 +1,4 @@
-"""Writes text with a trained model. Needs its checkpoint only: the tokenizer travels inside.
+"""Generates text with a trained model. Needs only its checkpoint, which includes the tokenizer.
 
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3
     python sample.py --out_dir=out-hongloumeng-char --start="黛玉见了宝玉便说" --temperature=0.8 --top_p=0.95
@@ -6,12 +6,11 @@
     python sample.py --prompts=prompts.txt --num_samples=1 --output=texts.jsonl --quantize=int8
     python sample.py --interactive
 
-The texts are computed together and appear in their order, the first one as it is written. `python sample.py --help`
-lists every key.
+Samples are computed in batches and shown in order, the first unfinished one as it grows. --help lists every key.
 
-A text in JSON (--output, --logprobs) is a line {"prompt", "sample", "text", "finish", "num_tokens"}: finish is 'end'
-(the end-of-text id), 'stop' (a stop string) or 'length'. --best_of adds "logprob", the mean of a token, and
---logprobs besides "tokens", a list of {"id", "text", "logprob"}, where text is what the token completes.
+As JSON (--output, --logprobs) a sample is a line {"prompt", "sample", "text", "finish", "num_tokens"}, where finish is
+'end' (the end-of-text id), 'stop' (a stop string) or 'length'. --best_of adds "logprob", the mean per token; --logprobs
+also adds "tokens", a list of {"id", "text", "logprob"}, where text holds the characters that the token completes.
 """
 
 import json
@@ -45,29 +44,29 @@ class SampleConfig:
     init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
     out_dir: str = "out"  # folder of the run
     # Text
-    start: str = "\n"  # the beginning to go on from; FILE:path reads it from a file, - from standard input
-    prompts: str | None = None  # a file of beginnings instead: each line is one, or in a .jsonl file {"prompt": one}
-    num_samples: int = 10  # texts to write for each beginning
-    max_new_tokens: int = 500  # tokens of each
-    stop: str = ""  # a text ends before this string; several are a JSON list: '["\n\n", "def "]'
-    best_of: int = 1  # write so many for each text and keep the one whose tokens are the likeliest on average
-    interactive: bool = False  # type a beginning, read on, type more
-    # Draws
-    temperature: float = 0.8  # 1 = the model's own odds, lower = safer, 0 = always the likeliest token
-    top_k: int | None = 200  # draw from the k likeliest tokens; None or 0 = all
-    top_p: float | None = None  # draw from the fewest tokens that have this probability together; None = all
-    min_p: float | None = None  # draw from tokens of at least this share of the likeliest's probability; None = all
-    repetition_penalty: float = 1.0  # above 1: tokens that are in the text already become less likely
-    seed: int = 1337  # with --dtype=fp32 sample i of a seed is the same text in any batch; shorter formats may differ
+    start: str = "\n"  # the prompt; FILE:path reads it from a file, - from standard input
+    prompts: str | None = None  # a file of prompts instead, one per line; in a .jsonl file as {"prompt": "..."}
+    num_samples: int = 10  # samples for each prompt
+    max_new_tokens: int = 500  # maximum length of a sample, in tokens
+    stop: str = ""  # end a sample before this string; for several, a JSON list: '["\n\n", "def "]'
+    best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
+    interactive: bool = False  # take turns with the model
+    # Sampling
+    temperature: float = 0.8  # 1 = the model's own probabilities, lower = safer, 0 = always the likeliest token
+    top_k: int | None = 200  # keep only the k likeliest tokens; None or 0 = all
+    top_p: float | None = None  # keep the fewest tokens whose probabilities sum to this; None = all
+    min_p: float | None = None  # keep tokens at least this fraction as probable as the likeliest; None = all
+    repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
+    seed: int = 1337  # with --dtype=fp32, sample i of a seed is the same in any batch; lower precision may differ
     # Output
-    output: str | None = None  # write the texts as JSON lines into this file; - = to standard output
-    logprobs: bool = False  # JSON lines that have the log-probability of every token
+    output: str | None = None  # write the samples to this file as JSON lines; - = standard output
+    logprobs: bool = False  # write JSON lines with the log-probability of every token
     # System
-    device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best there is
-    dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor multiplies it, else float32
-    quantize: Literal["none", "int8"] = "none"  # int8 = weights in 8 bits: on a CPU 1.5-2.6 times the speed
-    batch_size: int = 16  # texts that are computed together; lower saves memory
-    compile: bool | Literal["auto"] = "auto"  # torch.compile with CUDA graphs, a minute to start; auto = off
+    device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
+    dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
+    quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU
+    batch_size: int = 16  # samples computed together; lower saves memory
+    compile: bool | Literal["auto"] = "auto"  # torch.compile with CUDA graphs (takes a minute); auto = off
 
 
 def main(argv: list[str]) -> None:
@@ -90,8 +89,8 @@ def main(argv: list[str]) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    if device.type == "cpu":  # static shapes read all block_size slots: 6 to 9 times a plain step at 250 of 1,024
-        print("note: on a CPU --compile would write more slowly, going on without it", file=sys.stderr)
+    if device.type == "cpu":  # static shapes read all block_size slots: 6 to 9 times slower at 250 of 1,024
+        print("note: ignoring --compile, which is slower on a CPU", file=sys.stderr)
         return False
     return pick_compile(True, device)
 
@@ -99,9 +98,8 @@ def can_compile(device: torch.device) -> bool:
 class Beginning:
     """A prompt as text and as ids.
 
-    BPE joins white space with what follows it, so after a prompt that ends in white space the ids of most texts would
-    have gone another way. `healed` is the text of such last tokens, taken back: what is drawn must begin with it, in
-    whatever tokens ("token healing").
+    BPE joins white space with what follows it, so the tokens of white space at the end of a prompt are rarely those of
+    a longer text. They are removed; `healed` is their text, with which the new tokens must begin ("token healing").
     """
 
     def __init__(self, tokenizer, prompt: str):
@@ -110,23 +108,23 @@ class Beginning:
         keep = len(ids)
         if prompt[-1:].isspace():
             for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
-                with suppress(UnicodeDecodeError):  # half characters stay
+                with suppress(UnicodeDecodeError):  # incomplete characters stay
                     self.healed, keep = typed.decode("utf-8"), boundary
         self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
 
 
-class Text:
-    """One text in the making: tokens in, characters out, up to the end of text or a stop string.
+class Continuation:
+    """The text after a prompt as it grows: tokens in, characters out, up to the end of text or a stop string.
 
-    text: the new characters that are certain, without half characters, without what may be the beginning of a
-    stop string. finish: why it ended, or None.
+    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: why it
+    ended, or None.
     """
 
     def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
         self.beginning, self.number, self.stops = beginning, number, stops
         self.tokenizer, self.decoder = tokenizer, IncrementalDecoder(tokenizer)
         self.text, self.held, self.finish = "", "", None
-        self.unseen = len(beginning.healed)  # characters that the prompt had already
+        self.unseen = len(beginning.healed)  # characters of the prompt yet to be redrawn
         self.tokens: list[dict] = []
 
     def push(self, id: int, logprob: float | None) -> None:
@@ -152,34 +150,31 @@ class Text:
 
     @property
     def logprob(self) -> float:
-        """The mean log-probability of its tokens, so that a long text is not the worse for its length."""
+        """The mean over its tokens, so that long texts are not penalised."""
         return sum(token["logprob"] for token in self.tokens) / max(1, len(self.tokens))
 
 
 class Writer:
-    """A model, its tokenizer and the settings of its draws."""
+    """A model, its tokenizer and its sampling settings."""
 
     def __init__(self, config: SampleConfig, model: GPT, tokenizer):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.device = model.transformer.wte.weight.device
-        self.compiled: dict[int, CompiledStep] = {}  # by number of rows
+        self.compiled: dict[int, CompiledStep] = {}  # by batch size
         self.stops = read_stops(config.stop)
         self.sampling = Sampling(
             config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty,
             vocab_size=tokenizer.vocab_size, logprobs=config.logprobs or config.best_of > 1,
         )  # fmt: skip
 
-    def text(self, beginning: Beginning, number: int) -> Text:
-        return Text(self.tokenizer, beginning, number, self.stops)
-
-    def write(self, texts: list[Text]) -> Iterator[None]:
-        """Continues the texts together, and yields whenever they have grown."""
+    def write(self, texts: list[Continuation]) -> Iterator[None]:
+        """Generates the texts together, and yields whenever they have grown."""
         if self.config.compile is True and len(texts) not in self.compiled:
             options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
             self.compiled[len(texts)] = CompiledStep(self.model, len(texts), **options)
         prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
-        every = 1 if self.device.type == "cpu" else 8  # a GPU has to wait while its results are read
+        every = 1 if self.device.type == "cpu" else 8  # reading results stalls a GPU
         pending, limit = [], self.config.max_new_tokens
         compiled = self.compiled.get(len(texts))
         for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), compiled):
@@ -202,8 +197,8 @@ class Writer:
             text.end("length")
         yield
 
-    def heal(self, texts: list[Text]):
-        """For stream(): which ids agree with what was taken back from each text's beginning. None: nothing was."""
+    def heal(self, texts: list[Continuation]):
+        """The `constrain` of stream() that makes the ids drawn begin with the healed texts; None if there are none."""
         rest = [text.beginning.healed.encode() for text in texts]
         if not any(rest):
             return None
@@ -223,12 +218,10 @@ class Writer:
 
 
 class Page:
-    """Shows samples in their order: the first that is unfinished as it grows, or JSON lines of the finished ones.
+    """Shows samples in order: as text, the first unfinished one as it grows, or as JSON lines. A sample is a list of
+    candidates, of which the likeliest is shown."""
 
-    A sample is a list of texts, of which the likeliest counts.
-    """
-
-    def __init__(self, samples: list[list[Text]], config: SampleConfig, lines):
+    def __init__(self, samples: list[list[Continuation]], config: SampleConfig, lines):
         self.samples, self.config, self.lines, self.shown = deque(samples), config, lines, 0
 
     def update(self) -> None:
@@ -248,10 +241,10 @@ class Page:
             self.samples.popleft()
             self.shown = 0
 
-    def record(self, text: Text) -> dict:
+    def record(self, text: Continuation) -> dict:
         config = self.config
-        record = {"prompt": text.beginning.prompt, "sample": text.number // config.best_of, "text": text.text,
-                  "finish": text.finish, "num_tokens": len(text.tokens)}  # fmt: skip
+        record = {"prompt": text.beginning.prompt, "sample": text.number // config.best_of, "text": text.text}
+        record |= {"finish": text.finish, "num_tokens": len(text.tokens)}
         if config.logprobs or config.best_of > 1:
             record["logprob"] = text.logprob
         if config.logprobs:
@@ -261,29 +254,24 @@ class Page:
 
 def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
     config = writer.config
-    samples = [
-        [writer.text(beginning, number * config.best_of + i) for i in range(config.best_of)]
-        for beginning in beginnings
-        for number in range(config.num_samples)
-    ]
-    texts = [text for sample in samples for text in sample]
+    numbers, n = range(config.num_samples * config.best_of), config.best_of
+    texts = [Continuation(writer.tokenizer, start, i, writer.stops) for start in beginnings for i in numbers]
+    samples = [texts[i : i + n] for i in range(0, len(texts), n)]
     try:
         with ExitStack() as stack:
-            lines = None
+            lines = sys.stdout if config.output or config.logprobs else None
             if config.output not in (None, "-"):
                 lines = stack.enter_context(open(config.output, "w", encoding="utf-8", newline="\n"))
-            elif config.output == "-" or config.logprobs:
-                lines = sys.stdout
             is_quiet = lines in (None, sys.stdout) or not sys.stderr.isatty()
             bar = stack.enter_context(tqdm(total=len(texts), unit="text", disable=is_quiet))
             page = Page(samples, config, lines)
-            for start in range(0, len(texts), config.batch_size):
-                batch = texts[start : start + config.batch_size]
-                page.update()  # the prompt, before the model has read it
+            for first in range(0, len(texts), config.batch_size):
+                batch = texts[first : first + config.batch_size]
+                page.update()  # shows the prompt before the model has read it
                 for _ in writer.write(batch):
                     page.update()
                 bar.update(len(batch))
-    except BrokenPipeError:  # standard output's reader went away
+    except BrokenPipeError:  # the reader of standard output is gone
         raise
     except OSError as error:
         where = "standard output" if config.output in (None, "-") else f"--output={config.output}"
@@ -291,14 +279,14 @@ def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
 
 
 def converse(writer: Writer, text: str) -> None:
-    """The user types, the model goes on, in turns, until the end of input."""
+    """The user and the model write in turns, until the end of input."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     with suppress(ImportError):
-        import readline  # noqa: F401  history, and editing by characters instead of bytes; not on Windows
-    print("Type a beginning and press Enter; then more text, or Enter alone to read on. \\n stands for a new line.\n"
-          "Ctrl-C ends the model's turn, /new forgets everything, Ctrl-D (Windows: Ctrl-Z, Enter) leaves.",
-          file=sys.stderr)  # fmt: skip
+        import readline  # noqa: F401  history, and editing by characters rather than bytes; absent on Windows
+    enter = "Type a prompt and press Enter; then more text, or just Enter to let the model continue."
+    print(f"{enter} \\n is a new line.\nCtrl-C ends the model's turn,", end=" ", file=sys.stderr)
+    print("/new starts over, Ctrl-D (Windows: Ctrl-Z, Enter) leaves.", file=sys.stderr)
     write(text)
     turn = 0
     while True:
@@ -313,11 +301,11 @@ def converse(writer: Writer, text: str) -> None:
             text = ""
             continue
         try:
-            answer = writer.text(Beginning(writer.tokenizer, text + line), turn)
-        except ValueError as error:  # a character that the model does not know
+            beginning = Beginning(writer.tokenizer, text + line)
+        except ValueError as error:  # a character the tokenizer lacks
             print(f"error: {error}", file=sys.stderr)
             continue
-        shown, turn = 0, turn + 1
+        answer, shown, turn = Continuation(writer.tokenizer, beginning, turn, writer.stops), 0, turn + 1
         with suppress(KeyboardInterrupt):
             for _ in writer.write([answer]):
                 write(answer.text[shown:])
@@ -332,7 +320,7 @@ def write(text: str) -> None:
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
 
 
@@ -343,21 +331,21 @@ def validate(config: SampleConfig) -> None:
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
     if config.best_of > 1 and config.temperature == 0:
-        raise ValueError(f"best_of={config.best_of} with temperature=0 is the same text every time: use one of them")
+        raise ValueError(f"best_of={config.best_of} with temperature=0 gives the same text every time: use one of them")
     if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
-        raise ValueError("--interactive goes with none of --prompts, --output, --logprobs and --best_of")
+        raise ValueError("--interactive cannot be combined with --prompts, --output, --logprobs or --best_of")
     if config.interactive and config.start == "-":
-        raise ValueError("--interactive reads what you type: give the beginning by --start=TEXT or --start=FILE:PATH")
+        raise ValueError("--interactive reads what you type: give the prompt with --start=TEXT or --start=FILE:PATH")
     if config.output not in (None, "-"):
         path = Path(config.output)
         if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-            raise ValueError(f"--output={path} cannot be written: name a file in a folder that exists and is writable")
-    if not -(2**62) < config.seed < 2**62:  # sample i takes seed + i, of which a generator has 64 bits
+            raise ValueError(f"--output={path} cannot be written: choose a file in a writable folder")
+    if not -(2**62) < config.seed < 2**62:  # sample i uses seed + i, which must fit a generator's 64 bits
         raise ValueError(f"seed={config.seed} must be within ±2^62")
 
 
 def read_stops(stop: str) -> list[str]:
-    """One string, or a JSON list of them; no string stops never."""
+    """One string, or a JSON list of them; an empty one never stops."""
     stops = [stop]
     if stop.startswith("["):
         with suppress(json.JSONDecodeError):  # a stop string may well be "["
@@ -368,12 +356,12 @@ def read_stops(stop: str) -> list[str]:
 
 
 def read_prompts(config: SampleConfig) -> list[str]:
-    """The beginnings that --prompts or --start gives."""
+    """The prompts in --prompts or --start."""
     if config.prompts is None:
         return [read_start(config.start)]
     lines = [line for line in read_file("--prompts=", config.prompts).split("\n") if line.strip()]
     if not lines:
-        raise ValueError(f"--prompts={config.prompts} has no beginning in it: write one a line")
+        raise ValueError(f"--prompts={config.prompts} has no beginning in it: expected one prompt per line")
     if Path(config.prompts).suffix != ".jsonl":
         return lines
     prompts = []
@@ -388,7 +376,7 @@ def read_prompts(config: SampleConfig) -> list[str]:
 
 
 def read_start(start: str) -> str:
-    """The prompt: `start` itself, the text of the file that FILE:path names, or for - that of standard input."""
+    """`start` itself, the text of a file for FILE:path, or that of standard input for -."""
     if start == "-":
         try:
             return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n")  # as open() reads a file
@@ -405,7 +393,7 @@ def read_file(option: str, path: str) -> str:
 
 
 def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
-    """Ids of the prompt. The end-of-text id, for a fresh document, begins it if the prompt is empty or, as in
+    """Ids (n,), beginning with the end-of-text id, which starts a new document, if the prompt is empty or, as in
     nanoGPT, starts with <|endoftext|>."""
     if prompt.startswith(EOT) and tokenizer.eot is not None:
         return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT)))
@@ -413,7 +401,7 @@ def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
     if len(ids):
         return ids
     if tokenizer.eot is None:
-        raise ValueError("--start is empty, and this tokenizer has no end-of-text id to begin with: give some text")
+        raise ValueError("--start is empty, and the tokenizer has no end-of-text id to start from: give some text")
     return np.array([tokenizer.eot])
 
 

@@ -1,1 +1,1 @@
-"""The benchmarks of bench.py, a file for each subject."""
+"""The benchmarks of bench.py, one file per subject."""

@@ -1,10 +1,10 @@
 """Tokens per second, and milliseconds from a prompt to its first token, of GPT-2-shaped models with random weights.
 
-Greedy, on one device. "ours": generation with a cache in each number format; on a CPU the weights are packed (pack.py)
-or int8 (quantize.py), on a GPU also compiled with CUDA graphs. "uncached": our model with plain weights, on the whole
-context for every token (the mean of the first and the last). "transformers": generate() of GPT2LMHeadModel with its
-cache and the same weights. "times ..." compares with the fastest format of that tool; "batch 8", whose rows share one
-prompt, with batch 1 in the same row. * marks our fastest: the best of sample.py's --dtype, --quantize and --compile.
+Greedy, on one device. "ours": cached generation in each number format; on a CPU with packed (pack.py) or int8
+(quantize.py) weights, on a GPU also compiled with CUDA graphs. "uncached": our model with plain weights on the whole
+context for every token (mean of the first and the last). "transformers": cached generate() of GPT2LMHeadModel on the
+same weights. "times ..." is relative to that tool's fastest format; "batch 8", whose rows share a prompt, relative to
+batch 1. * marks our fastest, the best of sample.py's --dtype, --quantize and --compile.
 """
 
 import sys
@@ -13,9 +13,9 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from checkpoints.huggingface import hf_config, hf_tensors
 
 from benchmarks.report import median_seconds, parser, print_table
+from checkpoints.huggingface import hf_config, hf_tensors
 from inference.generate import CompiledStep, stream
 from inference.load import make_ready
 from inference.sampling import Sampling
@@ -61,7 +61,7 @@ def generation_speed(argv: list[str]) -> None:
 
 
 def measure_writer(run: Callable, prompts: torch.Tensor, tokens: int, repeats: int) -> tuple[float, float]:
-    """Tokens per second after the first token, of all rows together, and seconds to the first."""
+    """Tokens per second over all rows after the first token, and seconds to the first."""
     first, whole = (median_seconds(partial(run, prompts, n), repeats) for n in (1, tokens))
     return len(prompts) * (tokens - 1) / (whole - first), first
 
@@ -79,8 +79,8 @@ def table_rows(shape: str, speeds: dict[tuple[str, str], tuple], batch: int) -> 
 
 
 def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callable | None:
-    """run(prompts (B, T), tokens) -> the ids of each step. For "uncached" run(): a forward pass of each length, that of
-    the first token and of the last, since the cost grows evenly in between. None if the tool lacks the format."""
+    """run(prompts (B, T), tokens) -> the ids of each step. For "uncached", run(): one forward pass of each length, the
+    first token's and the last's, as the cost grows linearly in between. None if the tool lacks the format."""
     if tool != "ours" and kind not in ("float32", "bfloat16"):
         return None
     if tool == "transformers":
@@ -90,14 +90,14 @@ def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callabl
     plain = tool == "uncached" or bool(compiled)
     ready = make_ready(deepcopy(model), device, "float32" if kind == "int8" else dtype, quantize, plain)
 
-    steps_of = {}  # compiled ones, by number of rows
+    steps_of = {}  # compiled steps, by batch size
 
     def write(prompts: torch.Tensor, tokens: int) -> list[list[int]]:
         if compiled and len(prompts) not in steps_of:
             steps_of[len(prompts)] = CompiledStep(ready, len(prompts), mode="reduce-overhead")
         pairs = stream(ready, prompts, tokens, Sampling(temperature=0), compiled=steps_of.get(len(prompts)))
         steps = (ids for ids, _ in pairs)
-        # on a CPU a list after every step, as when the text is shown token by token; that would stall a GPU
+        # on a CPU read after every step, as if shown token by token; that would stall a GPU
         return [ids.tolist() for ids in steps] if device.type == "cpu" else torch.stack(list(steps)).tolist()
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ def transformers_writer(model: GPT, dtype: torch.dtype) -> Callable | None:
     try:
         import transformers
     except ImportError:
-        print("note: the package transformers is not installed, so its rows are missing", file=sys.stderr)
+        print("note: transformers is not installed, so its rows are missing", file=sys.stderr)
         return None
     config = transformers.GPT2Config(**hf_config(model.config, "gpt2", None, "float32"))
     theirs = transformers.GPT2LMHeadModel(config).eval()

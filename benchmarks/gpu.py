@@ -1,6 +1,5 @@
-"""Everything worth measuring on a GPU: runs scripts/gpu.sh, which prints one table after another, each below its
-commands. Needs the datasets shakespeare_char, hongloumeng, cppcode and pycode (see the config files), and more than an
-hour for all tables.
+"""Everything worth measuring on a GPU: runs scripts/gpu.sh, which prints each table below its commands. Needs the
+datasets shakespeare_char, hongloumeng, cppcode and pycode (see the config files), and over an hour for all tables.
 """
 
 import os
@@ -24,6 +23,6 @@ def gpu_tables(argv: list[str]) -> int:
     args = made.parse_args(argv)
     bash = shutil.which("bash")
     if bash is None:
-        raise ValueError("scripts/gpu.sh needs bash, which was not found: run its commands one by one")
+        raise ValueError("scripts/gpu.sh needs bash, which is not installed: run its commands one by one")
     environment = {"PYTHON": sys.executable, "PEER": str(args.peer or ""), "JSON": "1" * args.json}
     return subprocess.run([bash, str(SCRIPT), *args.only], env=os.environ | environment, check=False).returncode

@@ -1,6 +1,6 @@
-"""Speed and peak memory of data/text/prepare.py, the whole command, on a folder of text files: real text repeated, with
-a different first line in each file. "library": tiktoken's or tokenizers' own batch encoder on the same files, already
-in memory, with as many threads. Memory is the sum over the command's processes, without pages of files.
+"""Speed and peak memory of the whole command data/text/prepare.py on a folder of text files: real text repeated, with a
+different first line in each file. "library": tiktoken's or tokenizers' own batch encoder on the same files in memory,
+with as many threads. Memory is the sum over the command's processes, without file pages.
 """
 
 import os
@@ -47,7 +47,7 @@ def preparation_speed(argv: list[str]) -> None:
             files = write_files(Path(folder, "text"), text, mb * 10**6)
             size = sum(os.path.getsize(file) for file in files) / 1e6
             if hasattr(os, "sync"):
-                os.sync()  # or the disk would still be busy with these files while the first command writes
+                os.sync()  # else the disk would still be writing these files during the first command
             for name in args.tokenizers:
                 file, words = tokenizer_files.get(name), [f"--tokenizer={name}", f"--workers={args.cores}"]
                 words += [f"--input={files[0].parent}", f"--out_dir={out}", *[f"--tokenizer_file={file}"] * bool(file)]
@@ -68,7 +68,7 @@ def real_text(paths: list[Path] | None) -> str:
 
 
 def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
-    """About n_bytes of text in files of 250,000 characters, all different."""
+    """Writes about n_bytes of text in files of 250,000 characters, all different."""
     folder.mkdir()
     files, step = [], 250_000
     text += text[:step]
@@ -80,7 +80,7 @@ def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
 
 
 def run_and_watch(command: list[str]) -> tuple[float, float | None]:
-    """Seconds a command takes, and the peak resident memory of it and its children, 10^6 bytes; None if unknown."""
+    """Seconds a command takes, and peak resident memory with its children in MB (10^6 bytes), None if unknown."""
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     while process.returncode is None:
@@ -93,7 +93,7 @@ def run_and_watch(command: list[str]) -> tuple[float, float | None]:
 
 
 def resident_memory(pid: int) -> int:
-    """Bytes of a process and its descendants, without pages of files, which the system can drop at any time. 0 if the
+    """Bytes held by a process and its descendants, without file pages, which the system can drop at any time. 0 if the
     process has ended or there is no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
@@ -106,7 +106,7 @@ def resident_memory(pid: int) -> int:
 
 
 def library_rate(name: str, file: Path | None, files: list[Path], n_threads: int) -> float:
-    """10^6 bytes per second of the library's own batch encoder, on the first 200 MB of the files."""
+    """MB/s of the library's own batch encoder on the first 200 MB of the files."""
     tokenizer, n_bytes, seconds = make_tokenizer(name, file=file), 0, 0.0
     for first in range(0, len(files), 32):
         texts = [file.read_bytes().decode() for file in files[first : first + 32]]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the command line, the median of repeated timings, and the table."""
+"""Shared by all benchmarks: the command line, the median of repeated timings, and the table."""
 
 import argparse
 import inspect
@@ -15,18 +15,14 @@ from data.source import Parser
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    made = Parser(
-        prog=f"bench.py {name}",
-        description=inspect.cleandoc(description),
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    layout, text = argparse.RawDescriptionHelpFormatter, inspect.cleandoc(description)
+    made = Parser(prog=f"bench.py {name}", description=text, allow_abbrev=False, formatter_class=layout)
     made.add_argument("--json", action="store_true", help="also print the figures as one line of JSON")
     return made
 
 
 def median_seconds(function: Callable[[], object], repeats: int, warmup: int = 1) -> float:
-    """Median wall-clock time of `repeats` calls, after `warmup` calls that are not counted."""
+    """Median wall-clock time of `repeats` calls, after `warmup` calls that do not count."""
     times = []
     for _ in range(warmup + repeats):
         start = time.perf_counter()
@@ -36,7 +32,7 @@ def median_seconds(function: Callable[[], object], repeats: int, warmup: int = 1
 
 
 def print_table(name: str, rows: list[dict], as_json: bool) -> None:
-    """Prints rows with the same keys as a Markdown table, below the name of the machine."""
+    """Prints rows, all with the same keys, as a Markdown table below the name of the machine."""
     print(f"{name} on {machine()}\n")
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
@@ -52,7 +48,7 @@ def formatted(value) -> str:
 
 
 def machine() -> str:
-    """The GPU if there is one, the CPU, the number of threads PyTorch uses, and its version."""
+    """The GPU, if any, the CPU, PyTorch's number of threads, and its version."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Runs of the project's scripts: their settings, random data for them, the model they train, what they report."""
+"""Runs of the project's scripts: their settings, random data, the model they train, what they report."""
 
 import json
 import os
@@ -29,31 +29,30 @@ exit_on_error(main)"""
 
 
 def settings_of(options: list[str]) -> tuple[SimpleNamespace, set[str]]:
-    """Every setting of train.py with these options, and the names of those set explicitly. A child process reads them,
-    so that no benchmark imports a command. Raises ValueError where train.py would refuse them."""
+    """All settings of train.py with these options, and the names of those set explicitly. A child process reads them:
+    no benchmark imports a command. Raises ValueError where train.py would."""
     output = run_python("train.py", ["-c", READ_SETTINGS, str(ROOT), *options])
     settings, explicit = json.loads(output.splitlines()[-1])
     return SimpleNamespace(**settings), set(explicit)
 
 
 def run_train(options: list[str], kind: str, out_dir: Path | None = None) -> list[dict]:
-    """The "train" or "eval" records (see training/metrics.py) of a run in out_dir, by default a temporary folder."""
+    """The "train" or "eval" records (see training/metrics.py) of a run in out_dir (default: a temporary folder)."""
     with nullcontext(out_dir) if out_dir else tempfile.TemporaryDirectory() as folder:
         run_script("train.py", *options, f"--out_dir={folder}")
         return [record for record in read_metrics(Path(folder, "metrics.jsonl")) if record["kind"] == kind]
 
 
 def run_script(name: str, *words: str, **settings) -> str:
-    """What a script of the project prints to standard output."""
+    """The standard output of a script of the project."""
     return run_python(name, [str(ROOT / name), *words, *as_options(settings)])
 
 
 def run_python(name: str, words: list[str], folder: Path | None = None, **environment: str) -> str:
-    """What `python WORDS...` prints to standard output. If it fails, raises ValueError with its error message, which
-    starts with `name`."""
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=os.environ | environment, capture_output=True, encoding="utf-8"
-    )
+    """The standard output of `python WORDS...`. If it fails, raises ValueError with `name` and its error message."""
+    environment = os.environ | environment
+    words = [sys.executable, *words]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
         message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
@@ -66,7 +65,7 @@ def as_options(settings: dict) -> list[str]:
 
 
 def random_dataset(folder: Path, vocab_size: int, n_tokens: int) -> None:
-    """Writes val.bin, at most 2^23 random ids, and train.bin, the same ids repeated to n_tokens."""
+    """Writes val.bin, at most 2^23 random ids, and train.bin, which repeats them up to n_tokens."""
     ids = np.random.default_rng(0).integers(0, vocab_size, min(n_tokens, 2**23)).astype(id_dtype(vocab_size))
     ids.tofile(folder / "val.bin")
     with open(folder / "train.bin", "wb") as file:
@@ -75,13 +74,13 @@ def random_dataset(folder: Path, vocab_size: int, n_tokens: int) -> None:
 
 
 def model_of(settings: SimpleNamespace) -> GPT:
-    """A fresh model with the shape that train.py would give it."""
+    """A new model with the shape that train.py would give it."""
     shape = {field.name: getattr(settings, field.name) for field in fields(GPTConfig)}
     return GPT(GPTConfig(**shape | {"vocab_size": vocab_size_of(settings)}))
 
 
 def vocab_size_of(settings: SimpleNamespace) -> int:
-    """The model's number of ids; GPT-2's if the dataset has not been prepared."""
+    """The model's vocabulary size; GPT-2's if the dataset has not been prepared."""
     if settings.vocab_size:
         return settings.vocab_size
     try:

@@ -1,7 +1,7 @@
 """How long training waits for a checkpoint: a GPT with AdamW, by default of GPT-2's size.
 
-The stall is the time for which the training loop waits, also given as a share of what a plain save takes. A step is
-timed alone and while a file is being written. The first save in the background also allocates memory for its copy.
+The stall is how long the training loop waits, also as a percentage of a plain save. A step is timed alone and while a
+file is being written. The first save in the background also allocates memory for its copy.
 """
 
 import tempfile
@@ -22,9 +22,9 @@ def save_stall(argv: list[str]) -> None:
     made = parser("save", __doc__)
     for name, default in (("n_layer", 12), ("n_embd", 768), ("vocab_size", 50304), ("block_size", 64)):
         made.add_argument(f"--{name}", type=int, default=default, help=f"of the model (default: {default})")
-    made.add_argument("--saves", type=int, default=3, help="of each kind; medians are shown (default: 3)")
+    made.add_argument("--saves", type=int, default=3, help="saves of each kind, whose median counts (default: 3)")
     made.add_argument("--device", default="auto", help="(default: auto)")
-    made.add_argument("--folder", default=".", help="on the disk to write to (default: the current folder)")
+    made.add_argument("--folder", default=".", help="a folder on the disk to test (default: the current one)")
     args = made.parse_args(argv)
     device = pick_device(args.device)
     shape = GPTConfig(args.block_size, args.vocab_size, args.n_layer, max(1, args.n_embd // 64), args.n_embd)
@@ -32,7 +32,7 @@ def save_stall(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = Path(folder, "last.pt")
         for kind, n in (("plain", args.saves), ("the first in the background", 1), ("in the background", args.saves)):
-            if kind != "in the background":  # these follow the first
+            if kind != "in the background":  # else as the first one's
                 loop.saver = Saver(device, keep=2, background=kind != "plain")
                 alone = median([loop.step()[0] for _ in range(5)][2:])
             seconds, stalls, steps = zip(*[loop.save(path) for _ in range(n)], strict=True)
@@ -54,7 +54,7 @@ class Loop:
         self.saver: Saver | None = None
 
     def step(self) -> tuple[float, float]:
-        """Seconds of a step, and those of them it waited for the saver."""
+        """Seconds of a step, and how many of them it waited for the saver."""
         start = time.perf_counter()
         self.model(self.idx, self.idx, return_logits=False)[1].backward()
         waiting = time.perf_counter()
@@ -67,7 +67,7 @@ class Loop:
         return time.perf_counter() - start, waited
 
     def save(self, path: Path) -> tuple[float, float, list[float]]:
-        """Seconds until the file is on the disk, seconds the loop waited, and the other seconds of each step."""
+        """Seconds until the file is on the disk, seconds the loop waited, and the remaining seconds of each step."""
         start, steps = time.perf_counter(), []
         state = {"model": self.model.state_dict(), "model_args": {}, "optimizer": self.optimizer.state_dict()}
         self.saver.save(state, path)

@@ -1,5 +1,5 @@
-"""eval.py on a model with random weights, by 1, 2, ... processes of one thread each. "seconds" is the scoring: from
-when all processes have loaded the model until the total is known. "whole command" includes the rest.
+"""eval.py on a model with random weights, by 1, 2, ... processes of one thread each. "seconds" is the scoring alone,
+after all processes have loaded the model. "whole command" includes the rest.
 """
 
 import json
@@ -41,8 +41,7 @@ def evaluation_speed(argv: list[str]) -> None:
                 output = run_python("eval.py", [*torchrun, *command], OMP_NUM_THREADS="1")
                 runs.append((json.loads(output.splitlines()[-1]), time.perf_counter() - start))
             result, whole = min(runs, key=lambda run: run[0]["seconds"])
-            seconds, speed = result["seconds"], result["tokens_per_second"]
-            row = {"processes": n, "seconds": seconds, "tokens/s": speed}
-            row["times as fast"] = rows[0]["seconds"] / seconds if rows else 1.0
+            row = {"processes": n, "seconds": result["seconds"], "tokens/s": result["tokens_per_second"]}
+            row["times as fast"] = rows[0]["seconds"] / row["seconds"] if rows else 1.0
             rows.append(row | {"whole command, s": whole, "loss": f"{result['loss']:.9f}"})
     print_table("eval", rows, args.json)

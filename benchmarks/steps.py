@@ -1,8 +1,10 @@
-"""Time and memory of a training step: as a whole, compared with other loops, and by its parts."""
+"""Time and memory of a training step: as a whole, compared with other loops, by part, and of the loss alone."""
 
+import multiprocessing
 import pickle
 import re
 import statistics
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -11,14 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
 from data.dataset import id_dtype
+from model import LinearCrossEntropy
 from system.device import keep_memory, pick_compile, pick_device, pick_dtype
 from training.optim import make_optimizer
 
-WARMUP = 5  # steps of a run that are not counted
+WARMUP = 5  # steps of a run that do not count
 STEPS_ONLY = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": 1, "wandb_log": False}
 NANOGPT = """import atexit, runpy, sys, torch
 if torch.cuda.is_available():
@@ -28,17 +32,17 @@ runpy.run_path("train.py", run_name="__main__")"""
 
 
 def step_time(argv: list[str]) -> None:
-    """Speed and memory of train.py with a config, on random tokens: the median of its steps after the first five.
+    """Speed and memory of train.py with a config, on random tokens: the median over its steps after the first five.
 
     Any other --key=value goes to train.py. --sweep makes a run for each value of one key. --baseline compares each run
-    with a plain loop: the same model and batch, eager float32, all logits at once and PyTorch's default AdamW.
+    with a plain loop: the same model and batch in eager float32, with all logits at once and PyTorch's default AdamW.
     """
     made = parser("train", step_time.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--sweep", default="", help="KEY=VALUE,VALUE,... or dataset_mb=10,10000")
     made.add_argument("--steps", type=int, default=25, help="steps of each run (default: 25)")
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
-    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT: compare with its train.py too")
+    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT, to compare with its train.py too")
     args, options = made.parse_known_args(argv)
     if args.steps <= WARMUP:
         raise ValueError(f"--steps={args.steps}: expected at least {WARMUP + 1}, since the first {WARMUP} do not count")
@@ -76,7 +80,7 @@ def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **s
 
 
 def plain_step(settings: SimpleNamespace, steps: int) -> float:
-    """Median milliseconds of a step of the loop one would write first: see step_time."""
+    """Median milliseconds per step of the plain loop that step_time describes."""
     device = pick_device(settings.device)
     model = model_of(settings).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -95,8 +99,8 @@ def plain_step(settings: SimpleNamespace, steps: int) -> float:
 
 
 def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps: int) -> tuple[float, float | str]:
-    """Median milliseconds of a step of nanoGPT's train.py with the same shape, batch and ids, compiled where ours is,
-    and on a GPU the peak memory of its tensors, 10^6 bytes."""
+    """Median milliseconds per step of nanoGPT's train.py with the same shape, batch and ids, compiled where ours is;
+    on a GPU also the peak memory of its tensors in MB (10^6 bytes), else ""."""
     device = pick_device(settings.device)
     Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size_of(settings)}))
     same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
@@ -112,10 +116,9 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 
 def step_profile(argv: list[str]) -> None:
-    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time).
-
-    Any other --key=value is a setting of train.py. The step is that of train.py on random tokens, without what
-    surrounds it: loading data, logging, communication.
+    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). Any other
+    --key=value is a setting of train.py. The step is train.py's on random tokens, without loading data, logging and
+    communication.
     """
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")
@@ -132,19 +135,19 @@ def step_profile(argv: list[str]) -> None:
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first steps warm up
+            seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first ones warm up
     total = sum(seconds.values())
     rows = [{"part": name, "ms a step": 1000 * s / args.steps, "%": 100 * s / total} for name, s in seconds.items()]
     print_table(f"profile of {Path(args.config).stem}", rows, args.json)
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    with torch.profiler.profile() as profiler:  # apart from the timing, which it would slow down
+    with torch.profiler.profile() as profiler:  # separately from the timing, which it would slow down
         for run in [*parts.values()] * args.steps:
             run()
     print("\n" + profiler.key_averages().table(sort_by=key, row_limit=args.rows, max_name_column_width=50))
 
 
 def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Callable[[], object]]:
-    """The parts of train.py's step on random tokens, in their order."""
+    """The parts of train.py's step on random tokens, in order."""
     model, dtype = model_of(settings).to(device), pick_dtype(settings.dtype, device)
     muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
     optimizer = make_optimizer(model, 1e-4, settings.weight_decay, (settings.beta1, settings.beta2), muon)
@@ -171,3 +174,52 @@ def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Cal
         "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
         "optimizer": update,
     }
+
+
+def loss_cost(argv: list[str]) -> None:
+    """The loss over a vocabulary with its gradients: from all logits at once, by PyTorch's linear_cross_entropy (if it
+    exists) and by model.py's LinearCrossEntropy. Time, and the rise of peak memory in a fresh process.
+    """
+    made = parser("loss", loss_cost.__doc__)
+    made.add_argument("--vocab_size", type=int, nargs="+", default=[4435, 50304], help="(default: 4435 50304)")
+    made.add_argument("--rows", type=int, default=2048, help="tokens per batch (default: 2048)")
+    made.add_argument("--n_embd", type=int, default=384, help="(default: 384)")
+    made.add_argument("--dtype", default="auto", help="of the products (default: auto)")
+    args = made.parse_args(argv)
+    dtype, context = pick_dtype(args.dtype, torch.device("cpu")), multiprocessing.get_context("spawn")
+    kinds = ["all logits", *["linear_cross_entropy"] * hasattr(F, "linear_cross_entropy"), "LinearCrossEntropy"]
+    rows = []
+    for vocab_size in args.vocab_size:
+        for kind in kinds:
+            with context.Pool(1) as pool:
+                ms, megabytes = pool.apply(measure_loss, (kind, args.rows, args.n_embd, vocab_size, dtype))
+            rows.append({"vocabulary": vocab_size, "loss": kind, "ms": ms, "peak MB": megabytes})
+    print_table(f"loss of {args.rows} tokens, {args.n_embd} wide, in {dtype}", rows, args.json)
+
+
+def measure_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Median milliseconds, and MB (10^6 bytes)."""
+    keep_memory()
+    x, weight = (torch.randn(size, width).mul_(0.02).requires_grad_() for size in (n, vocab_size))
+    targets = torch.randint(vocab_size, (n,))
+
+    def loss_and_gradients() -> None:
+        x.grad = weight.grad = None
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32 and kind != "LinearCrossEntropy"):
+            if kind == "LinearCrossEntropy":
+                loss = LinearCrossEntropy.apply(x, weight, targets, 0.0, dtype, True)
+            elif kind == "linear_cross_entropy":
+                loss = F.linear_cross_entropy(x, weight, targets)
+            else:
+                loss = F.cross_entropy(F.linear(x, weight).float(), targets)
+        loss.backward()
+
+    before = peak_memory()
+    return 1000 * median_seconds(loss_and_gradients, repeats=5, warmup=2), peak_memory() - before
+
+
+def peak_memory() -> float:
+    """The peak resident memory of this process, in MB (10^6 bytes)."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

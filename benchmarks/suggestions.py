@@ -22,17 +22,17 @@ CPU = torch.device("cpu")
 
 
 def keystroke_latency(argv: list[str]) -> None:
-    """From a key to what the screen shows, in the editor of complete.py with a pipe for a keyboard.
+    """Time from a key to what the screen shows, in the editor of complete.py, typing through a pipe.
 
-    Types a file's text after its first --context bytes, key by key, each as soon as the suggestion is complete.
-    Without --out_dir the model is the worst case: 10M parameters, bytes, and sure of nonsense. Every suggestion is 32
-    bytes long and the next key never agrees with it; a trained model stops earlier, and is often right.
+    Types a file's text after its first --context bytes, each key as soon as the suggestion is complete. Without
+    --out_dir the model is the worst case: 10M parameters, byte tokens, and sure of nonsense. Every suggestion is 32
+    bytes long and the next key never matches it; a trained model's are shorter and often right.
     """
     made = parser("complete", keystroke_latency.__doc__)
     add = made.add_argument
     add("--out_dir", help="a run's folder (default: the worst case described above)")
     add("--text", default=__file__, help="UTF-8 file to type (default: this benchmark's source)")
-    add("--context", type=int, default=500, help="bytes of it already typed (default: 500)")
+    add("--context", type=int, default=500, help="bytes of it already in the editor (default: 500)")
     add("--keys", type=int, default=300, help="keys to press (default: 300)")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the weights (default: auto)")
     add("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py (default: auto)")
@@ -55,7 +55,7 @@ def keystroke_latency(argv: list[str]) -> None:
 
 
 def sure_model() -> GPT:
-    """6 layers of width 384, random except for the head: one printable ASCII character has all of the probability."""
+    """6 layers of width 384, random except for the head: one printable ASCII character has all the probability."""
     config = GPTConfig(block_size=1024, vocab_size=256, n_layer=6, n_head=6, n_embd=384, tie_weights=False)
     model = GPT(config, torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -78,7 +78,7 @@ def type_into_editor(completer: Completer, text: str, keys: str) -> dict[str, li
     times = {"its echo": [], "the first of the suggestion": [], "the whole suggestion": []}
     output = Vt100_Output(io.StringIO(), lambda: Size(rows=40, columns=120), term="xterm-256color")
     limits = {"max_bytes": MAX_BYTES, "min_confidence": MIN_CONFIDENCE}
-    drawn = queue.Queue()  # time, text before the cursor, and whether each of `times` is on the screen
+    drawn = queue.Queue()  # time, text before the cursor, whether each of `times` is on the screen
 
     def after_render(_) -> None:
         drawn.put((time.perf_counter(), editor.before, (True, bool(editor.ghost), editor.state != "...")))
@@ -86,7 +86,7 @@ def type_into_editor(completer: Completer, text: str, keys: str) -> dict[str, li
     def type_and_leave() -> None:
         before = None
         try:
-            for number, key in enumerate(["", *keys]):  # first wait for the suggestion for the text itself
+            for number, key in enumerate(["", *keys]):  # first wait for the initial text's suggestion
                 start, seen = time.perf_counter(), {}
                 keyboard.send_text("\r" if key == "\n" else key)
                 while "the whole suggestion" not in seen:
@@ -111,12 +111,11 @@ def type_into_editor(completer: Completer, text: str, keys: str) -> dict[str, li
 
 
 def line_accuracy(argv: list[str]) -> None:
-    """How often a model knows how a line continues, at random places inside the lines of the validation split.
+    """How often a model knows how a line continues, at random places inside lines of the validation split.
 
-    The places are characters chosen with --seed, the context is the one the editor would give (whole lines), decoding
-    is greedy. "the next token is right": the first token written (its rest, where the place is inside a token) is what
-    follows. "the rest of the line is right": everything up to the newline is. A suggestion is the one the editor would
-    show.
+    Context (whole lines), greedy decoding and suggestions are the editor's. "the next token is right": the first token
+    (its rest, if the place is inside a token) is what follows. "the rest of the line is right": so is everything up to
+    the newline.
     """
     made = parser("lines", line_accuracy.__doc__)
     add = made.add_argument
@@ -135,7 +134,7 @@ def line_accuracy(argv: list[str]) -> None:
     completer, trained_on = load_completer("resume", args.out_dir, args.device)
     dataset = open_dataset(args.dataset or trained_on)
     places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)
-    found, n_characters = [], 0  # of each place: is the next token right, the rest, a suggestion shown, and right
+    found, n_characters = [], 0  # per place: next token right, rest right, suggestion shown, suggestion right
     for before, rest in tqdm(places, desc="lines", disable=None):
         *_, suggestion = completer.suggest(before, min_confidence=args.min_confidence)
         is_right = bool(suggestion.text) and rest.startswith(suggestion.text)
@@ -154,7 +153,7 @@ def line_accuracy(argv: list[str]) -> None:
 
 
 def choose_places(ids: np.ndarray, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
-    """At most n pairs: a document's text up to a random place inside a line, and the rest of the line, not empty."""
+    """At most n pairs: a document's text up to a random place inside a line, and the non-empty rest of the line."""
     ends = np.flatnonzero(ids == tokenizer.eot) if tokenizer.eot is not None else []
     documents = [tokenizer.decode(part) for part in np.split(ids, ends)]
     spans = [(text, match.span()) for text in documents for match in re.finditer(r"[^\s].*", text)]  # the lines' texts
@@ -169,7 +168,7 @@ def choose_places(ids: np.ndarray, tokenizer, n: int, seed: int) -> list[tuple[s
 
 
 def next_and_rest(completer: Completer, before: str, rest: bytes) -> tuple[bool, bool]:
-    """Whether the first token the model writes is right, and whether everything up to the newline is."""
+    """Whether the model's first token is right, and whether everything up to the newline is."""
     written = b""
     for number, (piece, _) in enumerate(completer.greedy(before)):
         line, newline, _ = piece.partition(b"\n")

@@ -1,4 +1,4 @@
-"""Suggestions from a model for a text that changes a little from one request to the next."""
+"""Suggestions from a model for a text that changes little from one request to the next."""
 
 import codecs
 import re
@@ -16,8 +16,8 @@ from inference.load import find_tokenizer, make_ready, open_trained
 from model import GPT
 from system.device import pick_device
 
-MAX_BYTES = 32  # length of a suggestion
-MIN_CONFIDENCE = 0.2  # probability of a suggestion
+MAX_BYTES = 32  # of a suggestion
+MIN_CONFIDENCE = 0.2  # of a suggestion: its probability
 ENCODE_STEP = 64  # tokens encoded between checks for cancellation
 MAX_CHARS_PER_TOKEN = 32  # on average over a context
 
@@ -44,7 +44,7 @@ class Completer:
         self.cache = KVCache(model.config, 1, device=weight.device, dtype=weight.dtype)
         self.ids: list[int] = []  # what the cache holds
         self.rows: dict[int, torch.Tensor] = {}  # n: probabilities (V,) of the id that follows ids[:n]
-        self.expected: list[int] = []  # the last context with its continuation, probably the next one's beginning
+        self.expected: list[int] = []  # the last context and its continuation, probably how the next one begins
         self.start, self.mark = 0, "\0"  # where the context begins in the text, and the text around that place
         block_size = model.config.block_size
         self.room = block_size - min(MAX_BYTES, block_size // 4)  # tokens of context, leaving some for a suggestion
@@ -67,14 +67,14 @@ class Completer:
         max_tokens: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Suggestion]:
-        """Yields the beginning of the suggestion for the text before the cursor as soon as one is certain, and last
-        the whole suggestion (done=True), whose text is empty if nothing is probable enough.
+        """Yields the beginning of the suggestion for the text before the cursor as soon as it is certain, then all of
+        it (done=True), empty if nothing is probable enough.
 
-        Of the prefixes of the greedy continuation, up to a newline, max_bytes or max_tokens, it is the one with the
-        largest expected gain: length in bytes times probability, if that is at least min_confidence. Longer prefixes
-        are never more probable, so the best one so far begins the final one, and the search ends when even max_bytes
-        at the current probability would gain no more. Raises Cancelled once cancelled() is true, and ValueError for
-        text that the tokenizer cannot encode.
+        It is the prefix of the greedy continuation, up to a newline, max_bytes or max_tokens, with the largest expected
+        gain: bytes times probability, of those at least min_confidence probable. Longer prefixes are never more
+        probable, so the best one so far begins the final one, and the search ends when even max_bytes at the current
+        probability would not gain more. Raises Cancelled once cancelled() is true, and ValueError for text that the
+        tokenizer cannot encode.
         """
         best, best_gain, text, probability = Suggestion(), 0.0, "", 1.0
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
@@ -104,9 +104,9 @@ class Completer:
         yield replace(best, done=True)
 
     def greedy(self, before: str, cancelled=lambda: False) -> Iterator[tuple[bytes, float]]:
-        """Yields the most likely continuation, up to the end of the text or of the model's context, as (bytes of a
-        token, probability). Up to the first newline, tokens that end the line at the same place count as one. The first
-        piece may be the rest of a token whose beginning is typed already."""
+        """Yields the greedy continuation, up to the end-of-text id or the model's context, as (bytes of a token,
+        probability). Up to the first newline, tokens that end the line at the same place count as one. The first piece
+        may be the rest of a partly typed token."""
         ids = self.context(before)
         if not ids:
             return
@@ -126,12 +126,9 @@ class Completer:
 
     def first_token(self, ids: list[int], cancelled: Callable[[], bool]) -> tuple[list[int], int, float, int]:
         """The first token of the continuation: (the ids before it, its id, its probability, how many of its bytes are
-        typed already).
-
-        Token healing (inference/healing.py) without the assumption that the last boundaries are wrong: the ways to
-        continue the text are any token after all ids, and the ids up to a boundary with a longer token after them. The
-        likeliest one is taken, and its probability is its share of their sum.
-        """
+        already typed). A version of token healing (inference/healing.py) that does not assume the last boundaries are
+        wrong: the candidates are any token after all ids, and a longer token after the ids up to a boundary. The
+        likeliest is chosen, with its share of the sum as its probability."""
         n = len(ids)
         ways = {boundary: (typed, longer) for boundary, typed, longer in self.index.boundaries(ids)} | {n: (b"", None)}
         path, total, best = 1.0, 0.0, (-1.0, n, 0, 0)
@@ -148,8 +145,8 @@ class Completer:
         return ids[:boundary], id, p / total if total else 0.0, length
 
     def likeliest(self, row, by_line: bool, allowed: torch.Tensor | None = None) -> tuple[int, float, float]:
-        """Of probabilities (V,): (the likeliest allowed id, its probability, the sum over the allowed ids).
-        by_line: tokens that end the line at the same place count as one, and the id is the likeliest of them."""
+        """From probabilities (V,): (the likeliest allowed id, its probability, the sum over the allowed ids). by_line:
+        tokens that end the line at the same place count as one, whose id is the likeliest of theirs."""
         by_line = by_line and self.line_ends is not None
         events = torch.zeros_like(row).index_add_(0, self.line_ends, row) if by_line else row
         choices = events if allowed is None else events[allowed]
@@ -160,11 +157,9 @@ class Completer:
         return int(id), float(p), float(choices.sum())
 
     def after(self, ids: list[int], cancelled=lambda: False, more: list[int] | None = None) -> torch.Tensor:
-        """Probabilities (V,) of the id that follows `ids`. Only what the cache lacks is encoded.
-
-        more: ids that will probably be appended next. Encoding them in the same pass costs little and yields the
-        probabilities after each of them too (as in speculative decoding).
-        """
+        """Probabilities (V,) of the id that follows `ids`. Encodes only what the cache lacks. more: ids likely to be
+        appended next; encoding them in the same pass costs little and also gives the probabilities after each of them
+        (as in speculative decoding)."""
         n, more = len(ids), more or []
         if n in self.rows and self.ids[:n] == ids:
             return self.rows[n]
@@ -187,11 +182,9 @@ class Completer:
         return self.rows[n]
 
     def context(self, before: str) -> list[int]:
-        """Ids of the last lines before the cursor, as many as there is room for, after the id that begins a text.
-
-        The context keeps its beginning while it fits (and is not short, after a jump upwards). Once too long it is cut
-        to half of the room, so that the cache is not lost again with every line.
-        """
+        """Ids of the last lines before the cursor that fit, after the id that begins a text. The context keeps its
+        beginning while it fits (and is not short, after a jump upwards). Once too long it is cut to half the room, so
+        that the cache is not lost with every new line."""
         low = max(0, self.start - 64)
         same = before.startswith(self.mark, low)  # probably the last request's text with a small change
         ids = self.encode(before, self.start) if same else []
@@ -202,14 +195,14 @@ class Completer:
         return ids[-self.room :]
 
     def encode(self, before: str, start: int) -> list[int]:
-        """Ids of before[start:], after the id that begins every window or, at the start of the text, a document. Of a
-        long text only the end is encoded, which still exceeds the room."""
+        """Ids of before[start:], after the id that begins every window or, at the text's start, a document. Of a long
+        text, encodes only the end, but more than the room."""
         front = self.bos if self.bos is not None else self.tokenizer.eot if start == 0 else None
         text = before[max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room) :]
         return ([] if front is None else [front]) + self.tokenizer.encode(text).tolist()
 
     def line_start(self, before: str, room: int) -> int:
-        """Where the last lines of at most `room` tokens begin; within a line if whole lines would waste much of it."""
+        """Where the last lines of at most `room` tokens begin, or inside a line if whole lines waste much of it."""
         ids = self.encode(before, 0)
         if len(ids) <= room:
             return 0
@@ -219,7 +212,7 @@ class Completer:
 
 
 def next_indentation(white: bytes, pieces: Iterable[tuple[bytes, float]]) -> str:
-    """The indentation of the next line that is not blank; `white` and then `pieces` follow a newline."""
+    """The indentation of the next non-blank line; `white` and then `pieces` follow a newline."""
     for piece, _ in pieces:
         rest = piece.lstrip(b" \t\r\n")
         white += piece[: len(piece) - len(rest)]
@@ -241,20 +234,18 @@ def whole_suggestion(completer: Completer, before: str, suffix: str = "", **opti
 
 
 def load_completer(init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto") -> tuple[Completer, str]:
-    """A completer for a trained model (see open_trained and make_ready), and its dataset's name, "" if unknown."""
+    """A completer for a trained model (see open_trained and make_ready), and its dataset's name ("" if unknown)."""
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
     model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize)
-    bos = 0 if run.get("sampling") == "line" else None  # windows that began with a line had id 0 before it
+    bos = 0 if run.get("sampling") == "line" else None  # such windows begin with id 0
     return Completer(model, tokenizer, bos), str(run.get("dataset", ""))
 
 
 def apart(function: Callable, *args):
-    """function(*args), run in a thread that ends with it, and with it its OpenMP threads.
-
-    OpenMP gives each thread that computes helpers of its own, and once they outnumber the cores they sleep between
-    operations: if the main thread had loaded the model, the editor's suggestions would take twice as long.
-    """
+    """function(*args), run in a thread of its own so that its OpenMP threads end with it. OpenMP gives each computing
+    thread its own helpers, which sleep between operations once they outnumber the cores: if the main thread loaded the
+    model, the editor's suggestions would take twice as long."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args).result()

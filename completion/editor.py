@@ -29,7 +29,7 @@ LEXED_BLOCK = 200  # lines
 
 
 class Worker:
-    """Runs the completer in a thread of its own, for the newest text only, so that typing never waits for it. It calls
+    """Runs the completer in its own thread, for the newest text only, so that typing never waits for it. Calls
     report(before, suggestion or exception) in that thread. Options as in Completer.suggest."""
 
     def __init__(self, completer: Completer, report: Callable[[str, Suggestion | Exception], None], **options):
@@ -50,7 +50,7 @@ class Worker:
                 self.report(before, found)
         except Cancelled:
             pass
-        except Exception as error:  # such as a character that the tokenizer lacks: the editor stays usable
+        except Exception as error:  # e.g. a character the tokenizer lacks: the editor stays usable
             self.report(before, error)
 
     def stop(self) -> None:
@@ -59,11 +59,9 @@ class Worker:
 
 
 class Editor:
-    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions bring new suggestions,
-    deletions and movements do not. After run(), which returns the exit status, `text` holds the text.
-
-    lexer: a Pygments class. options as in Completer.suggest. Other threads may call `found` only.
-    """
+    """A pane of text with the suggestion as grey ghost text after the cursor. Insertions request new suggestions,
+    deletions and movements do not. After run(), which returns the exit status, `text` is the edited text. lexer: a
+    Pygments class. Options as in Completer.suggest. Other threads may only call `found`."""
 
     HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"
 
@@ -107,7 +105,7 @@ class Editor:
         self.ask()
 
     def interrupt(self, number: int, frame) -> None:
-        """Handles a signal. After the editor was left it has no effect: the text is being saved."""
+        """Handles a signal. Has no effect after leaving, while the text is being saved."""
         self.status = 128 + number
         if self.app.loop is not None:
             self.app.loop.call_soon_threadsafe(self.leave, self.status)
@@ -121,7 +119,7 @@ class Editor:
         self.worker.ask(self.before)
 
     def follow(self) -> None:
-        """After any change: typing the ghost text shortens it, anything else removes it."""
+        """After a change: typing the ghost text shortens it, anything else removes it."""
         before, at = self.before, self.ghost_at
         if at is None or before == at:
             return
@@ -138,7 +136,7 @@ class Editor:
     def found(self, before: str, found: Suggestion | Exception) -> None:
         loop = self.app.loop
         if loop is not None:
-            with suppress(RuntimeError):  # the editor was left meanwhile
+            with suppress(RuntimeError):  # the editor has closed meanwhile
                 loop.call_soon_threadsafe(self.show, before, found)
 
     def show(self, before: str, found: Suggestion | Exception) -> None:
@@ -194,8 +192,8 @@ class Ghost(Processor):
 
 
 class Highlighter(Lexer):
-    """A Pygments lexer for prompt_toolkit. Pygments takes 2 seconds for 60,000 lines, too long after every key, so of a
-    long text only the blocks in sight are lexed, each from the class or def that precedes it."""
+    """A Pygments lexer for prompt_toolkit. Pygments takes 2 seconds for 60,000 lines, too long for every key, so in a
+    long text only visible blocks are lexed, each from the class or def before it."""
 
     def __init__(self, lexer: type):
         self.lexer, self.sync = PygmentsLexer(lexer), RegexSync.from_pygments_lexer_cls(lexer)
@@ -235,7 +233,7 @@ def key_bindings(editor: Editor):
 
 
 def edit(completer: Completer, path: Path | None, lexer: type, **options) -> int:
-    """Edits the file, or without a path a new text that is printed at the end. Returns the exit status. Options as in
+    """Edits the file or, without a path, a new text that is printed at the end; returns the exit status. Options as in
     Editor. Raises ValueError as TextFile does."""
     source = TextFile(path)
     editor = Editor(completer, source.text, lexer, **options)

@@ -1,4 +1,4 @@
-"""What protects the user's text: reading and saving it, whatever signals, full disks and other programs do."""
+"""Reading and saving the user's text safely, whatever signals, full disks and other programs do."""
 
 import os
 import shutil
@@ -12,10 +12,8 @@ from pathlib import Path
 
 
 class TextFile:
-    """A file while it is edited, or with path None a new text that is printed at the end.
-
-    text: its content when it was opened, with LF line ends. Raises ValueError if it cannot be edited (see read_source).
-    """
+    """A file being edited or, with path None, a new text that is printed at the end. text: its content when opened,
+    with LF line ends. Raises ValueError if it cannot be edited (see read_source)."""
 
     def __init__(self, path: Path | None):
         self.path = path and path.resolve()
@@ -27,9 +25,9 @@ class TextFile:
 
     def save_text(self, text: str, status: int) -> None:
         """Prints the text, or writes it to the file. If the editor failed (status) or another program has changed the
-        file, the text goes to a new file beside it. Raises ValueError unless it is where the user expects it."""
+        file, the text goes to a new file beside it. Raises ValueError if it is not where the user expects it."""
         closed = [stream for stream in self.terminals if not stream.isatty()]
-        for stream in closed:  # writing to it would fail, if only at exit
+        for stream in closed:  # writing to it would fail, at the latest at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         content = text.replace("\n", self.newline).encode("utf-8", "surrogateescape")  # bytes as they were typed
         path = self.path
@@ -66,15 +64,15 @@ def common_line_end(source: str) -> tuple[str, str]:
 
 
 def read_source(path: Path) -> bytes | None:
-    """The content of a file to edit, None if it does not exist yet. Raises ValueError if it could not be read or
-    written, or is not UTF-8."""
+    """The content of a file to edit, None if it does not exist yet. Raises ValueError if it cannot be read or written,
+    or is not UTF-8."""
     exists = path.exists()
     if exists and not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
         raise ValueError(f"--file={path} is {what}: expected the path of a text file")
     if not path.parent.is_dir():
         raise ValueError(f"--file={path} is in a folder that does not exist: create it, or correct the path")
-    # root may write whatever the mode says, but a file that nobody may write is meant to stay as it is
+    # root can write anything, but a file without write permission is meant to stay as it is
     if exists and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
         raise ValueError(f"--file={path} is read-only: make it writable (chmod u+w), or edit a copy")
     if not os.access(path.parent, os.W_OK):

@@ -1,4 +1,4 @@
-"""Losses and bits from the nats of windows, and what general compressors need for the same text."""
+"""Losses and bits from the nats of windows, and the bits of general compressors for the same text."""
 
 import bz2
 import lzma
@@ -18,32 +18,30 @@ def exact_loss(nats: np.ndarray, n_tokens: int) -> dict:
 
 
 def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
-    """Bits per UTF-8 byte and per character of the text of ids (n,) but the first, which is not predicted.
-
-    A character in several tokens counts where its first byte is.
-    """
+    """Bits per UTF-8 byte and per character of the text of ids (n,), without the first id, which is not predicted. A
+    character split over several tokens counts where its first byte is."""
     known = token_table(tokenizer)
     begins = [sum(byte & 0xC0 != 0x80 for byte in token) for token in known]
     counts = np.zeros(len(known), np.int64)
     for part in parts(ids):
-        counts += np.bincount(part[part < len(known)], minlength=len(known))  # others are padding of the vocabulary
+        counts += np.bincount(part[part < len(known)], minlength=len(known))  # the rest pad the vocabulary
     bits = math.fsum(nats) / math.log(2)
     n_bytes, n_characters = int(counts @ [len(token) for token in known]), int(counts @ begins)
-    return {"bits_per_byte": bits / n_bytes if n_bytes else math.nan,
-            "bits_per_character": bits / n_characters if n_characters else math.nan,
-            "bytes": n_bytes, "characters": n_characters}  # fmt: skip
+    per_byte, per_character = (bits / n if n else math.nan for n in (n_bytes, n_characters))
+    counted = {"bytes": n_bytes, "characters": n_characters}
+    return {"bits_per_byte": per_byte, "bits_per_character": per_character, **counted}
 
 
 def parts(ids: np.ndarray) -> list[np.ndarray]:
-    """ids (n,) but the first, in pieces to be read one at a time."""
+    """ids (n,) without the first, in pieces to be read one at a time."""
     width = 2**20
     return [ids[i : i + width] for i in range(1, len(ids), width)]
 
 
 def huggingface_perplexity(nats: np.ndarray, windows: np.ndarray) -> dict:
-    """As huggingface.co/docs/transformers/perplexity has it: "perplexity" from the plain mean of the windows' means
-    (19.44 and, at stride 512, 16.45 for GPT-2 large on WikiText-2), and "perplexity_weighted" as the page has had it
-    since it says 16.44, each mean weighing as much as its window has new ids, less one."""
+    """As defined by huggingface.co/docs/transformers/perplexity: "perplexity" from the plain mean of the windows' means
+    (19.44 and, at stride 512, 16.45 for GPT-2 large on WikiText-2), and "perplexity_weighted" as in the page's later
+    version (16.44), which weights each mean by its window's number of new ids, less one."""
     means = nats / (windows[:, STOP] - windows[:, FIRST])
     weights = np.diff(windows[:, STOP], prepend=windows[0, START]) - 1
     mean = math.fsum(means) / len(means)
@@ -56,7 +54,7 @@ def exp(x: float) -> float:
 
 
 def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
-    """Bits per byte that general compressors need for the text of ids (n,) but the first."""
+    """Bits per byte of general compressors for the text of ids (n,) without the first."""
     known = token_table(tokenizer)
     compressors = {
         "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),

@@ -1,4 +1,4 @@
-"""The nats of every id that windows score, by one process or many, to float64's accuracy."""
+"""The nats of every scored id, by one process or many, to float64's accuracy."""
 
 from collections.abc import Callable
 
@@ -10,23 +10,18 @@ from evaluation.windows import START, STOP, cut
 from model import GPT, LOGITS_AT_ONCE
 from system.distributed import Ranks
 
-# tokens of a batch, unless --batch_size says how many windows it has: on a CPU more do not fit into its cache
+# default tokens per batch; more would not fit into a CPU's cache
 CPU_BATCH, GPU_BATCH = 4096, 16384
 
 
 def score(
-    model: GPT,
-    get_ids: Callable[[], np.ndarray],
-    windows: np.ndarray,
-    batch_size: int | None,
-    greedy: bool,
-    ranks: Ranks,
+    model: GPT, get_ids: Callable, windows: np.ndarray, batch_size: int | None, greedy: bool, ranks: Ranks
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the ids that each window scores: their nats together, and how many were not the likeliest (0 unless
-    `greedy`). Both (K,) float64, the same on every rank.
+    """For each window, the total nats of its scored ids, and how many were not the likeliest (0 unless `greedy`). Both
+    (K,) float64, the same on every rank. get_ids: as in Text.
 
-    Each rank takes one stretch of the windows, with its share of the ids, and reads no others. Padding comes last
-    in a window, where no causal model sees it, so that a window's nats do not depend on its batch.
+    Each rank takes a contiguous range of windows with an equal share of the ids, and reads no others. Padding is at a
+    window's end, which the positions before it do not see, so a window's nats do not depend on its batch.
     """
     nats, misses, largest = found = np.zeros((3, len(windows)))
     device, vocab_size = next(model.parameters()).device, model.config.vocab_size
@@ -34,7 +29,7 @@ def score(
     length = windows[:, STOP] - windows[:, START]
     before = np.cumsum(length) - length
     begin, end = np.searchsorted(before, length.sum() * np.array([ranks.rank, ranks.rank + 1]) / ranks.world_size)
-    mine = begin + np.argsort(-length[begin:end], kind="stable")  # so there is little padding
+    mine = begin + np.argsort(-length[begin:end], kind="stable")  # by length, for little padding
     with tqdm(total=len(mine), unit=" windows", disable=None if ranks.is_main else True) as bar:
         while len(mine):
             rows, mine = np.split(mine, [batch_size or max(1, batch_tokens // length[mine[0]])])
@@ -45,23 +40,17 @@ def score(
                 loss, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
                 nats[rows], misses[rows] = np.bincount(row, loss, len(rows)), np.bincount(row, miss, len(rows))
             bar.update(len(rows))
-    if ranks.world_size > 1:  # of the ranks' numbers for a window all but one are zero, so the sum is exact
+    if ranks.world_size > 1:  # exact: all ranks but one have zeros for a window
         nats, misses, largest = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
-    if largest.max() >= vocab_size:  # only now, so that no rank waits for one that gave up
-        raise ValueError(
-            f"the text holds id {largest.max():.0f}, but the model's vocab_size is {vocab_size}: prepare "
-            "the dataset again"
-        )
+    if (found := largest.max()) >= vocab_size:  # only now, on all ranks, so that none waits for one that gave up
+        raise ValueError(f"the text holds id {found:.0f}, but the model's vocab_size is {vocab_size}: prepare it again")
     return nats, misses
 
 
 def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Of each target in y (B, T) that is not -1, in order: nats (N,) float64, and whether another id was likelier
-    (N,) bool; all False unless `greedy`, which takes as long again.
-
-    Only the positions of these targets go through the head, a chunk of them at a time. A float32 near 10 is off by
-    up to 5e-7, so the logarithm and the difference are taken in float64.
-    """
+    """For each target in y (B, T) that is not -1, in order: nats (N,) float64, and whether another id was likelier
+    (N,) bool; all False unless `greedy`, which doubles the time. Only these positions go through the head, in chunks.
+    A float32 near 10 is off by up to 5e-7, so the logarithm and the difference are computed in float64."""
     hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
     rows = max(128, (LOGITS_AT_ONCE if x.device.type == "cpu" else 64 * LOGITS_AT_ONCE) // model.config.vocab_size)
     parts = []

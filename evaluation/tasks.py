@@ -1,11 +1,7 @@
-"""HellaSwag and LAMBADA: their questions, how they are put to a model, and how the answers count.
+"""HellaSwag and LAMBADA: their questions, how they are put to a model, and how the answers are scored.
 
-    questions = READ["hellaswag"](path)                               # the official .jsonl
-    ids, windows = lay_out(questions, tokenizer, block_size, path)    # for eval.score
-    figures = COUNT["hellaswag"](questions, nats, misses)
-
-Questions and figures are those of EleutherAI's lm-evaluation-harness, so that numbers compare. A question is a dict:
-"line" of the file, "context", "choices" (texts that may follow it), and for HellaSwag "label", the right choice.
+Questions and figures follow EleutherAI's lm-evaluation-harness, so that the numbers are comparable. A question is a
+dict: its "line" in the file, "context", "choices" (texts that may follow it), and for HellaSwag "label", the right one.
 """
 
 import json
@@ -21,43 +17,39 @@ CONVERT = "convert it first, for example with iconv -f gb18030 -t utf-8 OLD > NE
 
 
 def read_text(path: Path, any_bytes: bool = False) -> str:
-    """ValueError if it cannot be read, is empty, or is no UTF-8; but any_bytes makes lone surrogates of what is not."""
+    """Raises ValueError for a file that is unreadable, empty or, unless any_bytes ("surrogateescape"), not UTF-8."""
     try:
         text = path.read_bytes().decode("utf-8", "surrogateescape" if any_bytes else "strict")
     except OSError as error:
         raise ValueError(f"--input={path} cannot be read: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"--input={path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} "
-            f"({error.reason}); {CONVERT}"
-        ) from error
+        byte = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise ValueError(f"--input={path} is not UTF-8: {byte} ({error.reason}); {CONVERT}") from error
     if not text.strip():
         raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
     return text
 
 
 def read_jsonl(path: Path, fields: dict[str, type | tuple]) -> Iterator[tuple[int, dict]]:
-    """(number, object) of each line that is not blank. ValueError for a line without these fields of these types."""
+    """(number, object) of each non-blank line. Raises ValueError for a line that lacks fields of these types."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}): it is damaged, get the file again") from None
+            raise ValueError(f"{path}, line {number}: not JSON ({error}): download the file again") from None
         for name, kind in fields.items():
             if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-                raise ValueError(
-                    f"{path}, line {number}: {name!r} is missing or of another type, expected an object "
-                    f"with {', '.join(fields)}: is this the task's own .jsonl?"
-                )
+                found = f"{name!r} is missing or of the wrong type, expected an object with {', '.join(fields)}"
+                raise ValueError(f"{path}, line {number}: {found}: is this the task's own .jsonl?")
         yield number, record
 
 
 def read_hellaswag(path: Path) -> list[dict]:
     """hellaswag_val.jsonl of Zellers et al. 2019 (arXiv:1905.07830)."""
 
-    def clean(text: str) -> str:  # WikiHow's articles come with their markup in brackets
+    def clean(text: str) -> str:  # WikiHow's articles contain markup in brackets
         return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
     fields = {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": (int, str)}
@@ -66,8 +58,8 @@ def read_hellaswag(path: Path) -> list[dict]:
         label, endings = str(record["label"]), record["endings"]
         if not label.isdecimal() or int(label) >= len(endings) or not all(isinstance(e, str) for e in endings):
             raise ValueError(
-                f"{path}, line {line}: label {label!r} is not the number of one of {len(endings)} endings "
-                "(those of the test split are secret: use hellaswag_val.jsonl)"
+                f"{path}, line {line}: label {label!r} does not number one of the {len(endings)} endings (the test "
+                "split has no labels: use hellaswag_val.jsonl)"
             )
         context = clean(f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}")
         choices = [f" {clean(ending)}" for ending in endings]
@@ -76,7 +68,7 @@ def read_hellaswag(path: Path) -> list[dict]:
 
 
 def read_lambada(path: Path) -> list[dict]:
-    """OpenAI's lambada_test.jsonl (Paperno et al. 2016, arXiv:1606.06031): the word after the last space is asked."""
+    """OpenAI's lambada_test.jsonl (Paperno et al. 2016, arXiv:1606.06031): predict the word after the last space."""
     questions = []
     for line, record in read_jsonl(path, {"text": str}):
         context, space, word = record["text"].rpartition(" ")
@@ -87,10 +79,8 @@ def read_lambada(path: Path) -> list[dict]:
 
 
 def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """ids (n,): each context with each of its choices, one after the other, and windows (K, 3) that score the choices.
-
-    Of what is too long the beginning is left out. ValueError names the line that cannot be asked.
-    """
+    """ids (n,): each context with each of its choices, truncated on the left to fit, and windows (K, 3) that score the
+    choices. Raises ValueError naming the line of a question that cannot be asked."""
     sequences, windows, stop = [], [], 0
     for question in tqdm(questions, desc="encoding", unit=" questions", disable=None):
         for choice in question["choices"]:
@@ -108,26 +98,22 @@ def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tu
 
 
 def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
-    """Ids of both together, and how many at the end are the choice's: all but as many as the context alone has.
-
-    Spaces at the context's end go to the choice. An empty context is the end-of-text id.
-    """
+    """Ids of both together, and how many of the last ones are the choice's: all beyond the context's own number. Spaces
+    that end the context belong to the choice. An empty context becomes the end-of-text id."""
     ids = tokenizer.encode(context + choice)
     n = len(ids) - len(tokenizer.encode(context.rstrip()))
     if n == len(ids):
         if tokenizer.eot is None:
             raise ValueError(
-                f"nothing stands before {choice[:40]!r}, and this tokenizer has no end-of-text id to begin with"
+                f"no context before {choice[:40]!r}, and the tokenizer has no end-of-text id to start from"
             )
         ids = np.append(tokenizer.eot, ids)
-    return ids, max(1, n)  # 1: where the tokenizer joined all of the choice to the context
+    return ids, max(1, n)  # 1 if the tokenizer merged the whole choice into the context
 
 
 def count_hellaswag(questions: list[dict], nats: np.ndarray, misses: np.ndarray) -> dict:
-    """acc: the likeliest choice is the right one; acc_norm, acc_bytes: by nats per character, per UTF-8 byte.
-
-    The harness's acc_norm counts characters, without the space before them; for English that is nearly the same.
-    """
+    """acc: the likeliest choice is right; acc_norm, acc_bytes: likeliest per character and per UTF-8 byte, without the
+    leading space. acc_norm is the harness's; for English the two are nearly equal."""
     right = np.zeros((3, len(questions)), bool)
     for i, question in enumerate(questions):
         endings = [choice[1:] for choice in question["choices"]]
@@ -141,10 +127,10 @@ def count_hellaswag(questions: list[dict], nats: np.ndarray, misses: np.ndarray)
 
 
 def count_lambada(questions: list[dict], nats: np.ndarray, misses: np.ndarray) -> dict:
-    """acc: every token of the word was the likeliest; perplexity: per word, not per token."""
+    """acc: every token of the word was the likeliest; perplexity: per word."""
     right, loss = misses == 0, math.fsum(nats) / len(questions)
-    return {"acc": right.mean().item(), "acc_stderr": standard_error(right),
-            "perplexity": math.exp(loss) if loss < 700 else math.inf}  # fmt: skip
+    figures = {"acc": right.mean().item(), "acc_stderr": standard_error(right)}
+    return figures | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def standard_error(right: np.ndarray) -> float:

@@ -1,8 +1,4 @@
-"""Keys and values of the positions seen so far, so that each new token costs one position of attention.
-
-    cache = KVCache(model.config, batch_size=1, device=..., dtype=...)
-    logits, _ = model(prompt, cache=cache)      # (B, T): fills T positions
-    logits, _ = model(new_ids, cache=cache)     # (B, 1): one more
+"""Keys and values of the positions so far, so that each new token costs the attention of one position.
 
 The model calls positions, reserve, previous and attend: cached attention is here, the layers are in model.py.
 """
@@ -16,45 +12,41 @@ from model import GPTConfig
 
 
 class KVCache:
-    """Allocated for block_size positions (a CPU's memory is taken as they fill, so a short text costs little of it).
+    """Allocated for block_size positions (a CPU commits the memory only as they fill).
 
-    k, v: (n_layer, B, nkv, block_size, hs). A row's position p is in slot p, so `length` positions of every row are
-    filled: an int, or a (B,) int64 tensor where rows differ. Lowering it forgets the positions behind. With a tensor,
-    shapes do not depend on the length, as CUDA graphs need: all of the first `reach` slots take part in attention, and
-    a mask hides those a row has not filled; such a cache must be made with ragged=True. The first `shared` positions
-    are stored in row 0 alone and belong to every row. ids (B, block_size + 1), only for config.smear: the id of
-    position p in slot p + 1, and -1 before the first.
+    k, v: (n_layer, B, nkv, block_size, hs), with position p in slot p. length: positions filled, an int, or a (B,)
+    int64 tensor where rows differ; lowering it forgets the last ones. With a tensor, shapes do not depend on the
+    length, as CUDA graphs require: the first `reach` slots take part in attention, with a mask over those a row has not
+    filled; such a cache needs ragged=True. The first `shared` positions are stored in row 0 only, for every row. ids
+    (B, block_size + 1), only for config.smear: the id of position p in slot p + 1, and -1 in slot 0.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int, device=None, dtype=None, ragged: bool = False):
         shape = (config.n_layer, batch_size, config.kv_heads, config.block_size, config.head_size)
         if dtype == torch.bfloat16 and torch.device(device or "cpu").type == "cpu":
-            dtype = torch.float32  # one query's attention takes a fifth of the time there (2 cores, 450 positions)
-        allocate = torch.zeros if ragged else torch.empty  # a hidden slot weighs 0, but 0 * nan is nan
+            dtype = torch.float32  # takes a fifth of the time for one query (2 cores, 450 positions)
+        allocate = torch.zeros if ragged else torch.empty  # a masked slot has weight 0, but 0 * nan is nan
         self.k = allocate(shape, device=device, dtype=dtype)
         self.v = allocate(shape, device=device, dtype=dtype)
-        self.ids = None
-        if config.smear:
-            self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device)
+        self.ids = torch.full((batch_size, config.block_size + 1), -1, device=device) if config.smear else None
         self.length: int | torch.Tensor = 0
-        self.reach = config.block_size
-        self.shared = 0
+        self.reach, self.shared = config.block_size, 0
 
     def rows(self, rows: slice) -> "KVCache":
-        """An empty cache of these rows, in the same memory."""
+        """An empty cache of these rows, sharing the memory."""
         part = copy(self)
         part.k, part.v, part.length, part.shared = self.k[:, rows], self.v[:, rows], 0, 0
         part.ids = None if self.ids is None else self.ids[rows]
         return part
 
     def positions(self, T: int) -> slice | torch.Tensor:
-        """Positions of the next T ids: a slice, or (B, T) where rows differ."""
+        """Positions of the next T ids: a slice, or a (B, T) tensor where rows differ."""
         if isinstance(self.length, int):
             return slice(self.length, self.length + T)
         return self.length[:, None] + torch.arange(T, device=self.length.device)
 
     def reserve(self, positions: slice | torch.Tensor) -> None:
-        """Prepares what the layers' attend() has in common at positions(T): new slots, visible ones, the mask."""
+        """Prepares what attend() shares over the layers at these positions: new slots, visible slots, the mask."""
         self.mask = self.slots = None
         if isinstance(positions, slice):
             t, end, S = positions.start, positions.stop, self.shared
@@ -67,11 +59,10 @@ class KVCache:
         else:
             B, device = len(positions), positions.device
             self.new = torch.arange(B, device=device)[:, None], positions  # row (B, 1), slot (B, T)
-            # (B, 1, T, reach)
-            self.mask = (torch.arange(self.reach, device=device) <= positions[:, :, None])[:, None]
+            self.mask = (torch.arange(self.reach, device=device) <= positions[:, :, None])[:, None]  # (B, 1, T, reach)
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores k, v (B, nkv, T, hs) of the reserved positions; returns the keys and values that they attend to."""
+        """Stores k, v (B, nkv, T, hs) at the reserved positions; returns the keys and values to attend to."""
         if torch.is_grad_enabled():  # a cache has no gradients
             k, v = k.detach(), v.detach()
         if self.slots is not None:
@@ -86,8 +77,8 @@ class KVCache:
         return keys.narrow(2, 0, self.reach), values.narrow(2, 0, self.reach)
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Stores k, v (B, nkv, T, hs) of the reserved positions, and returns the attention of q (B, nh, T, hs) over
-        them and all before them, as q."""
+        """Stores k, v (B, nkv, T, hs) at the reserved positions; returns the attention of q (B, nh, T, hs) over them
+        and all earlier ones, shaped like q."""
         B, nh, T, hs = q.shape
         nkv = k.size(1)
         k, v = self.append(layer, k, v)
@@ -98,7 +89,9 @@ class KVCache:
             is_causal, is_gqa = self.mask is None, nkv != nh
             y = F.scaled_dot_product_attention(q, k, v, self.mask, is_causal=is_causal, enable_gqa=is_gqa)
             return y.to(dtype)
-        q = q.reshape(B, nkv, nh // nkv, hs)  # heads that share their keys are queries of one head: nothing to repeat
+        q = q.reshape(
+            B, nkv, nh // nkv, hs
+        )  # heads with the same keys become queries of one head, so no keys are repeated
         if self.shared:
             y = attend_with_prefix(q, k, v, self.prefix[0][layer], self.prefix[1][layer])
         else:
@@ -107,7 +100,7 @@ class KVCache:
         return y if y.dtype == dtype else y.to(dtype)
 
     def previous(self, idx: torch.Tensor) -> torch.Tensor:
-        """Stores idx (B, T) behind `length`; returns the id before each of them, (B, T), -1 before the first."""
+        """Stores idx (B, T) after `length`; returns the id before each of them, (B, T), -1 before the first."""
         if isinstance(self.length, int):
             self.ids.narrow(1, self.length + 1, idx.size(1)).copy_(idx)
             return self.ids.narrow(1, self.length, idx.size(1))
@@ -119,8 +112,8 @@ class KVCache:
 def attend_with_prefix(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, shared_k: torch.Tensor, shared_v: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of one position in each row, q (B, nkv, nh / nkv, hs), over shared_k, shared_v (nkv, S, hs) and then
-    over the row's own k, v (B, nkv, T, hs): as q. What rows share is read once for all, by a product of matrices."""
+    """Attention of one position per row, q (B, nkv, nh / nkv, hs), over shared_k, shared_v (nkv, S, hs) and the row's
+    own k, v (B, nkv, T, hs); shaped like q. A matrix product reads the shared part once for all rows."""
     B, nkv, n, hs = q.shape
     S, T = shared_k.size(1), k.size(2)
     q = q * hs**-0.5

@@ -1,10 +1,9 @@
-"""Generation with a cache: one forward pass a token, of one position in each row.
+"""Generation with a cache: one forward pass per token, of one position in each row.
 
-    ids = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=200)     # as model.generate, faster
-    for ids, _ in stream(model, prompts, 100, Sampling(top_p=0.9)):                # (B,) as soon as they are drawn
+    ids = generate(model, idx, max_new_tokens=100, temperature=0.8, top_k=200)     # as model.generate, but faster
+    for ids, _ in stream(model, prompts, 100, Sampling(top_p=0.9)):                # (B,), each as soon as drawn
 
-prompts is (B, T), or B rows of any lengths. The model must be in eval mode, and on a CPU preferably made ready by
-inference/load.py.
+prompts: (B, T), or B rows of any lengths. The model must be in eval mode, on a CPU preferably after make_ready.
 """
 
 import math
@@ -20,8 +19,7 @@ from model import GPT
 
 Prompts = torch.Tensor | Sequence[torch.Tensor]
 
-# Smallest CPU batch for which a shared prompt's keys are read once: for fewer rows that takes longer.
-SHARING_ROWS = 4
+SHARING_ROWS = 4  # smallest CPU batch for which reading a shared prompt's keys once is faster
 
 
 def generate(
@@ -33,7 +31,7 @@ def generate(
     generator: Generators = None,
     **filters,
 ) -> torch.Tensor:
-    """idx (B, T) and max_new_tokens ids behind it, (B, T + max_new_tokens). `filters`: as in Sampling."""
+    """idx (B, T) with max_new_tokens ids appended, (B, T + max_new_tokens). filters: as in Sampling."""
     sampling, was_training = Sampling(temperature, top_k, **filters), model.training
     model.eval()
     try:
@@ -53,27 +51,25 @@ def stream(
     constrain: Callable[[torch.Tensor | None], torch.Tensor | None] | None = None,
     compiled: "CompiledStep | None" = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Continues the prompts, and yields (ids (B,), their log-probabilities (B,)) for each new position.
+    """Continues the prompts; yields (ids (B,), their log-probabilities (B,)) for each new position as soon as drawn.
 
-    A pair is yielded as soon as it is drawn; the next is computed when it is asked for. All stays on the device: who
-    reads the ids only now and then does not make a GPU wait. A row's ids do not depend on the other rows if it has a
-    generator of its own (`generator`: a list of B; a single one, or None, torch's global one, serves all rows).
+    Both stay on the device, so a caller that reads them rarely does not stall a GPU. With a list of B generators, a
+    row's ids do not depend on the other rows; a single generator, or None for torch's global one, serves all rows.
     Log-probabilities are the model's own, before temperature and filters; None unless sampling.logprobs. `constrain`
-    is called with the ids just drawn, at first with None, and returns which ids may follow: (B, V) bool, or None for
-    any from now on. `compiled`: what compile_decoding returned for this number of rows.
+    gets the ids just drawn (first None) and returns which ids may follow: (B, V) bool, or None for any from now on.
 
-    The model sees at most the last block_size ids; when a row's cache is full its last half is encoded again, so a
-    long text costs one such pass for every block_size / 2 tokens. Raises ValueError if a row is empty.
+    The model sees at most the last block_size ids: when a row's cache is full, its last half is encoded again, once
+    every block_size / 2 tokens. Raises ValueError if a row is empty.
     """
     assert not model.training, "call model.eval() first: dropout would change the text"
     sampling = sampling or Sampling()
     sampling.validate()
     if any(len(row) == 0 for row in prompts):
-        raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
+        raise ValueError("the prompt is empty: expected at least one token, e.g. the end-of-text id")
     decoder, new = Decoder(model, prompts, compiled), None
     B, V, device = len(prompts), sampling.vocab_size or model.config.vocab_size, prompts[0].device
     draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
-    seen = None
+    seen = None  # (B, vocab_size) bool
     if sampling.repetition_penalty != 1:
         seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
         for row, ids in zip(seen, prompts, strict=True):
@@ -92,19 +88,16 @@ def stream(
 
 
 class CompiledStep:
-    """The forward pass of one id in each of `batch_size` rows by torch.compile, with static shapes.
-
-    Its cache is allocated here, once: CUDA graphs find it where it was when they were recorded. So one stream at a
-    time can use it. Options go to torch.compile, e.g. mode="reduce-overhead" for CUDA graphs. Prompts are encoded
-    without: their shapes differ.
-    """
+    """The forward pass of one id in each of `batch_size` rows, by torch.compile with static shapes; prompts, of any
+    shape, are encoded without. Its only cache is allocated here, since CUDA graphs record addresses, so only one stream
+    at a time can use it. Options go to torch.compile, e.g. mode="reduce-overhead" for CUDA graphs."""
 
     def __init__(self, model: GPT, batch_size: int, **options):
         weight = model.transformer.wte.weight
         self.cache = cache = KVCache(model.config, batch_size, weight.device, weight.dtype, ragged=True)
         cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         for tensor in (cache.k, cache.v, cache.length) + (() if cache.ids is None else (cache.ids,)):
-            torch._dynamo.mark_static_address(tensor)  # an input that the graph writes to
+            torch._dynamo.mark_static_address(tensor)  # written to by the graph
         self.forward = torch.compile(lambda idx: model(idx, cache=cache)[0], fullgraph=True, dynamic=False, **options)
 
     def __call__(self, idx: torch.Tensor) -> torch.Tensor:
@@ -113,16 +106,13 @@ class CompiledStep:
 
 
 class Decoder:
-    """Logits of the next id of B rows, step after step: the cache's side of stream().
-
-    The padding of ragged prompts is behind their ends, where causal attention does not see it and new positions
-    overwrite it: every row has the positions and the keys that it would have alone.
-    """
+    """Logits of the next id of B rows, step by step: stream() without the drawing. Ragged prompts are padded on the
+    right, where causal attention does not see it and new positions overwrite it, so rows do not affect each other."""
 
     def __init__(self, model: GPT, prompts: Prompts, compiled: CompiledStep | None = None):
         B, weight = len(prompts), model.transformer.wte.weight
         self.model, self.prompts, self.block_size, self.compiled = model, prompts, model.config.block_size, compiled
-        self.lengths = [0] * B  # of the rows in the cache: what cache.length says, without asking a GPU
+        self.lengths = [0] * B  # of the rows in the cache: cache.length without reading from a GPU
         self.recent = deque(maxlen=max(1, self.block_size // 2))  # the last ids (B,) that followed the prompts
         if compiled:
             self.cache = compiled.cache
@@ -131,16 +121,16 @@ class Decoder:
             self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged=ragged)
 
     def start(self) -> torch.Tensor:
-        """Encodes the prompts; logits (B, V) of the position after each."""
+        """Encodes the prompts; returns the logits (B, V) after each."""
         return self.encode([row[-self.block_size :] for row in self.prompts], slice(None))
 
     def advance(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) of the position after ids (B,), which follow what the rows have so far."""
+        """Appends ids (B,) to the rows; returns the logits (B, V) after them."""
         self.recent.append(ids)
         full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if len(full) < len(self.lengths):
             for row in full:
-                self.cache.length[row] = 0  # what it computes now is lost: it is encoded again below
+                self.cache.length[row] = 0  # its result is discarded: it is encoded again below
             self.lengths = [length % self.block_size + 1 for length in self.lengths]
             if self.compiled:
                 logits = self.compiled(ids[:, None])[:, -1]
@@ -158,7 +148,7 @@ class Decoder:
         return logits
 
     def encode(self, contexts: list[torch.Tensor], rows: slice) -> torch.Tensor:
-        """Fills `rows` of the cache from position 0 on; logits (len(contexts), V) behind each context's end."""
+        """Fills `rows` of the cache from position 0; returns the logits (len(contexts), V) after each context."""
         counts, part = [len(context) for context in contexts], self.cache.rows(rows)
         is_ragged, device = len(set(counts)) > 1, self.cache.k.device
         self.lengths[rows] = counts
@@ -174,7 +164,7 @@ class Decoder:
         return self.model(idx, cache=part, last=last)[0][:, -1]
 
     def encode_once(self, context: torch.Tensor, part: KVCache) -> torch.Tensor:
-        """encode() for the context (T,) that all rows of the cache's part have in common."""
+        """encode() for a context (T,) shared by all rows of `part`."""
         T, B = len(context), part.k.size(1)
         logits = self.model(context[None], cache=part.rows(slice(1)))[0]
         if part.ids is not None:

@@ -1,9 +1,8 @@
 """Token healing (github.com/guidance-ai/guidance): continuing a prompt that may end inside a token.
 
 A tokenizer splits a prompt without knowing what follows. The tokens of "import num" end in " num", but in training
-" numpy" was a single token, so after " num" the model expects anything but "py". Healing looks back over the last
-boundaries between the prompt's tokens: where a longer token begins with all the bytes after a boundary, the text may
-continue from that boundary with that token.
+" numpy" was a single token, so after " num" the model expects anything but "py". Healing looks back over the last few
+token boundaries: where a longer token begins with all the bytes after a boundary, it may replace the tokens there.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,7 +22,7 @@ def prefix_index(tokenizer, device: torch.device | str = "cpu") -> "PrefixIndex"
 
 
 class PrefixIndex:
-    """A vocabulary, as the bytes of each id (see token_table), searched by prefix. Ids are (n,) int64 on `device`."""
+    """A vocabulary (the bytes of each id, see token_table) searched by prefix. Ids are (n,) int64 on `device`."""
 
     def __init__(self, table: list[bytes], device: torch.device | str = "cpu"):
         order = sorted(range(len(table)), key=table.__getitem__)
@@ -31,23 +30,23 @@ class PrefixIndex:
         self.ids = torch.tensor(order, device=device)
 
     def end_of(self, prefix: bytes) -> int:
-        """Where in `sorted` the tokens that begin with `prefix` end."""
+        """The end of the range in `sorted` of tokens that begin with `prefix`."""
         return bisect_right(self.sorted, prefix, key=lambda token: token[: len(prefix)])
 
     def longer(self, prefix: bytes) -> torch.Tensor:
-        """Ids of the tokens that begin with `prefix` and are longer."""
+        """Ids of the longer tokens that begin with `prefix`."""
         return self.ids[bisect_right(self.sorted, prefix) : self.end_of(prefix)]
 
     def compatible(self, text: bytes) -> torch.Tensor:
-        """Ids of the tokens that begin with `text`, or that `text` begins with. If it is empty, all ids."""
+        """Ids of the tokens that begin with `text` or are a prefix of it; all ids if it is empty."""
         ranges = [(bisect_left(self.sorted, text), self.end_of(text))]
         for n in range(1, len(text)):
             ranges.append((bisect_left(self.sorted, text[:n]), bisect_right(self.sorted, text[:n])))
         return torch.cat([self.ids[low:high] for low, high in ranges])
 
     def boundaries(self, ids: Sequence[int]) -> Iterator[tuple[int, bytes, torch.Tensor]]:
-        """Yields (boundary, the bytes of ids[boundary:], longer tokens that begin with them) for those of the last BACK
-        boundaries that have such tokens, the last one first. At least ids[0] stays before the boundary."""
+        """Yields (boundary, the bytes of ids[boundary:], longer tokens that begin with them), from the last boundary
+        back, for each of the last BACK ones that has such tokens. ids[0] always stays before the boundary."""
         typed = b""
         for boundary in range(len(ids) - 1, max(len(ids) - BACK, 1) - 1, -1):
             typed = self.bytes[ids[boundary]] + typed

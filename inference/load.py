@@ -1,10 +1,8 @@
-"""The door to a trained model: what --init_from and --out_dir name, its tokenizer, and a GPT ready to compute.
+"""A trained model ready for use: what --init_from and --out_dir name, its tokenizer, its weights in a fast format.
 
-    source, state = open_trained(init_from="resume", out_dir="out")
-    tokenizer = find_tokenizer(state)
-    model = make_ready(build_model(state, dropout=0.0), device, dtype="auto", quantize="int8")
-
-sample.py, eval.py, complete.py and export.py all start here.
+source, state = open_trained(init_from="resume", out_dir="out")
+tokenizer = find_tokenizer(state)
+model = make_ready(build_model(state, dropout=0.0), device, dtype="auto", quantize="int8")
 """
 
 from pathlib import Path
@@ -24,8 +22,8 @@ from system.device import pick_dtype
 
 
 def open_trained(init_from: str, out_dir: str) -> tuple[str | Path, dict]:
-    """Where the model comes from, and its checkpoint: 'resume' is the one in out_dir; anything else is a checkpoint,
-    a folder or a name of load_pretrained. Raises ValueError if there is none."""
+    """(source, checkpoint): the one in out_dir for 'resume', else a checkpoint, a folder or a name, as in
+    load_pretrained. Raises ValueError if there is none."""
     if init_from == "resume":
         source = find_checkpoint(out_dir)
         return source, load_checkpoint(source)
@@ -33,8 +31,8 @@ def open_trained(init_from: str, out_dir: str) -> tuple[str | Path, dict]:
 
 
 def find_tokenizer(state: dict):
-    """The checkpoint's own tokenizer; for one that nanoGPT wrote, that of its dataset's meta.pkl, else GPT-2's.
-    Raises ValueError if there is none."""
+    """The checkpoint's own tokenizer; for nanoGPT's checkpoints GPT-2's, or that of the dataset's meta.pkl. Raises
+    ValueError if there is none."""
     if state.get("tokenizer"):
         return tokenizer_from_json(state["tokenizer"])
     name, vocab_size = state.get("config", {}).get("dataset"), state["model_args"]["vocab_size"]
@@ -49,11 +47,11 @@ def find_tokenizer(state: dict):
 def make_ready(
     model: GPT, device: torch.device, dtype: str = "auto", quantize: str = "none", plain: bool = False
 ) -> GPT:
-    """The model for inference: on `device`, in eval mode, its weights in the asked format.
+    """The model for inference: on `device`, in eval mode, its weights in this format.
 
-    dtype: a name or 'auto' (see pick_weights_dtype). quantize: 'none', 'int8', or 'auto' (see pick_int8). On a CPU
-    weights that stay in float32 or bfloat16 are packed, and layers are bound. plain=True keeps to what torch.compile
-    and autocast can take: no packed layers, and int8 ones that do not round their inputs.
+    dtype: a name or 'auto' (see pick_weights_dtype). quantize: 'none', 'int8' or 'auto' (see pick_int8). Layers are
+    bound and, on a CPU, float weights packed. plain=True keeps the model fit for torch.compile and autocast: no packed
+    or bound layers, and int8 layers that do not round their inputs.
     """
     is_int8 = pick_int8(quantize, dtype, device)
     model = model.to(device, pick_weights_dtype(dtype, is_int8, device)).eval()
@@ -67,8 +65,8 @@ def make_ready(
 
 
 def pick_weights_dtype(dtype: str, is_int8: bool, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor multiplies it natively, else float32, since reading the weights takes most of
-    the time. Beside int8 layers float32: little is left in it."""
+    """auto: bfloat16 where the processor supports it natively, else float32, since reading the weights takes most of
+    the time; float32 beside int8 layers, which leave little of it."""
     if dtype == "auto" and is_int8 and device.type != "cuda":
         return torch.float32
     picked = pick_dtype(dtype, device)
@@ -76,7 +74,7 @@ def pick_weights_dtype(dtype: str, is_int8: bool, device: torch.device) -> torch
 
 
 def pick_int8(quantize: str, dtype: str, device: torch.device) -> bool:
-    """Whether weights become int8. auto: where that was measured to be fast, unless a dtype is asked for."""
+    """Whether to use int8 weights. auto: where that was measured to be fast, unless a dtype is given."""
     if quantize != "auto":
         return quantize == "int8"
     return dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"

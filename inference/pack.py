@@ -1,30 +1,24 @@
 """Weights laid out as a CPU's matrix products read them: the same numbers, and inference up to twice as fast.
 
-    from inference.pack import pack
-    pack(model)     # in place, for inference, once the model has its number format; otherwise as before
-
-nn.Linear finds its weights in rows; oneDNN reads them in blocks, in an order that it picks for the processor. On the
-AMD processor that this was measured on (RESULTS.md), nn.Linear took twice as long in float32, where PyTorch asks MKL,
-and in bfloat16 3 times (one row of input) to 1.1 times (thousands). Imports torch only.
+nn.Linear stores its weights in rows; oneDNN reads them in blocks, in an order it picks for the processor. On the AMD
+processor of RESULTS.md, nn.Linear took twice as long in float32, where PyTorch calls MKL, and 3 times (one row of
+input) to 1.1 times (thousands) in bfloat16.
 """
 
 import torch
 import torch.nn as nn
 
-# weights from which calling oneDNN takes less time than it saves (one row, 2 cores)
+# number of weights from which oneDNN saves more than its call costs (one row, 2 cores)
 LARGE = {torch.float32: 2**17, torch.bfloat16: 2**14}
-# oneDNN, as torch.compile's frozen graphs call it; its names begin with "_", so a PyTorch without them is possible
+# oneDNN as torch.compile's frozen graphs call it; private names, which a PyTorch version may lack
 LAY_OUT = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 MULTIPLY = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-# of model.py's MLPs, by oneDNN's names
-ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "swiglu": ("swish", "")}
+ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "swiglu": ("swish", "")}  # oneDNN's names
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear for inference: y = x weight^T + bias, x (..., K) of the weight's type. It stays on the CPU.
-
-    activation and variant, of ACTIVATIONS: what follows it in the same pass.
-    """
+    """nn.Linear for inference on the CPU: y = x weight^T + bias, x (..., K) of the weight's type, followed by an
+    activation of ACTIVATIONS, if any, in the same pass."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -33,17 +27,17 @@ class PackedLinear(nn.Module):
         self.activation, self.variant = "none", ""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.view(-1, x.size(-1))  # oneDNN's own way through three dimensions takes longer
+        rows = x.view(-1, x.size(-1))  # oneDNN is slower with three dimensions
         return MULTIPLY.default(rows, self.packed, self.bias, self.activation, [], self.variant).view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()
 def pack(model: nn.Module) -> None:
-    """Replaces the large Linear layers of a GPT in float32 or bfloat16 on a CPU; does nothing where that can't be.
-    A tied head becomes a copy. Neither torch.compile nor autocast nor .to() can take the model afterwards, it can't be
-    copied, pickled or saved, and what counts parameters no longer sees these."""
+    """Replaces the large Linear layers of a GPT in float32 or bfloat16 on a CPU, where oneDNN supports it; the model
+    must have its final dtype. A tied head becomes a copy. The model can no longer be compiled, autocast, moved, copied,
+    pickled or saved, and its count of parameters lacks the packed ones."""
     for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
-        linear = model.get_submodule(name)  # not a list of them, which would keep all plain weights to the end
+        linear = model.get_submodule(name)  # by name: a list of layers would keep all plain weights until the end
         if can_pack(linear.weight) and linear.weight.numel() >= LARGE[linear.weight.dtype]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, PackedLinear(linear))
@@ -51,11 +45,7 @@ def pack(model: nn.Module) -> None:
         linear = mlp.c_gate if mlp.kind == "swiglu" else mlp.c_fc
         if isinstance(linear, PackedLinear) and mlp.kind in ACTIVATIONS:
             linear.activation, linear.variant = ACTIVATIONS[mlp.kind]
-            mlp.activate = unchanged
-
-
-def unchanged(x: torch.Tensor) -> torch.Tensor:
-    return x
+            mlp.activate = nn.Identity().forward
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""How the next id is drawn from the logits: temperature, filters, penalties, and reproducible random numbers."""
+"""Drawing the next id from the logits: temperature, filters, penalties, and reproducible random numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,36 +12,35 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass
 class Sampling:
-    """The filters apply in the order of these fields."""
+    """The filters apply in this order."""
 
     temperature: float = 1.0  # logits are divided by it; 0 = always the likeliest id
     top_k: int | None = None  # keep the k likeliest ids; None or 0 = all
-    top_p: float | None = None  # keep the fewest that reach this probability (arXiv:1904.09751), at least one
-    min_p: float | None = None  # keep those of at least this share of the likeliest's probability (arXiv:2407.01082)
-    repetition_penalty: float = 1.0  # before all: logits of ids in the text so far are / it if > 0, else * it
-    # (Keskar et al. 2019, arXiv:1909.05858, with Hugging Face's sign)
-    vocab_size: int | None = None  # draw only ids below it: the model's own may be padded
+    top_p: float | None = None  # keep the fewest ids whose probabilities sum to this (arXiv:1904.09751)
+    min_p: float | None = None  # keep ids at least this fraction as probable as the likeliest (arXiv:2407.01082)
+    # applied first: divides positive logits of ids in the text so far, and multiplies negative ones, as Hugging Face's
+    repetition_penalty: float = 1.0  # (Keskar et al. 2019, arXiv:1909.05858)
+    vocab_size: int | None = None  # draw only ids below this: the model's vocabulary may be padded
     logprobs: bool = False  # whether stream() yields log-probabilities
 
     def validate(self) -> None:
-        """Raises ValueError for a number out of range."""
+        """Raises ValueError for a value out of range."""
         if not math.isfinite(self.temperature):
             raise ValueError(f"temperature={self.temperature} must be a finite number")
-        highest = {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1}
-        for name, high in highest.items():
+        for name, high in {"temperature": math.inf, "top_k": math.inf, "top_p": 1, "min_p": 1}.items():
             value = getattr(self, name)
             if value is not None and not 0 <= value <= high:
                 limits = "must not be negative" if high == math.inf else "must be from 0 to 1"
                 raise ValueError(f"{name}={value} {limits}")
-        if 0 < self.temperature < 1e-5:  # logits divided by it would leave float32's range
+        if 0 < self.temperature < 1e-5:  # the division would overflow float32
             raise ValueError(f"temperature={self.temperature} must be 0, for the likeliest id, or at least 1e-5")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
 
 
 def uniforms(generator: Generators, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Endless draws from [0, 1), (batch_size,) at a time. A generator's draws depend on nothing else: from one on the
-    CPU they are the same for every device."""
+    """Endless draws from [0, 1), (batch_size,) at a time. They depend on the generator only: one on the CPU gives the
+    same draws for every device."""
     while True:
         if isinstance(generator, Sequence):
             draws = torch.stack([torch.rand(64, generator=g, device=g.device) for g in generator])
@@ -51,16 +50,13 @@ def uniforms(generator: Generators, batch_size: int, device: torch.device) -> It
 
 
 def sample_next(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    uniform: torch.Tensor | None = None,
-    seen: torch.Tensor | None = None,
+    logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor | None = None, seen: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Picks one id a row from logits (B, V) float32; returns (B,) int64.
+    """Picks one id per row from logits (B, V) float32; returns (B,) int64.
 
-    uniform (B,) in [0, 1) makes the choice: the id at which the cumulative probability reaches 1 - uniform of its
-    total, in the order of ids or, with top_k or top_p, of falling probability. Not needed where temperature is 0.
-    seen (B, V) bool: the ids that repetition_penalty applies to.
+    uniform (B,) in [0, 1) decides: the id at which the cumulative probability reaches 1 - uniform of its total, in the
+    order of ids or, with top_k or top_p, of decreasing probability; unused if temperature is 0. seen (B, V) bool: the
+    ids that repetition_penalty applies to.
     """
     if seen is not None:
         penalty = sampling.repetition_penalty
@@ -69,7 +65,7 @@ def sample_next(
         return logits.argmax(dim=-1)
     order, k = None, min(sampling.top_k or logits.size(-1), logits.size(-1))
     if k < logits.size(-1) or sampling.top_p is not None:
-        logits, order = logits.topk(k, dim=-1)  # (B, k), falling
+        logits, order = logits.topk(k, dim=-1)  # (B, k), decreasing
     probs = F.softmax(logits / sampling.temperature, dim=-1)
     if sampling.top_p is not None:
         before = probs.cumsum(dim=-1) - probs  # of the likelier ids
@@ -78,6 +74,6 @@ def sample_next(
     if sampling.min_p is not None:
         probs = probs.masked_fill(probs < sampling.min_p * probs.amax(dim=-1, keepdim=True), 0.0)
     cumulative = probs.cumsum(dim=-1)
-    # the first that reaches a positive share of the total has a positive probability itself
+    # the first to reach a positive share of the total has a positive probability itself
     ids = torch.searchsorted(cumulative, (1 - uniform[:, None]) * cumulative[:, -1:])
     return (ids if order is None else order.gather(1, ids))[:, 0]

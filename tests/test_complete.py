@@ -31,7 +31,6 @@ from completion.completer import (
     without_overlap,
 )
 from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
-from completion.requests import answer_request
 from completion.textfile import TextFile
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from inference.healing import BACK, PrefixIndex
@@ -458,7 +457,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
 def request(completer: Completer, line: str | dict) -> dict:
     line = line if isinstance(line, str) else json.dumps(line)
     defaults = {"max_bytes": MAX_BYTES, "min_confidence": MIN_CONFIDENCE}
-    return answer_request(completer, line.encode("utf-8", "surrogateescape"), **defaults)
+    return complete.answer_request(completer, line.encode("utf-8", "surrogateescape"), **defaults)
 
 
 def test_a_request_of_an_editor_is_answered_by_its_rules(completer):

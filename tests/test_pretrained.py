@@ -272,7 +272,9 @@ def test_what_the_cache_has_is_taken_without_the_network(folder, monkeypatch):
 
 def test_a_blocked_hub_is_tried_once(monkeypatch):
     tries = fake_hub(monkeypatch)
-    with pytest.raises(ValueError, match=r"cannot get config.json and model.safetensors of openai-community/gpt2 \(timed out\)"):
+    with pytest.raises(
+        ValueError, match=r"cannot get config.json and model.safetensors of openai-community/gpt2 \(timed out\)"
+    ):
         load_pretrained("gpt2")
     assert len(tries) == 1
 

@@ -1,4 +1,4 @@
-"""This rank's micro-batches in their order, each loaded by a thread while the one before it is computed."""
+"""This rank's micro-batches in order, each loaded by a thread during the computation on the previous one."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,11 @@ from system.distributed import Ranks
 
 
 class Batches:
-    """`waited`: seconds that next() waited for data so far. Rank r of W takes its slice of each global batch, so the
-    order of the data is the same for any number of processes, and a resume needs only the step."""
+    """Each rank takes its slice of every global batch, so the order of the data is the same for any number of
+    processes, and a resume needs only the step. shift: samples seen beyond those of iter_num steps of the current
+    size. waited: seconds next() has waited for data."""
 
     def __init__(self, config, dataset: Dataset, ranks: Ranks, device: torch.device, iter_num: int, shift: int):
-        """shift: samples that earlier steps saw beyond those of iter_num steps of the present size."""
         self.config, self.dataset, self.ranks, self.device, self.shift = config, dataset, ranks, device, shift
         self.number = iter_num * (config.gradient_accumulation_steps // ranks.world_size)
         self.waited = 0.0
@@ -23,7 +23,7 @@ class Batches:
         self.coming = self.thread.submit(self.load, self.number)
 
     def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What next() will return: x, y, both int64 (batch_size, block_size), and how many targets y has."""
+        """What next() will return: x, y, both int64 (batch_size, block_size), and the number of targets in y."""
         return self.coming.result()
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -1,4 +1,4 @@
-"""Settings of train.py that cannot work, and what a resumed run may change. `config` is train.py's TrainConfig."""
+"""Which settings of train.py are valid, and which a resumed run may change. `config` is train.py's TrainConfig."""
 
 import math
 from dataclasses import fields, replace
@@ -9,47 +9,41 @@ from model import GPTConfig
 from system.distributed import Ranks
 
 MODEL_KEYS = [field.name for field in fields(GPTConfig)]
-# settings of a machine or a command, which a resumed run does not inherit
-MACHINE_KEYS = (
-    "device", "compile", "backend", "init_from", "allow_changed", "out_dir", "eval_only", "print_params", "peak_tflops"
-)  # fmt: skip
-DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # what a step sees, with the dataset
-OTHER_TEXT = (
-    "ids stand for other text; use the dataset the model was trained on, or prepare one with the same tokenizer"
-)
+# of the machine or the command: a resumed run does not inherit these
+MACHINE_KEYS = "device compile backend init_from allow_changed out_dir eval_only print_params peak_tflops".split()
+DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # with the dataset, what a step sees
+OTHER_TEXT = "ids stand for other text; use the dataset the model was trained on, or one with the same tokenizer"
 
 
 def validate(config, ranks: Ranks) -> None:
     """Raises ValueError with every setting that cannot work, in one line."""
+    counts = "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"
     not_negative = "max_iters warmup_iters save_interval weight_decay grad_clip min_lr"
     positive = "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters"
-    limits = {
-        "must be at least 1": (
-            "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints",
-            lambda value: value >= 1,
-        ),
-        "must be finite and not negative": (not_negative, lambda value: 0 <= value < math.inf),
-        "must be positive and finite": (positive, lambda value: 0 < value < math.inf),
-        "must be above 0 and at most 1: a part of the run": ("cooldown", lambda value: 0 < value <= 1),
-        "must be at least 0 and below 1": ("beta1 beta2", lambda value: 0 <= value < 1),
-    }
+    limits = [
+        (counts, "must be at least 1", lambda value: value >= 1),
+        (not_negative, "must be finite and not negative", lambda value: 0 <= value < math.inf),
+        (positive, "must be positive and finite", lambda value: 0 < value < math.inf),
+        ("cooldown", "must be above 0 and at most 1: a fraction of the run", lambda value: 0 < value <= 1),
+        ("beta1 beta2", "must be at least 0 and below 1", lambda value: 0 <= value < 1),
+    ]
     problems = [
         f"{key}={getattr(config, key)} {rule}"
-        for rule, (keys, holds) in limits.items()
+        for keys, rule, holds in limits
         for key in keys.split()
         if getattr(config, key) is not None and not holds(getattr(config, key))
     ]
     steps, processes = config.gradient_accumulation_steps, ranks.world_size
     if steps % processes:
         problems.append(
-            f"gradient_accumulation_steps={steps} counts the micro-batches of all processes and is not a multiple of "
-            f"their number, {processes}: use {processes * math.ceil(steps / processes)}"
+            f"gradient_accumulation_steps={steps} counts the micro-batches of all {processes} processes, so it must be "
+            f"a multiple of that number: use {processes * math.ceil(steps / processes)}"
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
     if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
         problems.append(
-            "optimizer=muon orthogonalises whole matrices, but parallel=fsdp leaves each process only some rows: use "
+            "optimizer=muon orthogonalises whole matrices, but parallel=fsdp gives each process only some rows: use "
             "--parallel=ddp or --optimizer=adamw"
         )
     if problems:
@@ -61,7 +55,7 @@ def allowed_changes(config) -> set[str]:
 
 
 def take_saved_config(config, explicit: set[str], state: dict) -> None:
-    """A resumed run keeps the settings it had, except those given anew and those of the machine."""
+    """Gives a resumed run the settings it had, except explicit ones and those of the machine."""
     own_keys = MACHINE_KEYS if "format" in state else (*MACHINE_KEYS, "dtype")  # nanoGPT's dtype is its machine's
     for key, value in state.get("config", {}).items():
         if hasattr(config, key) and key not in explicit and key not in own_keys:
@@ -69,8 +63,8 @@ def take_saved_config(config, explicit: set[str], state: dict) -> None:
 
 
 def check_changes(config, explicit: set[str], state: dict, dataset: Dataset) -> list[str]:
-    """What the settings given anew change in a resumed run, each as "key old -> new". Raises ValueError with all that
-    a run cannot continue with: another model or optimizer and, unless allow_changed lists it, other data."""
+    """What the explicit settings change in a resumed run, each as "key old -> new". Raises ValueError listing every
+    change that is not allowed: another model or optimizer and, unless allow_changed names it, other data."""
     saved, known = state.get("config", {}), state["model_args"].keys() & set(MODEL_KEYS)
     shape = GPTConfig(**{key: state["model_args"][key] for key in known})
     changed, fixed = {}, []
@@ -86,7 +80,7 @@ def check_changes(config, explicit: set[str], state: dict, dataset: Dataset) -> 
     if state.get("run", {}).get("fingerprint", dataset.fingerprint()) != dataset.fingerprint():
         again = " (prepared again since?)" if saved.get("dataset") == config.dataset else ""
         changed["dataset"] = f"dataset {saved.get('dataset')} -> {config.dataset}, with other tokens{again}"
-        data.insert(0, "dataset")  # the same tokens may have moved; of nanoGPT's nothing is known
+        data.insert(0, "dataset")  # if only moved, it is the same data; nanoGPT's have no fingerprint
     other_text = ["dataset"] if "dataset" in data and not has_ids_of(dataset, state, config.vocab_size) else []
     data = [key for key in data if key not in other_text]
     refused = [key for key in data if key not in allowed_changes(config)]
@@ -94,17 +88,15 @@ def check_changes(config, explicit: set[str], state: dict, dataset: Dataset) -> 
         advice = ["leave that out" + (f", or if you mean it: --allow_changed={','.join(data)}" if refused else "")]
         advice += [f"this dataset's {OTHER_TEXT}"] * bool(other_text)
         if fixed:
-            advice.append(
-                "the model and its optimizer cannot change: fine-tune (--init_from=PATH) or train from scratch in "
-                "another out_dir"
-            )
+            instead = "fine-tune (--init_from=PATH) or train from scratch in another out_dir"
+            advice.append(f"the model and its optimizer cannot change: {instead}")
         listed = ", ".join(changed[key] for key in (*fixed, *other_text, *refused))
         raise ValueError(f"resuming would change {listed}: {'; '.join(advice)}")
     return list(changed.values())
 
 
 def reshapes(shape: GPTConfig, key: str, value) -> bool:
-    """Whether `value` for a setting makes another model than `shape`; None and what it stands for do not."""
+    """Whether setting `key` to `value` changes the model `shape`. None and the value it stands for are the same."""
     resolved = {"n_kv_head": "kv_heads", "head_dim": "head_size", "mlp_hidden": "mlp_width"}.get(key, key)
     other = replace(shape, **{key: value})
     return key not in ("dropout", "init") and getattr(other, resolved) != getattr(shape, resolved)

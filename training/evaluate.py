@@ -1,6 +1,4 @@
-"""The losses that training reports: means over fixed windows of each split. eval.py computes exact ones."""
-
-import math
+"""The losses reported during training: means over fixed windows of each split. eval.py computes exact ones."""
 
 import torch
 
@@ -13,7 +11,7 @@ from training.batches import to_device
 def estimate_loss(
     model: torch.nn.Module, config, dataset: Dataset, ranks: Ranks, device: torch.device, autocast
 ) -> dict[str, float]:
-    """Mean loss over the same windows of each split for every call and any number of processes."""
+    """Mean loss of "train" and "val", over the same windows for every call and any number of processes."""
     model.eval()
     losses = {}
     for split in ("train", "val"):
@@ -32,9 +30,3 @@ def estimate_loss(
         losses[split] = total / count
     model.train()
     return losses
-
-
-def to_bits_per_byte(loss: float, dataset: Dataset) -> float | None:
-    """Nats a token of the validation split -> bits per byte of its text; None if the dataset does not say."""
-    n_bytes = dataset.bytes("val")
-    return loss * dataset.tokens("val") / (math.log(2) * n_bytes) if n_bytes else None

@@ -1,5 +1,4 @@
-"""Counts of clipped and skipped steps, and the first step that went wrong, kept on the device so the loop need not
-wait for them."""
+"""Counts of clipped and skipped steps, and the first bad one, kept on the device so that the loop need not wait."""
 
 import math
 
@@ -7,18 +6,18 @@ import torch
 
 from system.distributed import Ranks
 
-NEVER = 2**62  # a step that no run reaches
+NEVER = 2**62  # a step no run reaches
 
 
 class Health:
-    """counts: steps so far whose gradient was clipped, and that float16's scaler skipped; int64 (2,)."""
+    """counts: steps so far with a clipped gradient, and steps skipped by float16's scaler; int64 (2,)."""
 
     def __init__(self, device: torch.device, clipped: int, skipped: int):
-        self.first_bad = torch.tensor(NEVER, device=device)  # step whose loss or gradient was not finite
+        self.first_bad = torch.tensor(NEVER, device=device)  # first step with a loss or gradient that is not finite
         self.counts = torch.tensor([clipped, skipped], device=device)
 
     def note(self, iter_num: int, loss: torch.Tensor, grad_norm: torch.Tensor, grad_clip: float, scaling: bool) -> None:
-        """scaling: float16 may overflow its gradients; then the scaler skips the step and lowers the scale."""
+        """scaling: float16 gradients may overflow, in which case the scaler skips the step and lowers the scale."""
         is_bad = ~torch.isfinite(loss if scaling else loss + grad_norm)
         self.first_bad = torch.where(is_bad, self.first_bad.clamp(max=iter_num), self.first_bad)
         is_skipped = ~torch.isfinite(grad_norm)

@@ -1,4 +1,4 @@
-"""What to do when the device's memory is full."""
+"""Advice for when the device runs out of memory."""
 
 import math
 from contextlib import suppress
@@ -7,8 +7,8 @@ import torch
 
 
 def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer, device, autocast) -> str:
-    """One line: the largest half, quarter, ... of batch_size of which two micro-batches fit beside the optimizer's
-    state, tried with `model` (None: not tried), and what else can be lowered."""
+    """One line: the largest of batch_size / 2, / 4, ... for which two micro-batches fit beside the optimizer's state,
+    found by running `model` (None: not tried), and what else can be lowered."""
     fits = config.batch_size if model else 0
     while fits > 1:
         fits //= 2
@@ -29,7 +29,7 @@ def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimiz
     else:
         fits = 0
     steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))
-    advice = f"batch_size={fits} fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
+    advice = f"this fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
     return (
         f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"
         "lower batch_size or block_size, or use --checkpoint_activations"

@@ -1,15 +1,14 @@
 """Where a run's numbers go: out_dir/metrics.jsonl always, Weights & Biases and TensorBoard when asked for.
 
-metrics.jsonl holds one JSON object a line, kind "train" (step `iter`, counted from 0) or "eval" (after `iter`
-steps). After a resume the file goes on where the checkpoint stood: no gap, no line twice. In a "train" record:
+metrics.jsonl holds one JSON object per line, of kind "train" (step `iter`, counted from 0) or "eval" (after `iter`
+steps). A resume continues it where the checkpoint stood, without gaps or repeated lines. A "train" record has:
 
     loss, lr, grad_norm, loss_scale   of this step; grad_norm before clipping
-    clipped, skipped                  steps so far whose gradient was clipped, and that were left out because
-                                      float16 overflowed
+    clipped, skipped                  steps so far with a clipped gradient, and steps skipped as float16 overflowed
     tokens, epochs, seconds           so far, over all resumes
-    time_ms, data_wait_ms             a step, mean since the record before; of which the loop waited for its data
-    tokens_per_second, mfu            in the same steps
-    memory_mb                         the most that was in use on CUDA, elsewhere the process's resident memory
+    time_ms, data_wait_ms             of a step, and of it waiting for data: means since the previous record
+    tokens_per_second, mfu            over the same steps
+    memory_mb                         peak of tensors on CUDA, elsewhere the process's resident memory
 """
 
 import json
@@ -20,8 +19,7 @@ from pathlib import Path
 
 
 class Metrics:
-    """Writes records. Only rank 0 makes one. Raises ValueError if an optional package is absent, or the file
-    cannot be written."""
+    """On rank 0 only. Raises ValueError if an optional package is missing or the file cannot be written."""
 
     def __init__(self, out_dir: Path, config: dict, iter_num: int, last_eval_iter: int):
         self.path = out_dir / "metrics.jsonl"
@@ -42,12 +40,9 @@ class Metrics:
             raise ValueError(f"cannot write {self.path}: {error}") from error
 
     def write(self, record: dict) -> None:
-        """record: kind, iter and numbers. None is left out, and so are inf and nan, which JSON cannot say."""
-        record = {
-            key: value
-            for key, value in record.items()
-            if value is not None and not (isinstance(value, float) and not math.isfinite(value))
-        }
+        """record: kind, iter and numbers. Omits None, and inf and nan, which JSON lacks."""
+        left_out = [k for k, v in record.items() if v is None or isinstance(v, float) and not math.isfinite(v)]
+        record = {key: value for key, value in record.items() if key not in left_out}
         try:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
@@ -61,11 +56,11 @@ class Metrics:
                 self.tensorboard.add_scalar(name, value, record["iter"])
 
     def sync(self) -> None:
-        """Puts what was written on the disk: before a checkpoint, so that a power cut leaves no gap before it."""
+        """Flushes to the disk: called before each checkpoint, so that a power cut leaves no gap before it."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # a full disk, which write() has told
+        with suppress(OSError):  # a full disk, which write() has reported
             self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -74,13 +69,12 @@ class Metrics:
 
 
 def happened(record: dict, iter_num: int, last_eval_iter: int) -> bool:
-    """Whether a record is from before the state that is resumed: iter_num steps done, and evaluated last after
-    last_eval_iter of them."""
+    """Whether a record precedes the resumed state: iter_num steps done, the last evaluation at last_eval_iter."""
     return record["iter"] < iter_num if record["kind"] == "train" else record["iter"] <= last_eval_iter
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl; [] if there is none. A last line that a kill cut short is dropped."""
+    """The records of a metrics.jsonl; [] if there is none. Drops a last line cut short by a kill."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -90,7 +84,7 @@ def read_metrics(path: Path) -> list[dict]:
             records.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON: move the file away to go on") from None
+                raise ValueError(f"{path}, line {number}: not JSON: move the file away to continue") from None
     return records
 
 
@@ -98,9 +92,7 @@ def start_wandb(config: dict):
     try:
         import wandb
     except ImportError:
-        raise ValueError(
-            "wandb_log=True needs the package wandb: pip install wandb, or use --wandb_log=False"
-        ) from None
+        raise ValueError("wandb_log=True needs wandb: pip install wandb, or use --wandb_log=False") from None
     return wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
 
 
@@ -108,8 +100,6 @@ def start_tensorboard(out_dir: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError(
-            "tensorboard_log=True needs the package tensorboard: pip install tensorboard, "
-            "or use --tensorboard_log=False"
-        ) from None
+        instead = "pip install tensorboard, or use --tensorboard_log=False"
+        raise ValueError(f"tensorboard_log=True needs tensorboard: {instead}") from None
     return SummaryWriter(str(out_dir / "tensorboard"))

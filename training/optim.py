@@ -1,8 +1,4 @@
-"""What the loop needs to change weights: parameter groups, AdamW, Muon, the learning rate of a step.
-
-optimizer = make_optimizer(model, learning_rate=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
-set_rates(optimizer, learning_rate_at(iter_num, horizon, 1.0, ...), iter_num)
-"""
+"""Parameter groups, AdamW, Muon, and the learning rate schedule."""
 
 import math
 
@@ -12,7 +8,7 @@ import torch.distributed as dist
 from system.device import pick_dtype
 from system.distributed import place
 
-MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # of Muon, as in its author's speed runs
+MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # Muon's, as in its author's speed runs
 
 
 def make_optimizer(
@@ -22,11 +18,9 @@ def make_optimizer(
     betas: tuple[float, float],
     muon_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW in nanoGPT's two groups, in its order, so that optimizer states are interchangeable: matrices
-    (decayed), then biases and norm gains (not). Fused where PyTorch has a fused kernel (CUDA, CPU).
-
-    With muon_learning_rate the matrices inside the blocks form a group before these two, updated by Muon.
-    Every group carries its `max_lr`, the height of its schedule; see set_rates.
+    """AdamW with nanoGPT's two groups in its order, so that optimizer states are interchangeable: matrices (decayed),
+    then biases and norm gains (not). Fused on CUDA and the CPU, which have a fused kernel. With muon_learning_rate,
+    the matrices inside the blocks form a group before these, updated by Muon. Each group's peak rate is its max_lr.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     in_muon = {name for name, p in named if muon_learning_rate is not None and p.dim() == 2 and ".h." in name}
@@ -41,20 +35,14 @@ def make_optimizer(
     for module in model.modules():
         if hasattr(module, "c_attn"):
             module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
-    muon = {
-        "lr": muon_learning_rate,
-        "max_lr": muon_learning_rate,
-        "muon": True,
-        "weight_decay": weight_decay,
-        "momentum": MOMENTUM,
-    }
-    groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon})
+    muon = {"lr": muon_learning_rate, "max_lr": muon_learning_rate, "muon": True, "weight_decay": weight_decay}
+    groups.insert(0, {"params": [p for n, p in named if n in in_muon], **muon, "momentum": MOMENTUM})
     return MuonAdamW(groups, betas=betas, fused=fused)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> None:
-    """Settings of step iter_num: `share` of every group's highest learning rate, and Muon's momentum, which rises to
-    MOMENTUM over the first MOMENTUM_WARMUP steps: at first a long average is one of gradients that are out of date."""
+    """Sets each group's learning rate to `share` of its peak, and Muon's momentum, which rises to MOMENTUM over the
+    first MOMENTUM_WARMUP steps because a long average would include early gradients that are out of date."""
     for group in optimizer.param_groups:
         group["lr"] = share * group["max_lr"]
         if group["muon"]:
@@ -62,17 +50,15 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> 
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with muon=True take Muon's step instead (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon): the Nesterov momentum of a matrix, orthogonalised, so that all its directions
-    move alike.
-
-    With several processes, whose gradients are the same by then (DDP), each orthogonalises its share of the matrices
-    of a shape, and they exchange the results. The momentum is everywhere: a checkpoint fits any number of processes.
+    """AdamW, except that groups with muon=True are updated by Muon (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon): a matrix moves along its Nesterov momentum, orthogonalised, so that all its
+    directions move alike. With DDP, each process orthogonalises its share of the matrices of a shape, and they exchange
+    the results. All keep the whole momentum, so a checkpoint fits any number of processes.
     """
 
     def __init__(self, groups: list[dict], **adamw):
         super().__init__(groups, **adamw)
-        self._step_supports_amp_scaling = False  # GradScaler shall skip a step itself, fused AdamW or not
+        self._step_supports_amp_scaling = False  # GradScaler must skip steps itself, although AdamW is fused
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -93,11 +79,11 @@ class MuonAdamW(torch.optim.AdamW):
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-                state["step"] = torch.zeros(())  # AdamW wants one in every state that it loads
+                state["step"] = torch.zeros(())  # load_state_dict of AdamW requires one
             state["step"] += 1
             state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(state["momentum_buffer"], group["momentum"])
-            parts = getattr(p, "parts", p.size(0))  # queries, keys and values are matrices of their own
+            parts = getattr(p, "parts", p.size(0))  # queries, keys and values count as separate matrices
             for weight, part in zip(p.split(parts), update.split(parts), strict=True):
                 by_shape.setdefault(part.shape, []).append((weight, part))
         for (rows, columns), pairs in by_shape.items():
@@ -108,7 +94,7 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def share_out(function, stacked: torch.Tensor) -> torch.Tensor:
-    """function(stacked), of which each process computes a part; `stacked` (n, ...) is the same in all of them."""
+    """function(stacked), each process computing a part of it; `stacked` (n, ...) is the same in all processes."""
     n_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if n_ranks == 1:
         return function(stacked)
@@ -123,13 +109,13 @@ def share_out(function, stacked: torch.Tensor) -> torch.Tensor:
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrices to `matrices` (n, rows, columns), roughly: singular values end between
-    0.7 and 1.2. A quintic Newton-Schulz iteration, whose coefficients are Muon's, in bfloat16 where that is native (on
-    a CPU without it, bfloat16 took four times float32's time)."""
+    """Approximately the nearest semi-orthogonal matrices to `matrices` (n, rows, columns): singular values end between
+    0.7 and 1.2. A quintic Newton-Schulz iteration with Muon's coefficients, in bfloat16 where that is native (on a CPU
+    without native support it took four times float32's time)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(1) > matrices.size(2)
     native = pick_dtype("auto", matrices.device) == torch.bfloat16
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if native else torch.float32)  # the smaller product
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if native else torch.float32)  # wide: the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
     for _ in range(steps):
         gram = x @ x.mT
@@ -138,21 +124,20 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads the moments and step counts of `state`; learning rate, decay, betas and the choice of kernel stay
-    as `optimizer` was made, since a resumed run may change them. On the CPU the moments become the optimizer's own,
-    so `state` must not be mapped from a file then; sharded parameters take their shards. Raises ValueError if the
-    groups differ."""
+    """Loads the moments and step counts of `state`. Learning rate, decay, betas and kernel stay the optimizer's, since
+    a resumed run may change them. On the CPU the optimizer keeps the tensors of `state`: they must not be mapped from a
+    file. Sharded parameters take their shards. Raises ValueError if the groups differ."""
     saved = state["param_groups"]
     found, expected = ([len(g["params"]) for g in groups] for groups in (saved, optimizer.param_groups))
     if found != expected:
         raise ValueError(
-            f"the checkpoint's optimizer has groups of {found} tensors, this model needs {expected}: "
-            "fine-tune from its weights instead (--init_from=PATH)"
+            f"the checkpoint's optimizer has groups of {found} tensors, but this model needs {expected}: fine-tune "
+            "from its weights instead (--init_from=PATH)"
         )
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {  # step counts stay on the CPU where AdamW is not fused: not in a mapped file, which may be replaced
+    moments = {  # unfused AdamW keeps step counts on the CPU: copied, since a mapped file may be replaced
         number: {
             key: v.clone() if torch.is_tensor(v) and not v.dim() else place(v, parameters[number])
             for key, v in slot.items()
@@ -172,12 +157,10 @@ def learning_rate_at(
     time_used: float = 0.0,
     cooldown: float = 0.5,
 ) -> float:
-    """Learning rate of step iter_num (counted from 0).
-
-    Linear warmup over warmup_iters steps whose first is above 0. Then, down to min_lr at step `horizon`, or when
-    time_used (the share of a wall-clock limit, 0 to 1) gets there first: half a 'cosine'; 'linear'; or 'wsd'
-    (warmup, stable, decay), which stays at the height until the last `cooldown` of that way and falls linearly.
-    'constant' stays.
+    """Learning rate of step iter_num, counted from 0: a linear warmup over warmup_iters steps that starts above 0, then
+    a decay to min_lr at step `horizon`, or when time_used (the fraction of a wall-clock limit) reaches 1. The decay is
+    half a 'cosine'; 'linear'; or 'wsd' (warmup, stable, decay), linear over its last fraction `cooldown`. A 'constant'
+    one has none.
     """
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
@@ -192,8 +175,8 @@ def learning_rate_at(
 
 
 def learning_rate_share(config, iter_num: int, limit: int, elapsed: float) -> float:
-    """Share of every group's highest learning rate at step iter_num of a run that ends at step `limit`, or after
-    config.max_minutes, of which `elapsed` seconds have passed. config: train.py's TrainConfig."""
+    """Fraction of the peak learning rates at step iter_num, `elapsed` seconds into a run that ends at step `limit` or
+    after max_minutes. config: train.py's TrainConfig."""
     if not config.decay_lr:
         return 1.0
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters

@@ -16,42 +16,41 @@ from training.run import Run
 
 
 class Outputs:
-    """Rank 0 alone has a file of metrics and a saver; elsewhere, and in an evaluation, nothing is written. A fresh run
-    sets an earlier one in out_dir aside. Raises ValueError on all ranks if out_dir cannot be written."""
+    """Only rank 0 has a metrics file and a saver; other ranks, and eval_only runs, write nothing. A new run sets aside
+    an earlier one in out_dir. Raises ValueError on all ranks if out_dir cannot be written to."""
 
     def __init__(self, run: Run):
         self.run, self.metrics, self.saver = run, None, None
         if run.config.eval_only:
             return
-        run.ranks.sum([0.0])  # all have read what they start from, which may be in out_dir
+        run.ranks.sum([0.0])  # a barrier: all ranks have read their start, which may be in out_dir
         previous = None if run.resumed else run.ranks.on_main(partial(set_aside, run.out_dir))
         if previous:
             run.ranks.say(
                 f"note: the run that was in {run.out_dir} is now in {previous}: delete it, or continue it with "
                 f"--out_dir={previous} --init_from=resume"
             )
-        last_eval_iter = run.progress["last_eval_iter"]
-        open_metrics = partial(Metrics, run.out_dir, asdict(run.config), run.iter_num, last_eval_iter)
-        self.metrics = run.ranks.on_main(open_metrics)
+        progress = run.iter_num, run.progress["last_eval_iter"]
+        self.metrics = run.ranks.on_main(lambda: Metrics(run.out_dir, asdict(run.config), *progress))
         if self.metrics:
             keep, background = run.config.keep_checkpoints, run.config.async_save
             self.saver = Saver(run.device, keep, background, self.metrics.sync)
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be written: then settle() raises."""
+        """Whether a write has failed, so that settle() will raise."""
         return bool(self.saver and self.saver.error)
 
     def log(self, record: dict) -> None:
         if self.metrics:
             try:
                 self.metrics.write(record)
-            except ValueError as error:  # other ranks must learn of it before this one stops
+            except ValueError as error:  # raised by settle(): other ranks must learn of it before this one stops
                 self.saver.error = error
 
     def save(self, health: Health, *names: str) -> None:
-        """Starts to save all that the run needs to continue, in out_dir under these names; every rank must call it.
-        Raises FloatingPointError, and saves nothing, if a loss or a gradient was not finite."""
+        """Starts saving the state to resume from, in out_dir under these names; every rank must call it. Raises
+        FloatingPointError, and saves nothing, if a loss or gradient was not finite."""
         run = self.run
         health.check(run.ranks, run.advice_on_nan())
         clipped, skipped = health.counts.tolist()
@@ -66,7 +65,7 @@ class Outputs:
             "best_val_loss": run.best_val_loss,
             "config": asdict(run.config),
             "scaler": run.scaler.state_dict(),
-            "rng": {"seed": run.config.seed, "iter_num": run.iter_num},  # all that randomness depends on
+            "rng": {"seed": run.config.seed, "iter_num": run.iter_num},  # all that random numbers depend on
             "tokenizer": run.tokenizer_json,
             "meta": {k: v for k, v in (run.dataset.meta or {}).items() if k != "tokenizer"},
             "run": {**run.progress, "torch": str(torch.__version__), "world_size": run.ranks.world_size},
@@ -84,12 +83,12 @@ class Outputs:
             self.saver.save(state, *paths, is_copy=run.fsdp)
 
     def before_update(self) -> None:
-        """Waits until the state that is being saved has been copied: then the tensors may change."""
+        """Waits until the state being saved has been copied, so that the tensors may change."""
         if self.saver:
             self.saver.before_update()
 
     def settle(self) -> None:
-        """Waits until all is on the disk. Raises ValueError, on all ranks, if something could not be written."""
+        """Waits until everything is on the disk. Raises ValueError on all ranks if a write failed."""
         self.run.ranks.on_main(lambda: self.saver.wait())
 
     def close(self) -> None:

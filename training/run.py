@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint keeps, and where it stands."""
+"""The state of a run: what a checkpoint holds, and how far it has got."""
 
 import math
 import time
@@ -15,34 +15,36 @@ from system.distributed import Ranks
 
 @dataclass
 class Run:
-    """Made by training/start.py; train.py's loop moves it on. `config` is train.py's TrainConfig."""
+    """Made by training/start.py and updated by train.py's loop. `config` is train.py's TrainConfig."""
 
     config: Any
     ranks: Ranks
     device: torch.device
     dtype: torch.dtype
     dataset: Dataset
-    model: GPT  # this rank's, without wrappers; FSDP's in shards
+    model: GPT  # this rank's, unwrapped; sharded with FSDP
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     resumed: bool
     progress: dict  # the checkpoint's "run": seconds, last_eval_iter, clipped, skipped, id, fingerprint, samples
     iter_num: int = 0  # steps done
     best_val_loss: float = 1e9
-    saved_iter: int = -1  # steps that are saved; -1 = nothing
+    saved_iter: int = -1  # steps at the last save; -1 = none yet
 
     def __post_init__(self) -> None:
         config, self.out_dir = self.config, Path(self.config.out_dir)
         self.fsdp = config.parallel == "fsdp" and self.ranks.world_size > 1
-        self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # of this process, a step
-        self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences a step, all processes
+        self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # per step, of this process
+        self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes
         self.tokens_per_iter = self.samples * config.block_size
         self.n_params = self.model.get_num_params(non_embedding=False)
-        self.tokenizer_json = self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None  # it can be large
+        self.tokenizer_json = (
+            self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None
+        )  # once: it can be large
 
     def begin(self) -> None:
-        """Fixes what depends on the restored state: when the run ends, and where its data and its clock stand."""
-        # samples seen beyond iter_num steps of this size: not 0 if earlier steps had another
+        """Sets what depends on the restored state: the end of the run, its position in the data, its clock."""
+        # samples seen beyond iter_num steps of this size; not 0 if earlier steps had another size
         self.shift = self.progress.get("samples", self.iter_num * self.samples) - self.iter_num * self.samples
         self.limit = self.limit_iters()
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
@@ -55,19 +57,15 @@ class Run:
         return self.tokens_per_iter * steps + self.shift * self.config.block_size
 
     def limit_iters(self) -> int:
-        """The step at which the first limit other than time is reached."""
-        config = self.config
-        tokens = [
-            config.max_tokens,
-            config.max_epochs and config.max_epochs * self.dataset.tokens("train"),
-            config.compute and config.compute * 1e12 / self.n_params,
-        ]
-        seen = self.shift * config.block_size
+        """The step at which the first limit is reached, not counting max_minutes."""
+        config, seen = self.config, self.shift * self.config.block_size
+        epochs = config.max_epochs and config.max_epochs * self.dataset.tokens("train")
+        tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
         steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
         return min([config.max_iters, *steps])
 
     def eta(self, seconds_per_step: float, elapsed: float) -> str:
-        """Time until the run ends, as h:mm:ss, once the step that is being logged is done."""
+        """Time from the end of this step to the end of the run, as h:mm:ss."""
         seconds = (self.limit - self.iter_num - 1) * seconds_per_step
         if self.config.max_minutes is not None:
             seconds = min(seconds, 60 * self.config.max_minutes - elapsed)
@@ -77,7 +75,5 @@ class Run:
     def advice_on_nan(self) -> str:
         if self.saved_iter < 0:
             return "nothing has been saved so far: start again with a lower learning_rate"
-        return (
-            f"the last good checkpoint in {self.out_dir} is kept: continue from it (--init_from=resume) with a lower "
-            "learning_rate"
-        )
+        advice = "is kept: continue from it (--init_from=resume) with a lower learning_rate"
+        return f"the last good checkpoint in {self.out_dir} {advice}"

@@ -5,8 +5,8 @@ import time
 
 
 class StopSignals:
-    """`signal` is the number of the first that came, else 0. A second Ctrl-C stops at once, if it comes at least a
-    second later: torchrun passes one on twice."""
+    """signal: the number of the first one received, else 0. A second Ctrl-C stops at once, if it comes over a second
+    later: torchrun forwards each one twice."""
 
     def __init__(self) -> None:
         self.signal, self.time = 0, 0.0

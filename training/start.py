@@ -1,7 +1,4 @@
-"""What a run starts from: nothing, the checkpoint of a run that stopped, or the weights of another model.
-
-run = start(config, explicit, ranks, device, held)      # config: train.py's TrainConfig
-"""
+"""What a run starts from: scratch, the checkpoint of a stopped run, or the weights of another model."""
 
 import secrets
 from contextlib import ExitStack
@@ -34,11 +31,10 @@ from training.run import Run
 
 
 def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: ExitStack) -> Run | None:
-    """The run, with model, optimizer and scaler in the state to begin or continue from; None if config only asked for
-    the table of parameters, which is printed.
-
-    explicit: the keys that were given, not left at their defaults. Locks out_dir until `held` is closed. Raises
-    ValueError for whatever a user can correct, on all ranks, and before anything in out_dir has changed.
+    """The run, with model, optimizer and scaler in their initial or resumed state; None after printing the table of
+    parameters with print_params. config: train.py's TrainConfig. explicit: the keys that were set, not left at their
+    defaults. Locks out_dir until `held` is closed. Raises ValueError for whatever a user can correct, on all ranks, and
+    before anything in out_dir has changed.
     """
     run_id = secrets.token_hex(8)
     state, newest, locked = find_state(config, explicit, ranks, device, run_id, held)
@@ -50,14 +46,14 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
         ranks.say(f"changed on resume: {', '.join(changes)}")
     fsdp = config.parallel == "fsdp" and ranks.world_size > 1
     from_shards = resumed and newest.is_dir()
-    # shards come from files, or from rank 0, which alone has a model with weights then
+    # shards come from files, or from rank 0, the only one whose model then has weights
     home = "meta" if from_shards or (fsdp and not ranks.is_main) else "cpu" if fsdp else device
     model = make_model(config, explicit, state, dataset, home)
     if config.print_params:
         ranks.say(table_of_parameters(model))
         return None
     for split in ("train", "val"):
-        windows_per_epoch(dataset, split, config.block_size)  # refuses a split that is too short
+        windows_per_epoch(dataset, split, config.block_size)  # raises if a split is too short
     if not locked:
         ranks.on_main(partial(lock_out_dir, config, run_id, held))
 
@@ -69,7 +65,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
-    # float16's small gradients need scaling; on CUDA and the CPU alike
+    # float16's small gradients need scaling, on the CPU too
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     progress = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
     run = Run(config, ranks, device, dtype, dataset, model, optimizer, scaler, resumed, progress)
@@ -82,24 +78,24 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
 def find_state(
     config, explicit: set[str], ranks: Ranks, device: torch.device, run_id: str, held: ExitStack
 ) -> tuple[dict | None, Path | None, bool]:
-    """(the checkpoint to start from, the file of a run to resume, whether out_dir is locked), and completes config."""
+    """Completes config; returns (checkpoint to start from, its path if resuming, whether out_dir is locked)."""
     out_dir = Path(config.out_dir)
     if ranks.share(continues(config, out_dir, restarted=ranks.max(ranks.restarts) > 0)):
         config.init_from = "resume"
     elif config.init_from == "auto":
         config.init_from = "scratch"
     if config.init_from == "resume":
-        find_checkpoint(out_dir)  # refuses a folder without any before a lock is put there
+        find_checkpoint(out_dir)  # raises for a folder without any before a lock is put there
         ranks.on_main(partial(lock_out_dir, config, None, held))
         newest = ranks.share(ranks.on_main(partial(find_newest, out_dir)))
-        # the CPU takes the tensors as they are; those of a sharded checkpoint come last of all
+        # not mapped on the CPU, where the optimizer keeps the tensors; shards are loaded later, by restore()
         state = ranks.on_all(lambda: load_checkpoint(newest, mapped=device.type != "cpu", meta=True))
         take_saved_config(config, explicit, state)
         validate(config, ranks)
         return state, newest, True
     validate(config, ranks)
     state, locked = None, False
-    if not config.print_params:  # a folder where a run began is locked before a large file is read
+    if not config.print_params:  # lock a folder with an earlier run before reading a large file
         has_begun = (out_dir / "run").exists
         locked = ranks.share(ranks.on_main(lambda: has_begun() and lock_out_dir(config, run_id, held)))
     if config.init_from != "scratch":
@@ -108,8 +104,8 @@ def find_state(
 
 
 def lock_out_dir(config, run_id: str | None, held: ExitStack) -> bool:
-    """Locks out_dir until `held` is closed; an evaluation needs no lock. run_id: a fresh run's, None for a resumed
-    one. What an earlier run left there is then not the fresh run's own, which torchrun may restart before it saves."""
+    """Locks out_dir until `held` is closed; returns False for eval_only, which needs no lock. run_id: None when
+    resuming; a new run's tells its checkpoints from an earlier run's if torchrun restarts it before it has saved."""
     if config.eval_only:
         return False
     held.enter_context(lock_folder(Path(config.out_dir)))
@@ -119,8 +115,8 @@ def lock_out_dir(config, run_id: str | None, held: ExitStack) -> bool:
 
 
 def restore(run: Run, state: dict, path: Path) -> None:
-    """Puts the training state of a checkpoint into a run whose model has its weights, unless path is a folder of
-    shards: then they come too."""
+    """Loads the training state of a checkpoint into a run whose model has its weights already; if path is a folder of
+    shards, the weights too."""
     run.progress.update(state.get("run", {}))
     run.iter_num = run.saved_iter = int(state["iter_num"])
     best_on_disk = run.ranks.on_main(partial(best_val_loss_of, run.out_dir, run.progress["id"]))
@@ -134,16 +130,16 @@ def restore(run: Run, state: dict, path: Path) -> None:
 
 
 def continues(config, out_dir: Path, restarted: bool) -> bool:
-    """Whether to resume although init_from does not say so: 'auto', where there is something to resume; and a run
-    that torchrun restarted after a failure, if it had saved anything itself."""
+    """Whether to resume without init_from='resume': with 'auto', if there is a checkpoint; after a restart by torchrun,
+    if the run itself had saved one."""
     if config.init_from == "auto":
         return bool(saved_checkpoints(out_dir))
     return restarted and config.init_from != "resume" and has_own_checkpoint(out_dir)
 
 
 def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset, device: torch.device | str) -> GPT:
-    """A fresh model (of config.vocab_size, or the dataset's), or the one in `state`; on "meta" without weights.
-    Raises ValueError if dataset or settings do not fit the latter."""
+    """A new model, or the one in `state`; on "meta", without weights. Raises ValueError if the dataset or the settings
+    do not fit the latter."""
     if state is None:
         vocab_size = config.vocab_size or model_vocab_size(dataset.vocab_size)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
@@ -153,18 +149,13 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
         if key in explicit and reshapes(model.config, key, wanted):
-            if key == "block_size" and wanted < saved:
-                model.crop_block_size(wanted)
-            elif key == "block_size":
+            if key != "block_size" or wanted > saved:
+                crop = f"and can only be cropped: use --block_size={saved} or less"
                 raise ValueError(
-                    f"block_size={wanted} was asked for, but the model in {config.init_from} has {saved} and can only "
-                    f"be cropped: use --block_size={saved} or less"
+                    f"{key}={wanted} was requested, but the model in {config.init_from} has {saved} "
+                    f"{crop if key == 'block_size' else f'already: leave {key} out'}, or train from scratch"
                 )
-            else:
-                raise ValueError(
-                    f"{key}={wanted} was asked for, but the model in the checkpoint has {saved}: leave {key} out, or "
-                    "train from scratch in another out_dir"
-                )
+            model.crop_block_size(wanted)
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
     if not has_ids_of(dataset, state, config.vocab_size):
         raise ValueError(
@@ -175,7 +166,7 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
 
 
 def table_of_parameters(model: GPT) -> str:
-    """A line for each parameter, tied ones once: name, shape, count; then the sum."""
+    """A line per parameter, tied ones once: name, shape, size; then the total."""
     rows = [(name, " x ".join(map(str, p.shape)), p.numel()) for name, p in model.named_parameters()]
     width = max(len(name) for name, *_ in rows)
     lines = [f"{name:{width}}  {shape:>14}  {n:>14,}" for name, shape, n in rows]
