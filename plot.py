@@ -23,10 +23,8 @@ class PlotConfig:
 
 
 def draw(runs: dict[str, list[dict]], x: str) -> Figure:
-    """Loss against `x`, one colour per run: training as a light line, validation as a line with points.
-
-    runs: the records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw.
-    """
+    """Loss against `x`, one colour per run: training as a light line, validation as a line with points. runs: the
+    records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw."""
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="iteration" if x == "iter" else x, ylabel="loss (nats per token)")
     styles = [
@@ -48,12 +46,11 @@ def main(argv: list[str]) -> None:
     config, _ = configure(PlotConfig, [word for word in argv if word.startswith("-")])
     folders = [word for word in argv if not word.startswith("-")]
     if not folders:
-        raise ValueError("no run to plot; type python plot.py OUT_DIR [OUT_DIR ...]")
+        raise ValueError("no run to plot: use python plot.py OUT_DIR [OUT_DIR ...]")
     runs = {folder: read_metrics(Path(folder, "metrics.jsonl")) for folder in folders}
-    figure = draw(runs, config.x)
-    output = Path(config.output or Path(folders[0], "loss.png"))
+    figure, output = draw(runs, config.x), Path(config.output or Path(folders[0], "loss.png"))
     if not output.parent.is_dir():
-        raise ValueError(f"--output={output}: there is no folder {output.parent}")
+        raise ValueError(f"--output={output}: the folder {output.parent} does not exist")
     figure.savefig(output)
     print(output)
 

@@ -116,9 +116,8 @@ class Beginning:
 class Continuation:
     """The text after a prompt as it grows: tokens in, characters out, up to the end of text or a stop string.
 
-    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: why it
-    ended, or None.
-    """
+    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: the reason
+    it ended, or None."""
 
     def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
         self.beginning, self.number, self.stops = beginning, number, stops

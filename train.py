@@ -79,9 +79,7 @@ class TrainConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation
     norm_eps: float = 1e-5  # added to the variance in norms
     mlp: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"  # activation of the MLP
-    mlp_hidden: int | None = (
-        None  # width of the MLP; None = 4 n_embd; swiglu: 8/3 n_embd, rounded up to a multiple of 128
-    )
+    mlp_hidden: int | None = None  # MLP width; None = 4 n_embd, for swiglu 8/3 n_embd rounded up to a multiple of 128
     tie_weights: bool = True  # head and token embedding share one matrix
     qk_norm: bool = False  # RMSNorm on queries and keys
     softcap: float = 0.0  # bound on the logits' magnitude; 0 = off
@@ -142,8 +140,8 @@ def train(run: Run) -> int:
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
     ranks.say(
         f"{run.n_params / 1e6:.2f}M parameters on {device} in {str(run.dtype).removeprefix('torch.')}, "
-        f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}; {dataset.tokens('train'):,} training "
-        f"tokens, {run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
+        f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
+        f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter

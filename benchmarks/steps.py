@@ -117,8 +117,7 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 def step_profile(argv: list[str]) -> None:
     """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). Any other
-    --key=value is a setting of train.py. The step is train.py's on random tokens, without loading data, logging and
-    communication.
+    --key=value goes to train.py, whose step on random tokens this is, without data loading, logging and communication.
     """
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")

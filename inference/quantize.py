@@ -66,9 +66,8 @@ def prepack(weight: torch.Tensor, scale: torch.Tensor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its deprecation
         zeros = torch.zeros(len(scale), dtype=torch.int64)
-        return torch.ops.quantized.linear_prepack(
-            torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, axis=0), None
-        )
+        weight = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, axis=0)
+        return torch.ops.quantized.linear_prepack(weight, None)
 
 
 @torch.no_grad()

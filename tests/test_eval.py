@@ -21,9 +21,8 @@ from checkpoints import checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
 from evaluation import tasks
-from evaluation.scoring import losses
+from evaluation.scoring import cut, document_edges, losses, plan_windows
 from evaluation.text import open_file
-from evaluation.windows import cut, document_edges, plan_windows
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -487,7 +486,7 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
 
 @pytest.mark.parametrize("options, message", [
     (["--stride=9"], "stride=9 must be 1 to block_size=8"), (["--stride=0"], "stride=0"),
-    (["--block_size=9"], "block_size=9 must be 1 to 8"), 
+    (["--block_size=9"], "block_size=9 must be 1 to 8"),
     (["--split=test"], "no test.bin; this dataset has only train, val"),
     (["--batch_size=0"], "batch_size=0"), (["--input=nowhere.txt"], "nowhere.txt cannot be read: No such"),
     (["--task=lambada"], "needs its questions"),
