@@ -146,7 +146,7 @@ def train(run: Run) -> int:
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
-    stop, batches, has_room = StopSignals(), Batches(config, dataset, ranks, device, run.iter_num, run.shift), True
+    stop, batches, has_room = StopSignals(), Batches(run), True
     model.train()
     gc.collect()
     gc.freeze()  # what exists now stays to the end, so Python's collector need not scan it
@@ -171,7 +171,7 @@ def train(run: Run) -> int:
             if due or config.eval_only or (finished and not_evaluated):
                 health.check(ranks, run.advice_on_nan())  # waits for the device, so that eval_start excludes training
                 eval_start = time.perf_counter()
-                losses = estimate_loss(local_model, config, dataset, ranks, device, autocast)
+                losses = estimate_loss(local_model, run, autocast)
                 evaluated(run, losses, outputs, health, time.perf_counter() - eval_start, due, finished)
                 if config.eval_only:
                     return 0

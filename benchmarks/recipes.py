@@ -84,8 +84,7 @@ def with_whole_split(command: list[str]) -> list[str]:
 def ablation(argv: list[str]) -> None:
     """What each part of a recipe is worth: train.py with a config, then with one setting at a time changed back to
     nanoGPT's recipe. A run takes --minutes, including its first evaluation. Any other --key=value goes to all runs.
-    AdamW in place of Muon also gets nanoGPT's learning rate, because the one used with Muon is too high for it.
-    """
+    AdamW in place of Muon also gets nanoGPT's learning rate, because the one used with Muon is too high for it."""
     made = parser("ablation", ablation.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run each (default: 1 2 3)")

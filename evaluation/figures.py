@@ -53,10 +53,9 @@ def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
     import zstandard  # optional
 
     known = token_table(tokenizer)
-    compressors = {
-        "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
-        "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": zstandard.ZstdCompressor(level=19).compressobj(),
-    }  # fmt: skip
+    compressors = {"gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9)}
+    zstd = zstandard.ZstdCompressor(level=19).compressobj()
+    compressors |= {"xz -9": lzma.LZMACompressor(preset=9), "zstd -19": zstd}
     size, compressed = 0, dict.fromkeys(compressors, 0)
     for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
         text = b"".join([known[id] for id in part[part < len(known)].tolist()])

@@ -27,11 +27,10 @@ class Metrics:
         kept = [r for r in read_metrics(self.path) if happened(r, iter_num, last_eval_iter)] if iter_num else []
         self.wandb = self.tensorboard = None
         if config["wandb_log"]:
-            names = {"project": config["wandb_project"], "name": config["wandb_run_name"]}
-            self.wandb = import_logger("wandb").init(**names, config=config)
+            wandb = import_logger("wandb")
+            self.wandb = wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
         if config["tensorboard_log"]:
-            folder = str(out_dir / "tensorboard")
-            self.tensorboard = import_logger("torch.utils.tensorboard").SummaryWriter(folder)
+            self.tensorboard = import_logger("torch.utils.tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as self.file:

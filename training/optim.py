@@ -5,6 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 
+from model import GPT
 from system.device import pick_dtype
 from system.distributed import place
 
@@ -12,11 +13,7 @@ MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # Muon's, as in its
 
 
 def make_optimizer(
-    model: torch.nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    muon_learning_rate: float | None = None,
+    model: GPT, learning_rate: float, weight_decay: float, betas: tuple, muon_learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
     """AdamW with nanoGPT's two groups in its order, so that optimizer states are interchangeable: matrices (decayed),
     then biases and norm gains (not). Fused on CUDA and the CPU, which have a fused kernel. With muon_learning_rate,

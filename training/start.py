@@ -143,10 +143,8 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
             model.crop_block_size(wanted)
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
     if not has_ids_of(dataset, state, config.vocab_size):
-        raise ValueError(
-            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint (vocabulary "
-            f"{model.config.vocab_size}): its {OTHER_TEXT}"
-        )
+        found = f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint"
+        raise ValueError(f"{found} (vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
     return model
 
 
