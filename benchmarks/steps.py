@@ -117,9 +117,8 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 
 def step_profile(argv: list[str]) -> None:
-    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). The step is
-    train.py's on random tokens, without data loading, logging and communication. Any other --key=value goes to train.py.
-    """
+    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). It is
+    train.py's step on random tokens, without loading, logging and communication. Other --key=value go to train.py."""
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--steps", type=int, default=5, help="(default: 5)")
