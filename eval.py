@@ -25,6 +25,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,9 @@ from configurator import exit_on_error
 from data.source import Parser
 from data.tokenizer import EOT
 from evaluation import tasks
-from evaluation.figures import baselines, bits_per_unit, exact_loss, huggingface_perplexity, import_zstandard
-from evaluation.scoring import CPU_BATCH, GPU_BATCH, score
+from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perplexity
+from evaluation.scoring import CPU_BATCH, FIRST, GPU_BATCH, STOP, score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
-from evaluation.windows import FIRST, STOP
 from inference.load import make_ready, open_trained
 from system.device import DTYPES, pick_device, pick_dtype
 from system.distributed import Ranks
@@ -57,14 +57,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--task", choices=tuple(tasks.READ), help="the task in the .jsonl, in its official format")
     add("--stride", type=int, help="new tokens scored per window, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
-    documents = (
-        f"context never crosses an end-of-text id, which {EOT} stands for in a file (otherwise it is plain text)"
-    )
+    documents = f"context never crosses an end-of-text id, written {EOT} in a file (which is plain text otherwise)"
     add("--per_document", action="store_true", help=documents)
-    definition = (
-        "huggingface: the mean of the means of windows of block_size ids, the first id of each never scored, as "
-        "for GPT-2 on WikiText-2 on its page 'Perplexity of fixed-length models'"
-    )
+    definition = "huggingface: windows of block_size ids, the first one unscored, and the mean of the windows' means, "
+    definition += "as on its page 'Perplexity of fixed-length models'"
     add("--definition", choices=("exact", "huggingface"), default="exact", help=definition)
     rows = "join the lines of FILE as that page does WikiText's rows: with two newlines, blank lines emptied"
     add("--join_rows", action="store_true", help=rows)
@@ -125,7 +121,8 @@ def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_token
     """Losses, bits per byte and character and, with --baselines, the compressors' bits per byte."""
     if args.definition == "huggingface":
         return huggingface_perplexity(nats, text.windows)
-    figures = exact_loss(nats, n_tokens)
+    loss = math.fsum(nats) / n_tokens
+    figures = {"loss": loss, "perplexity": exp(loss)}
     if text.tokenizer:
         figures |= bits_per_unit(nats, text.get_ids(), text.tokenizer)
     if text.name.endswith(AS_BYTES):  # in an unknown encoding
@@ -151,8 +148,8 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
-    if args.baselines:
-        import_zstandard()
+    if args.baselines and find_spec("zstandard") is None:
+        raise ValueError("--baselines needs the package zstandard: pip install zstandard")
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:

@@ -23,20 +23,15 @@ class PlotConfig:
 
 
 def draw(runs: dict[str, list[dict]], x: str) -> Figure:
-    """Loss against `x`, one colour per run: training as a light line, validation as a line with points.
-
-    runs: the records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw.
-    """
+    """Loss against `x`, one colour per run: training as a light line, validation as a line with points. runs: the
+    records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw."""
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="iteration" if x == "iter" else x, ylabel="loss (nats per token)")
-    styles = [
-        ("train", "loss", {"alpha": 0.4, "linewidth": 1}),
-        ("val", "val_loss", {"marker": "o", "markersize": 3.5, "linewidth": 1.5}),
-    ]
+    light, marked = {"alpha": 0.4, "linewidth": 1}, {"marker": "o", "markersize": 3.5, "linewidth": 1.5}
     for number, (folder, records) in enumerate(runs.items()):
         if not any(x in record and record.keys() & {"loss", "val_loss"} for record in records):
             raise ValueError(f"{folder}: no metrics.jsonl, or no loss with {x!r} in it; expected an out_dir")
-        for split, y, style in styles:
+        for split, y, style in (("train", "loss", light), ("val", "val_loss", marked)):
             points = [(record[x], record[y]) for record in records if x in record and y in record]
             axes.plot(*zip(*points, strict=True), color=f"C{number}", label=f"{folder} {split}", **style)
     axes.grid(alpha=0.3)
@@ -48,12 +43,11 @@ def main(argv: list[str]) -> None:
     config, _ = configure(PlotConfig, [word for word in argv if word.startswith("-")])
     folders = [word for word in argv if not word.startswith("-")]
     if not folders:
-        raise ValueError("no run to plot; type python plot.py OUT_DIR [OUT_DIR ...]")
+        raise ValueError("no run to plot: use python plot.py OUT_DIR [OUT_DIR ...]")
     runs = {folder: read_metrics(Path(folder, "metrics.jsonl")) for folder in folders}
-    figure = draw(runs, config.x)
-    output = Path(config.output or Path(folders[0], "loss.png"))
+    figure, output = draw(runs, config.x), Path(config.output or Path(folders[0], "loss.png"))
     if not output.parent.is_dir():
-        raise ValueError(f"--output={output}: there is no folder {output.parent}")
+        raise ValueError(f"--output={output}: no folder {output.parent}, create it first")
     figure.savefig(output)
     print(output)
 

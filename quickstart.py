@@ -1,13 +1,13 @@
 """From nothing but Python to a GPT that writes code, in a few minutes.
 
-    python3 quickstart.py         makes .venv, prepares data, trains two minutes, shows what the model writes
+    python3 quickstart.py         makes .venv, prepares data, trains for two minutes and shows what the model writes
     python3 quickstart.py test    installs the test requirements and runs all tests
 
-Needs Python 3.10 or newer. What is there already (environment, dataset, trained model) is used again; delete
-.venv, data/quickstart or out-quickstart to redo a part. pip's usual settings choose the package index.
+Needs Python 3.10 or newer. An existing environment, dataset or trained model is reused: delete .venv, data/quickstart
+or out-quickstart to redo that step. pip's usual settings choose the package index.
 """
 
-from __future__ import annotations  # an old Python shall get as far as the message about its version
+from __future__ import annotations  # so that an old Python gets as far as the message about its version
 
 import hashlib
 import lzma
@@ -26,12 +26,12 @@ PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    fo
 
 
 def main(argv: list[str]) -> int:
-    if sys.version_info < (3, 10):  # noqa: UP036  said in one line, instead of a syntax error
-        return fail(f"this is Python {sys.version.split()[0]}, 3.10 or newer is needed: call it with a newer python3")
+    if sys.version_info < (3, 10):  # noqa: UP036  one clear line instead of a syntax error
+        return fail(f"this is Python {sys.version.split()[0]}, but 3.10 or newer is needed: use a newer python3")
     if argv not in ([], ["test"], ["report"]):
         return fail(f"unknown arguments {' '.join(argv)}: use `quickstart.py` alone or `quickstart.py test`")
     os.chdir(ROOT)
-    if argv == ["report"]:  # the last step of the first command, called inside the environment
+    if argv == ["report"]:  # the last step, run inside the environment
         return report()
     try:
         install("requirements-test.txt" if argv == ["test"] else "requirements.txt")
@@ -56,20 +56,20 @@ def fail(message: str) -> int:
 
 
 def run(*command: str) -> None:
-    """Shows a command, so that it can be repeated by hand, and runs it with the environment's Python."""
+    """Prints a command, so that it can be repeated by hand, and runs it with the environment's Python."""
     print(f"\n$ python {' '.join(command)}", flush=True)
     process = subprocess.Popen([VENV_PYTHON, *command])
     while process.poll() is None:
         try:
             process.wait()
         except KeyboardInterrupt:
-            pass  # the command got the Ctrl-C too, and may want to finish and save
+            pass  # the command got the Ctrl-C too, and may still finish and save
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def install(requirements: str) -> None:
-    """Makes .venv and installs `requirements` into it, unless that was done before with the same file."""
+    """Makes .venv and installs `requirements` into it, unless already done with the same files."""
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.txt")))
     stamp = ROOT / ".venv" / f"{requirements}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if stamp.exists():
@@ -77,16 +77,16 @@ def install(requirements: str) -> None:
     if not VENV_PYTHON.exists():
         print("making .venv", flush=True)
         made = subprocess.run([sys.executable, "-m", "venv", ".venv"])
-        if made.returncode:  # Debian and Ubuntu keep venv in a package of its own
+        if made.returncode:  # Debian and Ubuntu package venv separately
             shutil.rmtree(".venv", ignore_errors=True)
-            print("error: python3 -m venv failed: on Debian or Ubuntu install python3-venv first", file=sys.stderr)
+            fail("python3 -m venv failed: on Debian or Ubuntu install python3-venv first")
             made.check_returncode()
     run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements)
     stamp.touch()
 
 
 def report() -> int:
-    """What the trained model is worth: losses, bits per byte beside xz, speed, and three completions."""
+    """Prints losses, bits per byte compared with xz, speed, and three completions by the trained model."""
     import json
 
     from data.dataset import open_dataset

@@ -37,6 +37,9 @@ from inference.sampling import Sampling
 from model import GPT
 from system.device import DTypeName, pick_compile, pick_device
 
+HELP = """Type a prompt and press Enter; then more text, or Enter alone to let the model write. \\n is a new line.
+Ctrl-C ends the model's turn, /new starts over, Ctrl-D (Windows: Ctrl-Z, Enter) leaves."""
+
 
 @dataclass
 class SampleConfig:
@@ -116,9 +119,8 @@ class Beginning:
 class Continuation:
     """The text after a prompt as it grows: tokens in, characters out, up to the end of text or a stop string.
 
-    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: why it
-    ended, or None.
-    """
+    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: the reason
+    it ended, or None."""
 
     def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
         self.beginning, self.number, self.stops = beginning, number, stops
@@ -162,10 +164,9 @@ class Writer:
         self.device = model.transformer.wte.weight.device
         self.compiled: dict[int, CompiledStep] = {}  # by batch size
         self.stops = read_stops(config.stop)
-        self.sampling = Sampling(
-            config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty,
-            vocab_size=tokenizer.vocab_size, logprobs=config.logprobs or config.best_of > 1,
-        )  # fmt: skip
+        filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
+        logprobs = config.logprobs or config.best_of > 1
+        self.sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size, logprobs=logprobs)
 
     def write(self, texts: list[Continuation]) -> Iterator[None]:
         """Generates the texts together, and yields whenever they have grown."""
@@ -284,9 +285,7 @@ def converse(writer: Writer, text: str) -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     with suppress(ImportError):
         import readline  # noqa: F401  history, and editing by characters rather than bytes; absent on Windows
-    enter = "Type a prompt and press Enter; then more text, or just Enter to let the model continue."
-    print(f"{enter} \\n is a new line.\nCtrl-C ends the model's turn,", end=" ", file=sys.stderr)
-    print("/new starts over, Ctrl-D (Windows: Ctrl-Z, Enter) leaves.", file=sys.stderr)
+    print(HELP, file=sys.stderr)
     write(text)
     turn = 0
     while True:
@@ -315,8 +314,7 @@ def converse(writer: Writer, text: str) -> None:
 
 
 def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    print(text, end="", flush=True)
 
 
 def overlap(text: str, stop: str) -> int:

@@ -79,9 +79,7 @@ class TrainConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation
     norm_eps: float = 1e-5  # added to the variance in norms
     mlp: Literal["gelu", "gelu_tanh", "swiglu", "relu2"] = "gelu"  # activation of the MLP
-    mlp_hidden: int | None = (
-        None  # width of the MLP; None = 4 n_embd; swiglu: 8/3 n_embd, rounded up to a multiple of 128
-    )
+    mlp_hidden: int | None = None  # MLP width; None = 4 n_embd, for swiglu 8/3 n_embd rounded up to a multiple of 128
     tie_weights: bool = True  # head and token embedding share one matrix
     qk_norm: bool = False  # RMSNorm on queries and keys
     softcap: float = 0.0  # bound on the logits' magnitude; 0 = off
@@ -142,13 +140,13 @@ def train(run: Run) -> int:
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
     ranks.say(
         f"{run.n_params / 1e6:.2f}M parameters on {device} in {str(run.dtype).removeprefix('torch.')}, "
-        f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}; {dataset.tokens('train'):,} training "
-        f"tokens, {run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
+        f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
+        f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
     peak_flops = peak_flops_of(device, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
-    stop, batches, has_room = StopSignals(), Batches(config, dataset, ranks, device, run.iter_num, run.shift), True
+    stop, batches, has_room = StopSignals(), Batches(run), True
     model.train()
     gc.collect()
     gc.freeze()  # what exists now stays to the end, so Python's collector need not scan it
@@ -173,7 +171,7 @@ def train(run: Run) -> int:
             if due or config.eval_only or (finished and not_evaluated):
                 health.check(ranks, run.advice_on_nan())  # waits for the device, so that eval_start excludes training
                 eval_start = time.perf_counter()
-                losses = estimate_loss(local_model, config, dataset, ranks, device, autocast)
+                losses = estimate_loss(local_model, run, autocast)
                 evaluated(run, losses, outputs, health, time.perf_counter() - eval_start, due, finished)
                 if config.eval_only:
                     return 0

@@ -20,9 +20,7 @@ PLAIN = {  # nanoGPT's recipe; shape and batch are the config's
     "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "softcap": 0.0, "smear": False, "tie_weights": True,
     "init": "normal", "max_minutes": None,
 }  # fmt: skip
-PARTS = (
-    "optimizer pos tie_weights init schedule dropout qk_norm norm mlp softcap smear".split()
-)  # of a recipe, for ablation
+PARTS = "optimizer pos tie_weights init schedule dropout qk_norm norm mlp softcap smear".split()  # of a recipe
 NEVER = 10**9  # steps
 VOCABULARIES = {  # name: options of data/hongloumeng/prepare.py
     "byte": ["--tokenizer=byte"],
@@ -86,8 +84,7 @@ def with_whole_split(command: list[str]) -> list[str]:
 def ablation(argv: list[str]) -> None:
     """What each part of a recipe is worth: train.py with a config, then with one setting at a time changed back to
     nanoGPT's recipe. A run takes --minutes, including its first evaluation. Any other --key=value goes to all runs.
-    AdamW in place of Muon also gets nanoGPT's learning rate, because the one used with Muon is too high for it.
-    """
+    AdamW in place of Muon also gets nanoGPT's learning rate, because the one used with Muon is too high for it."""
     made = parser("ablation", ablation.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run each (default: 1 2 3)")
@@ -155,8 +152,7 @@ def compare_tokenizers(argv: list[str]) -> None:
 
 
 def train_at_cost(flops: float, dataset: Dataset, options: list[str], out_dir: Path) -> dict:
-    """Trains a model on the dataset with this many operations, keeping the best of five checkpoints in out_dir; returns
-    columns of the table."""
+    """Trains a model with this many operations, keeping the best of five checkpoints in out_dir; returns a row."""
     fixed = as_options(MODEL | RUN)
     options = [str(ROOT / "config/quickstart.py"), *fixed, *options, f"--dataset={dataset.folder}"]
     settings, _ = settings_of(options)

@@ -1,4 +1,4 @@
-"""Time and memory of a training step: as a whole, compared with other loops, by part, and of the loss alone."""
+"""Time and memory of a training step: whole, beside other loops, by part, of the loss alone, and during a save."""
 
 import multiprocessing
 import pickle
@@ -13,12 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from checkpoints.checkpoint import Saver
 from torch.nn import functional as F
 
 from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
 from data.dataset import id_dtype
-from model import LinearCrossEntropy
+from model import GPT, GPTConfig, LinearCrossEntropy
 from system.device import keep_memory, pick_compile, pick_device, pick_dtype
 from training.optim import make_optimizer
 
@@ -116,10 +117,8 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 
 def step_profile(argv: list[str]) -> None:
-    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). Any other
-    --key=value is a setting of train.py. The step is train.py's on random tokens, without loading data, logging and
-    communication.
-    """
+    """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). It is
+    train.py's step on random tokens, without loading, logging and communication. Other --key=value go to train.py."""
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")
     made.add_argument("--steps", type=int, default=5, help="(default: 5)")
@@ -178,8 +177,7 @@ def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Cal
 
 def loss_cost(argv: list[str]) -> None:
     """The loss over a vocabulary with its gradients: from all logits at once, by PyTorch's linear_cross_entropy (if it
-    exists) and by model.py's LinearCrossEntropy. Time, and the rise of peak memory in a fresh process.
-    """
+    exists) and by model.py's LinearCrossEntropy. Time, and the rise of peak memory in a fresh process."""
     made = parser("loss", loss_cost.__doc__)
     made.add_argument("--vocab_size", type=int, nargs="+", default=[4435, 50304], help="(default: 4435 50304)")
     made.add_argument("--rows", type=int, default=2048, help="tokens per batch (default: 2048)")
@@ -223,3 +221,70 @@ def peak_memory() -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def save_stall(argv: list[str]) -> None:
+    """How long training waits for a checkpoint: a GPT with AdamW, by default of GPT-2's size.
+
+    The stall is how long the training loop waits, also as a percentage of a plain save. A step is timed alone and
+    during a save. The first save in the background also allocates memory for its copy.
+    """
+    made = parser("save", save_stall.__doc__)
+    for name, default in (("n_layer", 12), ("n_embd", 768), ("vocab_size", 50304), ("block_size", 64)):
+        made.add_argument(f"--{name}", type=int, default=default, help=f"of the model (default: {default})")
+    made.add_argument("--saves", type=int, default=3, help="saves of each kind, whose median counts (default: 3)")
+    made.add_argument("--device", default="auto", help="(default: auto)")
+    made.add_argument("--folder", default=".", help="a folder on the disk to test (default: the current one)")
+    args = made.parse_args(argv)
+    device = pick_device(args.device)
+    shape = GPTConfig(args.block_size, args.vocab_size, args.n_layer, max(1, args.n_embd // 64), args.n_embd)
+    loop, rows = Loop(GPT(shape).to(device), device), []
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        path = Path(folder, "last.pt")
+        for kind, n in (("plain", args.saves), ("the first in the background", 1), ("in the background", args.saves)):
+            if kind != "in the background":  # else as the first one's
+                loop.saver = Saver(device, keep=2, background=kind != "plain")
+                alone = statistics.median([loop.step()[0] for _ in range(5)][2:])
+            seconds, stalls, steps = zip(*[loop.save(path) for _ in range(n)], strict=True)
+            stall, during = statistics.median(stalls), sum(steps, [])
+            row = {"save": kind, "parameters": loop.model.get_num_params(non_embedding=False)}
+            row |= {"file (MB)": round(path.stat().st_size / 1e6), "seconds to the disk": statistics.median(seconds)}
+            plain = rows[0]["seconds to the disk"] if rows else statistics.median(seconds)
+            row |= {"stall (ms)": 1000 * stall, "stall (%)": 100 * stall / plain, "step (ms)": 1000 * alone}
+            rows.append(row | {"step while saving (ms)": 1000 * statistics.median(during) if during else ""})
+    print_table("save", rows, args.json)
+
+
+class Loop:
+    """A training loop, reduced to what a save can delay."""
+
+    def __init__(self, model: GPT, device: torch.device):
+        self.model, self.optimizer = model, make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
+        self.idx = torch.randint(model.config.vocab_size, (1, model.config.block_size), device=device)
+        self.saver: Saver | None = None
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step, and how many of them it waited for the saver."""
+        start = time.perf_counter()
+        self.model(self.idx, self.idx, return_logits=False)[1].backward()
+        waiting = time.perf_counter()
+        self.saver.before_update()
+        waited = time.perf_counter() - waiting
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.idx.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, waited
+
+    def save(self, path: Path) -> tuple[float, float, list[float]]:
+        """Seconds until the file is on the disk, seconds the loop waited, and the remaining seconds of each step."""
+        start, steps = time.perf_counter(), []
+        state = {"model": self.model.state_dict(), "model_args": {}, "optimizer": self.optimizer.state_dict()}
+        self.saver.save(state, path)
+        stall = time.perf_counter() - start
+        while self.saver.thread and self.saver.thread.is_alive():
+            seconds, waited = self.step()
+            stall += waited
+            steps.append(seconds - waited)
+        self.saver.wait()
+        return time.perf_counter() - start, stall, steps

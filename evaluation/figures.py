@@ -9,12 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.tokenizer import token_table
-from evaluation.windows import FIRST, START, STOP
-
-
-def exact_loss(nats: np.ndarray, n_tokens: int) -> dict:
-    loss = math.fsum(nats) / n_tokens
-    return {"loss": loss, "perplexity": exp(loss)}
+from evaluation.scoring import FIRST, START, STOP
 
 
 def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
@@ -55,11 +50,12 @@ def exp(x: float) -> float:
 
 def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
     """Bits per byte of general compressors for the text of ids (n,) without the first."""
+    import zstandard  # optional
+
     known = token_table(tokenizer)
-    compressors = {
-        "gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9),
-        "xz -9": lzma.LZMACompressor(preset=9), "zstd -19": import_zstandard().ZstdCompressor(level=19).compressobj(),
-    }  # fmt: skip
+    compressors = {"gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9)}
+    zstd = zstandard.ZstdCompressor(level=19).compressobj()
+    compressors |= {"xz -9": lzma.LZMACompressor(preset=9), "zstd -19": zstd}
     size, compressed = 0, dict.fromkeys(compressors, 0)
     for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
         text = b"".join([known[id] for id in part[part < len(known)].tolist()])
@@ -69,11 +65,3 @@ def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
     for name, compressor in compressors.items():
         compressed[name] += len(compressor.flush())
     return {name: 8 * n / size if size else math.nan for name, n in compressed.items()}
-
-
-def import_zstandard():
-    try:
-        import zstandard
-    except ImportError:
-        raise ValueError("--baselines needs the package zstandard: pip install zstandard") from None
-    return zstandard

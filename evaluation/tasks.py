@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.figures import exp
+
 CONVERT = "convert it first, for example with iconv -f gb18030 -t utf-8 OLD > NEW"
 
 
@@ -57,10 +59,8 @@ def read_hellaswag(path: Path) -> list[dict]:
     for line, record in read_jsonl(path, fields):
         label, endings = str(record["label"]), record["endings"]
         if not label.isdecimal() or int(label) >= len(endings) or not all(isinstance(e, str) for e in endings):
-            raise ValueError(
-                f"{path}, line {line}: label {label!r} does not number one of the {len(endings)} endings (the test "
-                "split has no labels: use hellaswag_val.jsonl)"
-            )
+            found = f"label {label!r} does not number one of the {len(endings)} endings"
+            raise ValueError(f"{path}, line {line}: {found}; the test split has none: use hellaswag_val.jsonl")
         context = clean(f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}")
         choices = [f" {clean(ending)}" for ending in endings]
         questions.append({"line": line, "context": context, "choices": choices, "label": int(label)})
@@ -104,9 +104,7 @@ def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
     n = len(ids) - len(tokenizer.encode(context.rstrip()))
     if n == len(ids):
         if tokenizer.eot is None:
-            raise ValueError(
-                f"no context before {choice[:40]!r}, and the tokenizer has no end-of-text id to start from"
-            )
+            raise ValueError(f"{choice[:40]!r} has no context, and the tokenizer no end-of-text id to start from")
         ids = np.append(tokenizer.eot, ids)
     return ids, max(1, n)  # 1 if the tokenizer merged the whole choice into the context
 
@@ -130,7 +128,7 @@ def count_lambada(questions: list[dict], nats: np.ndarray, misses: np.ndarray) -
     """acc: every token of the word was the likeliest; perplexity: per word."""
     right, loss = misses == 0, math.fsum(nats) / len(questions)
     figures = {"acc": right.mean().item(), "acc_stderr": standard_error(right)}
-    return figures | {"perplexity": math.exp(loss) if loss < 700 else math.inf}
+    return figures | {"perplexity": exp(loss)}
 
 
 def standard_error(right: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from data.dataset import GPT2_VOCAB_SIZE, display_path, find_folder, open_datase
 from data.matching import has_ids_of
 from data.tokenizer import EOT, Tokenizer
 from evaluation import tasks
-from evaluation.windows import document_edges, plan_windows
+from evaluation.scoring import document_edges, plan_windows
 from inference.load import find_tokenizer
 
 AS_BYTES = " (not UTF-8: read as bytes)"
@@ -26,7 +26,7 @@ class Text:
 
     name: str
     get_ids: Callable[[], np.ndarray]
-    windows: np.ndarray  # (K, 3), see windows.py
+    windows: np.ndarray  # (K, 3), see scoring.py
     tokenizer: Tokenizer | None  # None = unknown
     documents: int | None = None  # with --per_document
     questions: list[dict] | None = None  # of a task
@@ -54,30 +54,28 @@ def open_text(args: argparse.Namespace, state: dict, block_size: int, stride: in
 def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
     """(name, get_ids, tokenizer, end-of-text id or None) of the text of --input."""
     if args.input.is_dir():
-        raise ValueError(
-            f"--input={args.input} is a folder, expected a text file: name one, or prepare the folder with the "
-            "checkpoint's tokenizer and use --dataset and --split"
-        )
+        instead = "name one, or prepare the folder with the checkpoint's tokenizer and use --dataset and --split"
+        raise ValueError(f"--input={args.input} is a folder, expected a text file: {instead}")
     tokenizer, name = find_tokenizer(state), str(display_path(args.input))
-    text, encode = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte"), tokenizer.encode
+    text = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte")
     if ESCAPED.search(text):
         if tokenizer.eot is not None and "\udcff" in text:
             problem = "is not UTF-8 and has the byte 0xff, which is the checkpoint's end-of-text id and never text"
             raise ValueError(f"--input={args.input} {problem}: {tasks.CONVERT}")
-        name, encode = name + AS_BYTES, raw_bytes
+        name += AS_BYTES
     if args.join_rows:
         rows = io.StringIO(text, newline=None)  # any line ends
         text = "\n\n".join(row if row.strip() else "" for row in rows)
     if args.per_document and tokenizer.eot is None:
         raise ValueError(f"--per_document: the tokenizer of {name} has no end-of-text id: leave it out")
-    first, *others = [encode(part) for part in (text.split(EOT) if args.per_document else [text])]
+    parts = text.split(EOT) if args.per_document else [text]
+    if name.endswith(AS_BYTES):  # the byte tokenizer's ids
+        raw = [part.encode("utf-8", "surrogateescape") for part in parts]
+        first, *others = [np.frombuffer(part, np.uint8).astype(np.uint16) for part in raw]
+    else:
+        first, *others = map(tokenizer.encode, parts)
     ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
     return name, lambda: ids, tokenizer, tokenizer.eot
-
-
-def raw_bytes(text: str) -> np.ndarray:
-    """A byte tokenizer's ids (n,) of a text decoded with "surrogateescape"."""
-    return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.uint16)
 
 
 def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
@@ -104,9 +102,7 @@ def open_matching_dataset(name: str | None, state: dict):
     knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
     dataset = open_dataset(folder, None if knows_size else size)
     if not has_ids_of(dataset, state):
-        raise ValueError(
-            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint (vocabulary "
-            f"{size}): its ids stand for other text; use the text itself (--input=FILE), or a dataset with the same "
-            "tokenizer"
-        )
+        found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
+        instead = "use the text itself (--input=FILE), or a dataset with the same tokenizer"
+        raise ValueError(f"{found}: its ids stand for other text; {instead}")
     return dataset

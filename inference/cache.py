@@ -89,9 +89,7 @@ class KVCache:
             is_causal, is_gqa = self.mask is None, nkv != nh
             y = F.scaled_dot_product_attention(q, k, v, self.mask, is_causal=is_causal, enable_gqa=is_gqa)
             return y.to(dtype)
-        q = q.reshape(
-            B, nkv, nh // nkv, hs
-        )  # heads with the same keys become queries of one head, so no keys are repeated
+        q = q.reshape(B, nkv, nh // nkv, hs)  # heads that share keys become queries of one head: no keys to repeat
         if self.shared:
             y = attend_with_prefix(q, k, v, self.prefix[0][layer], self.prefix[1][layer])
         else:

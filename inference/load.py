@@ -44,17 +44,22 @@ def find_tokenizer(state: dict):
     return tokenizer
 
 
-def make_ready(
-    model: GPT, device: torch.device, dtype: str = "auto", quantize: str = "none", plain: bool = False
-) -> GPT:
-    """The model for inference: on `device`, in eval mode, its weights in this format.
+def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", plain: bool = False) -> GPT:
+    """The model for inference: on `device`, in eval mode, its weights in this format, layers bound and, on a CPU, float
+    weights packed. plain=True keeps it fit for torch.compile and autocast: no packed or bound layers, and int8 layers
+    that do not round their inputs.
 
-    dtype: a name or 'auto' (see pick_weights_dtype). quantize: 'none', 'int8' or 'auto' (see pick_int8). Layers are
-    bound and, on a CPU, float weights packed. plain=True keeps the model fit for torch.compile and autocast: no packed
-    or bound layers, and int8 layers that do not round their inputs.
+    quantize: 'none', 'int8', or 'auto': int8 where that was measured to be fast, unless a dtype is given. dtype: a name
+    or 'auto': bfloat16 where the processor supports it natively, since reading the weights takes most of the time; else
+    float32, as beside int8 layers, which leave little of it.
     """
-    is_int8 = pick_int8(quantize, dtype, device)
-    model = model.to(device, pick_weights_dtype(dtype, is_int8, device)).eval()
+    is_int8 = quantize == "int8"
+    if quantize == "auto":
+        is_int8 = dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    picked = pick_dtype(dtype, device)
+    if dtype == "auto" and (picked == torch.float16 or is_int8 and device.type != "cuda"):
+        picked = torch.float32
+    model = model.to(device, picked).eval()
     if is_int8:
         round_weights(model, round_inputs=not plain)
     elif not plain:
@@ -62,19 +67,3 @@ def make_ready(
     if not plain:
         bind(model)
     return model
-
-
-def pick_weights_dtype(dtype: str, is_int8: bool, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the processor supports it natively, else float32, since reading the weights takes most of
-    the time; float32 beside int8 layers, which leave little of it."""
-    if dtype == "auto" and is_int8 and device.type != "cuda":
-        return torch.float32
-    picked = pick_dtype(dtype, device)
-    return torch.float32 if dtype == "auto" and picked == torch.float16 else picked
-
-
-def pick_int8(quantize: str, dtype: str, device: torch.device) -> bool:
-    """Whether to use int8 weights. auto: where that was measured to be fast, unless a dtype is given."""
-    if quantize != "auto":
-        return quantize == "int8"
-    return dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -66,9 +66,8 @@ def prepack(weight: torch.Tensor, scale: torch.Tensor):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its deprecation
         zeros = torch.zeros(len(scale), dtype=torch.int64)
-        return torch.ops.quantized.linear_prepack(
-            torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, axis=0), None
-        )
+        weight = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, axis=0)
+        return torch.ops.quantized.linear_prepack(weight, None)
 
 
 @torch.no_grad()
@@ -89,17 +88,14 @@ def quantize(model: nn.Module, round_inputs: bool = True) -> None:
 def input_noise(model: nn.Module, linears: dict[str, nn.Module]) -> dict[str, float]:
     """For each layer, the noise added by rounding its input to int8, relative to the input (root mean squares), on
     random ids. Rounding to steps of s adds noise of s / sqrt(12); s is a row's largest magnitude / 127."""
-    found = {}
+    found, names = {}, {linear: name for name, linear in linears.items()}
 
-    def watch(name):
-        def hook(module, args):
-            x = args[0].float()
-            step = x.abs().amax(dim=-1) / 127
-            found[name] = (step.square() / 12 / (x.square().mean(dim=-1) + 1e-30)).mean().sqrt().item()
+    def measure(linear, args):
+        x = args[0].float()
+        step = x.abs().amax(dim=-1) / 127
+        found[names[linear]] = (step.square() / 12 / (x.square().mean(dim=-1) + 1e-30)).mean().sqrt().item()
 
-        return hook
-
-    handles = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
+    handles = [linear.register_forward_pre_hook(measure) for linear in names]
     T, generator = min(64, model.config.block_size), torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, T), generator=generator)
     try:

@@ -529,7 +529,7 @@ def test_jsonl_prompt_and_stdin_from_the_command_line(out_dir, capsys, monkeypat
     [
         (["--out_dir=nowhere", "--prompt=x"], "no checkpoint: nowhere"),
         ([], "needs a terminal.*--prompt"),
-        (["--prompt=x", "--jsonl"], "--prompt and --jsonl exclude each other"),
+        (["--prompt=x", "--jsonl"], "--prompt and --jsonl cannot be combined"),
         (["--file=x.py", "--stdin"], "--stdin and --file"),
         (["--prompt=x", "--min_confidence=2"], "min_confidence=2"),
         (["--prompt=x", "--max_bytes=0"], "max_bytes=0"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bench
-from benchmarks import generation
+from benchmarks import inference
 from inference.bind import bind
 from inference.cache import KVCache
 from inference.generate import CompiledStep, Decoder, generate, stream
@@ -466,14 +466,14 @@ def test_a_generators_draws_do_not_depend_on_the_batch():
 
 def test_the_benchmarks_tools_write_the_same_text():
     model, prompts = build(mlp="gelu_tanh", block_size=64), ids(2, 9)
-    ours, theirs = (generation.make_writer(tool, "float32", model, [9, 20]) for tool in ("ours", "transformers"))
+    ours, theirs = (inference.make_writer(tool, "float32", model, [9, 20]) for tool in ("ours", "transformers"))
     assert ours(prompts, 12) == theirs(prompts, 12)
 
 
 def test_the_benchmark_of_generation_compares_all_formats(monkeypatch, capsys):
-    monkeypatch.setattr(generation, "SHAPES", {"tiny": dict(vocab_size=61, n_layer=1, n_head=2, n_embd=32)})
+    monkeypatch.setattr(inference, "SHAPES", {"tiny": dict(vocab_size=61, n_layer=1, n_head=2, n_embd=32)})
     clock = (n * n for n in itertools.count(1))  # differences that differ
-    monkeypatch.setattr(generation, "median_seconds", lambda function, _: function() and next(clock) or next(clock))
+    monkeypatch.setattr(inference, "median_seconds", lambda function, _: function() and next(clock) or next(clock))
     bench.main(["generate", "--prompt=5", "--tokens=8", "--batch=2", "--repeats=1", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(row["tool"], row["weights"].strip(" *")) for row in found] == [

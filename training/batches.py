@@ -6,19 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from data.dataset import Dataset, batch
-from system.distributed import Ranks
+from data.dataset import batch
+from training.run import Run
 
 
 class Batches:
     """Each rank takes its slice of every global batch, so the order of the data is the same for any number of
-    processes, and a resume needs only the step. shift: samples seen beyond those of iter_num steps of the current
-    size. waited: seconds next() has waited for data."""
+    processes, and a resume needs only the step. waited: seconds next() has waited for data."""
 
-    def __init__(self, config, dataset: Dataset, ranks: Ranks, device: torch.device, iter_num: int, shift: int):
-        self.config, self.dataset, self.ranks, self.device, self.shift = config, dataset, ranks, device, shift
-        self.number = iter_num * (config.gradient_accumulation_steps // ranks.world_size)
-        self.waited = 0.0
+    def __init__(self, run: Run):
+        self.run, self.number, self.waited = run, run.iter_num * run.micro_steps, 0.0
         self.thread = ThreadPoolExecutor(1)
         self.coming = self.thread.submit(self.load, self.number)
 
@@ -35,11 +32,11 @@ class Batches:
         return ready
 
     def load(self, number: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        config = self.config
-        first = self.shift + (number * self.ranks.world_size + self.ranks.rank) * config.batch_size
+        run, config, ranks = self.run, self.run.config, self.run.ranks
+        first = run.shift + (number * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
-        x, y = batch(self.dataset, "train", config.seed, index, config.block_size, config.sampling)
-        return to_device(x, self.device), to_device(y, self.device), int((y >= 0).sum())
+        x, y = batch(run.dataset, "train", config.seed, index, config.block_size, config.sampling)
+        return to_device(x, run.device), to_device(y, run.device), int((y >= 0).sum())
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)

@@ -35,17 +35,15 @@ def validate(config, ranks: Ranks) -> None:
     ]
     steps, processes = config.gradient_accumulation_steps, ranks.world_size
     if steps % processes:
+        fitting = processes * math.ceil(steps / processes)
         problems.append(
-            f"gradient_accumulation_steps={steps} counts the micro-batches of all {processes} processes, so it must be "
-            f"a multiple of that number: use {processes * math.ceil(steps / processes)}"
+            f"gradient_accumulation_steps={steps} is no multiple of the {processes} processes: use {fitting}"
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
     if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
-        problems.append(
-            "optimizer=muon orthogonalises whole matrices, but parallel=fsdp gives each process only some rows: use "
-            "--parallel=ddp or --optimizer=adamw"
-        )
+        problem = "optimizer=muon orthogonalises whole matrices, but parallel=fsdp gives each process only some rows"
+        problems.append(f"{problem}: use --parallel=ddp or --optimizer=adamw")
     if problems:
         raise ValueError("; ".join(problems))
 

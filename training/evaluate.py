@@ -2,18 +2,16 @@
 
 import torch
 
-from data.dataset import Dataset, eval_batch, eval_windows
-from system.distributed import Ranks
+from data.dataset import eval_batch, eval_windows
 from training.batches import to_device
+from training.run import Run
 
 
 @torch.no_grad()
-def estimate_loss(
-    model: torch.nn.Module, config, dataset: Dataset, ranks: Ranks, device: torch.device, autocast
-) -> dict[str, float]:
+def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float]:
     """Mean loss of "train" and "val", over the same windows for every call and any number of processes."""
+    config, dataset, ranks, device, losses = run.config, run.dataset, run.ranks, run.device, {}
     model.eval()
-    losses = {}
     for split in ("train", "val"):
         windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
         total, count = torch.zeros((), device=device), 0

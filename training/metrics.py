@@ -11,6 +11,7 @@ steps). A resume continues it where the checkpoint stood, without gaps or repeat
     memory_mb                         peak of tensors on CUDA, elsewhere the process's resident memory
 """
 
+import importlib
 import json
 import math
 import os
@@ -24,8 +25,12 @@ class Metrics:
     def __init__(self, out_dir: Path, config: dict, iter_num: int, last_eval_iter: int):
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if happened(r, iter_num, last_eval_iter)] if iter_num else []
-        self.wandb = start_wandb(config) if config["wandb_log"] else None
-        self.tensorboard = start_tensorboard(out_dir) if config["tensorboard_log"] else None
+        self.wandb = self.tensorboard = None
+        if config["wandb_log"]:
+            wandb = import_logger("wandb")
+            self.wandb = wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
+        if config["tensorboard_log"]:
+            self.tensorboard = import_logger("torch.utils.tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as self.file:
@@ -88,18 +93,10 @@ def read_metrics(path: Path) -> list[dict]:
     return records
 
 
-def start_wandb(config: dict):
+def import_logger(module: str):
     try:
-        import wandb
+        return importlib.import_module(module)
     except ImportError:
-        raise ValueError("wandb_log=True needs wandb: pip install wandb, or use --wandb_log=False") from None
-    return wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
-
-
-def start_tensorboard(out_dir: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        instead = "pip install tensorboard, or use --tensorboard_log=False"
-        raise ValueError(f"tensorboard_log=True needs tensorboard: {instead}") from None
-    return SummaryWriter(str(out_dir / "tensorboard"))
+        package = module.rpartition(".")[2]
+        instead = f"pip install {package}, or use --{package}_log=False"
+        raise ValueError(f"{package}_log=True needs the package {package}: {instead}") from None

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.distributed as dist
 
+from model import GPT
 from system.device import pick_dtype
 from system.distributed import place
 
@@ -12,16 +13,11 @@ MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # Muon's, as in its
 
 
 def make_optimizer(
-    model: torch.nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    muon_learning_rate: float | None = None,
+    model: GPT, learning_rate: float, weight_decay: float, betas: tuple, muon_learning_rate: float | None = None
 ) -> torch.optim.Optimizer:
     """AdamW with nanoGPT's two groups in its order, so that optimizer states are interchangeable: matrices (decayed),
     then biases and norm gains (not). Fused on CUDA and the CPU, which have a fused kernel. With muon_learning_rate,
-    the matrices inside the blocks form a group before these, updated by Muon. Each group's peak rate is its max_lr.
-    """
+    the matrices inside the blocks form a group before these, updated by Muon. Each group's peak rate is its max_lr."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     in_muon = {name for name, p in named if muon_learning_rate is not None and p.dim() == 2 and ".h." in name}
     adam = {"lr": learning_rate, "max_lr": learning_rate, "muon": False}
@@ -53,8 +49,7 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW, except that groups with muon=True are updated by Muon (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): a matrix moves along its Nesterov momentum, orthogonalised, so that all its
     directions move alike. With DDP, each process orthogonalises its share of the matrices of a shape, and they exchange
-    the results. All keep the whole momentum, so a checkpoint fits any number of processes.
-    """
+    the results. All keep the whole momentum, so a checkpoint fits any number of processes."""
 
     def __init__(self, groups: list[dict], **adamw):
         super().__init__(groups, **adamw)
@@ -130,10 +125,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     saved = state["param_groups"]
     found, expected = ([len(g["params"]) for g in groups] for groups in (saved, optimizer.param_groups))
     if found != expected:
-        raise ValueError(
-            f"the checkpoint's optimizer has groups of {found} tensors, but this model needs {expected}: fine-tune "
-            "from its weights instead (--init_from=PATH)"
-        )
+        problem = f"the checkpoint's optimizer has groups of {found} tensors, but this model needs {expected}"
+        raise ValueError(f"{problem}: fine-tune from its weights instead (--init_from=PATH)")
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved, strict=True)]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -159,9 +152,7 @@ def learning_rate_at(
 ) -> float:
     """Learning rate of step iter_num, counted from 0: a linear warmup over warmup_iters steps that starts above 0, then
     a decay to min_lr at step `horizon`, or when time_used (the fraction of a wall-clock limit) reaches 1. The decay is
-    half a 'cosine'; 'linear'; or 'wsd' (warmup, stable, decay), linear over its last fraction `cooldown`. A 'constant'
-    one has none.
-    """
+    half a 'cosine', 'linear', 'wsd' (warmup, stable, decay: linear over its last fraction `cooldown`) or 'constant'."""
     if iter_num < warmup_iters:
         return learning_rate * (iter_num + 1) / (warmup_iters + 1)
     if schedule == "constant":

@@ -26,10 +26,8 @@ class Outputs:
         run.ranks.sum([0.0])  # a barrier: all ranks have read their start, which may be in out_dir
         previous = None if run.resumed else run.ranks.on_main(partial(set_aside, run.out_dir))
         if previous:
-            run.ranks.say(
-                f"note: the run that was in {run.out_dir} is now in {previous}: delete it, or continue it with "
-                f"--out_dir={previous} --init_from=resume"
-            )
+            advice = f"delete it, or continue it with --out_dir={previous} --init_from=resume"
+            run.ranks.say(f"note: the run that was in {run.out_dir} is now in {previous}: {advice}")
         progress = run.iter_num, run.progress["last_eval_iter"]
         self.metrics = run.ranks.on_main(lambda: Metrics(run.out_dir, asdict(run.config), *progress))
         if self.metrics:

@@ -38,15 +38,17 @@ class Run:
         self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes
         self.tokens_per_iter = self.samples * config.block_size
         self.n_params = self.model.get_num_params(non_embedding=False)
-        self.tokenizer_json = (
-            self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None
-        )  # once: it can be large
+        self.tokenizer_json = self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None  # may be large
 
     def begin(self) -> None:
         """Sets what depends on the restored state: the end of the run, its position in the data, its clock."""
         # samples seen beyond iter_num steps of this size; not 0 if earlier steps had another size
         self.shift = self.progress.get("samples", self.iter_num * self.samples) - self.iter_num * self.samples
-        self.limit = self.limit_iters()
+        config, seen = self.config, self.shift * self.config.block_size
+        epochs = config.max_epochs and config.max_epochs * self.dataset.tokens("train")
+        tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
+        steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
+        self.limit = min([config.max_iters, *steps])  # the step that reaches the first limit other than max_minutes
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
 
     def clock(self) -> float:
@@ -55,14 +57,6 @@ class Run:
 
     def tokens_after(self, steps: int) -> int:
         return self.tokens_per_iter * steps + self.shift * self.config.block_size
-
-    def limit_iters(self) -> int:
-        """The step at which the first limit is reached, not counting max_minutes."""
-        config, seen = self.config, self.shift * self.config.block_size
-        epochs = config.max_epochs and config.max_epochs * self.dataset.tokens("train")
-        tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
-        steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
-        return min([config.max_iters, *steps])
 
     def eta(self, seconds_per_step: float, elapsed: float) -> str:
         """Time from the end of this step to the end of the run, as h:mm:ss."""

@@ -34,8 +34,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     """The run, with model, optimizer and scaler in their initial or resumed state; None after printing the table of
     parameters with print_params. config: train.py's TrainConfig. explicit: the keys that were set, not left at their
     defaults. Locks out_dir until `held` is closed. Raises ValueError for whatever a user can correct, on all ranks, and
-    before anything in out_dir has changed.
-    """
+    before anything in out_dir has changed."""
     run_id = secrets.token_hex(8)
     state, newest, locked = find_state(config, explicit, ranks, device, run_id, held)
     resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
@@ -138,8 +137,7 @@ def continues(config, out_dir: Path, restarted: bool) -> bool:
 
 
 def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset, device: torch.device | str) -> GPT:
-    """A new model, or the one in `state`; on "meta", without weights. Raises ValueError if the dataset or the settings
-    do not fit the latter."""
+    """A new model, or the one in `state`, on "meta" without weights. Raises ValueError if data or settings differ."""
     if state is None:
         vocab_size = config.vocab_size or model_vocab_size(dataset.vocab_size)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
@@ -151,17 +149,13 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
         if key in explicit and reshapes(model.config, key, wanted):
             if key != "block_size" or wanted > saved:
                 crop = f"and can only be cropped: use --block_size={saved} or less"
-                raise ValueError(
-                    f"{key}={wanted} was requested, but the model in {config.init_from} has {saved} "
-                    f"{crop if key == 'block_size' else f'already: leave {key} out'}, or train from scratch"
-                )
+                instead = crop if key == "block_size" else f"already: leave {key} out, or train from scratch"
+                raise ValueError(f"{key}={wanted} was requested, but {config.init_from}'s model has {saved} {instead}")
             model.crop_block_size(wanted)
         setattr(config, key, wanted if key == "dropout" else getattr(model.config, key))
     if not has_ids_of(dataset, state, config.vocab_size):
-        raise ValueError(
-            f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint (vocabulary "
-            f"{model.config.vocab_size}): its {OTHER_TEXT}"
-        )
+        found = f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint"
+        raise ValueError(f"{found} (vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
     return model
 
 

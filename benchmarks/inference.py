@@ -1,20 +1,19 @@
-"""Tokens per second, and milliseconds from a prompt to its first token, of GPT-2-shaped models with random weights.
+"""Speed of inference: generation, and evaluation by eval.py."""
 
-Greedy, on one device. "ours": cached generation in each number format; on a CPU with packed (pack.py) or int8
-(quantize.py) weights, on a GPU also compiled with CUDA graphs. "uncached": our model with plain weights on the whole
-context for every token (mean of the first and the last). "transformers": cached generate() of GPT2LMHeadModel on the
-same weights. "times ..." is relative to that tool's fastest format; "batch 8", whose rows share a prompt, relative to
-batch 1. * marks our fastest, the best of sample.py's --dtype, --quantize and --compile.
-"""
-
+import json
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from benchmarks.report import median_seconds, parser, print_table
+from benchmarks.runs import ROOT, random_dataset, run_python
+from checkpoints.file import save_checkpoint
 from checkpoints.huggingface import hf_config, hf_tensors
 from inference.generate import CompiledStep, stream
 from inference.load import make_ready
@@ -27,10 +26,19 @@ SHAPES = {
     "6x384": {"vocab_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "12x768": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768},
 }
+EVAL_SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 32768}
 
 
 def generation_speed(argv: list[str]) -> None:
-    made = parser("generate", __doc__)
+    """Tokens per second, and milliseconds from a prompt to its first token, of GPT-2-shaped models with random weights.
+
+    Greedy, on one device. "ours": cached generation in each number format; on a CPU with packed (pack.py) or int8
+    (quantize.py) weights, on a GPU also compiled with CUDA graphs. "uncached": our model with plain weights on the
+    whole context for every token (mean of the first and the last). "transformers": cached generate() of GPT2LMHeadModel
+    on the same weights. "times ..." is relative to that tool's fastest format; "batch 8", whose rows share a prompt,
+    relative to batch 1. * marks our fastest, the best of sample.py's --dtype, --quantize and --compile.
+    """
+    made = parser("generate", generation_speed.__doc__)
     add = made.add_argument
     add("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="(default: all)")
     add("--prompt", type=int, default=200, help="tokens of the prompt (default: 200)")
@@ -127,3 +135,35 @@ def transformers_writer(model: GPT, dtype: torch.dtype) -> Callable | None:
         return text[:, prompts.size(1) :].T.tolist()
 
     return run
+
+
+def evaluation_speed(argv: list[str]) -> None:
+    """eval.py on a model with random weights, by 1, 2, ... processes of one thread each. "seconds" is the scoring, once
+    all processes have loaded the model; "whole command" includes the rest."""
+    made = parser("eval", evaluation_speed.__doc__)
+    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="counts to compare (default: 1 2)")
+    made.add_argument("--tokens", type=int, default=65536, help="length of the text (default: 65536)")
+    made.add_argument("--stride", type=int, help="as in eval.py")
+    for key, value in EVAL_SHAPE.items():
+        made.add_argument(f"--{key}", type=int, default=value, help=f"of the model (default: {value})")
+    made.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts (default: 3)")
+    args = made.parse_args(argv)
+    model = GPT(GPTConfig(**{key: getattr(args, key) for key in EVAL_SHAPE}), torch.Generator().manual_seed(0))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
+        random_dataset(Path(folder), args.vocab_size, args.tokens)
+        command = [str(ROOT / "eval.py"), f"--out_dir={folder}", f"--dataset={folder}", "--split=train", "--device=cpu"]
+        command += [f"--stride={args.stride}"] * (args.stride is not None)
+        for n in args.processes:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+            runs = []
+            for _ in range(args.repeats):
+                start = time.perf_counter()
+                output = run_python("eval.py", [*torchrun, *command], OMP_NUM_THREADS="1")
+                runs.append((json.loads(output.splitlines()[-1]), time.perf_counter() - start))
+            result, whole = min(runs, key=lambda run: run[0]["seconds"])
+            row = {"processes": n, "seconds": result["seconds"], "tokens/s": result["tokens_per_second"]}
+            row["times as fast"] = rows[0]["seconds"] / row["seconds"] if rows else 1.0
+            rows.append(row | {"whole command, s": whole, "loss": f"{result['loss']:.9f}"})
+    print_table("eval", rows, args.json)
