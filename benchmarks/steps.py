@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from checkpoints.checkpoint import Saver
 from torch.nn import functional as F
 
 from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
+from checkpoints.saver import Saver
 from data.dataset import id_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy
 from system.device import keep_memory, pick_compile, pick_device, pick_dtype
