@@ -177,7 +177,8 @@ def missing_file(path: str) -> str:
 
 def help_text(cls: type) -> str:
     """The first two paragraphs of the docstring of cls's module, then all keys by group."""
-    kinds, described = get_type_hints(cls), describe(cls)
+    kinds = get_type_hints(cls)
+    described = {field.name: ("", "") for field in dataclasses.fields(cls)} | describe(cls)
     lines = ["\n\n".join((sys.modules[cls.__module__].__doc__ or "").strip().split("\n\n")[:2])]
     width = max(80, shutil.get_terminal_size((110, 24)).columns - 1)
     for heading, group in groupby(dataclasses.fields(cls), key=lambda field: described[field.name][0]):
@@ -185,7 +186,7 @@ def help_text(cls: type) -> str:
         for field in group:
             is_plain = isinstance(field.default, str) and field.default.isprintable()
             left = f"  --{field.name}={field.default if is_plain else repr(field.default)}"
-            text = f"{kind_name(kinds[field.name])}; {described[field.name][1]}".rstrip("; ")
+            text = f"{kind_name(kinds[field.name])}; {described.get(field.name, ('', ''))[1]}".rstrip("; ")
             lines.append(textwrap.fill(f"{left:<36}  {text}", width, subsequent_indent=" " * 38))
     return "\n".join(lines)
 

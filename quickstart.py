@@ -114,7 +114,9 @@ loss curve       {Path(OUT_DIR, "loss.png")}""",
             "\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command),
             flush=True,
         )
-        subprocess.run([sys.executable, ROOT / "sample.py", *command], check=True)
+        status = subprocess.run([sys.executable, ROOT / "sample.py", *command]).returncode
+        if status:
+            return status
     return 0
 
 

@@ -21,7 +21,7 @@ PLAIN = {  # nanoGPT's recipe; shape and batch are the config's
     "init": "normal", "max_minutes": None,
 }  # fmt: skip
 PARTS = "optimizer pos tie_weights init schedule dropout qk_norm norm mlp softcap smear".split()  # of a recipe
-NEVER = 10**9  # steps
+NO_LIMIT = 10**9  # steps
 VOCABULARIES = {  # name: options of data/hongloumeng/prepare.py
     "byte": ["--tokenizer=byte"],
     "char": ["--tokenizer=char"],
@@ -98,7 +98,7 @@ def ablation(argv: list[str]) -> None:
             keys = [key, "learning_rate", "min_lr", "warmup_iters"] if key == "optimizer" else [key]
             changes[f"{key}: {PLAIN[key]}"] = as_options({k: PLAIN[k] for k in keys})
     changes |= {text: text.split() for text in args.also}
-    options += as_options({"max_minutes": args.minutes, "max_iters": NEVER, "eval_interval": NEVER})
+    options += as_options({"max_minutes": args.minutes, "max_iters": NO_LIMIT, "eval_interval": NO_LIMIT})
     runs = {name: with_whole_split([args.config, *options, *change]) for name, change in changes.items()}
     ends = {name: [] for name in runs}
     # seed by seed, so that a slow period of the machine affects all rows alike

@@ -98,11 +98,18 @@ def gpu_tables(argv: list[str]) -> int:
     script = ROOT / "scripts/gpu.sh"
     names = re.findall(r'^table "(.+)" &&$', script.read_text(encoding="utf-8"), re.MULTILINE)
     made = parser("gpu", gpu_tables.__doc__)
-    made.add_argument("--only", nargs="+", choices=names, default=names, help="some of: " + ", ".join(names))
+    made.add_argument(
+        "--only", nargs="+", choices=names, default=names, help=f"some of, in this order: {', '.join(names)}"
+    )
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to compare with")
     args = made.parse_args(argv)
     bash = shutil.which("bash")
     if bash is None:
         raise ValueError("scripts/gpu.sh needs bash, which is not installed: run its commands one by one")
     environment = {"PYTHON": sys.executable, "PEER": str(args.peer or ""), "JSON": "1" * args.json}
-    return subprocess.run([bash, str(script), *args.only], env=os.environ | environment, check=False).returncode
+    process = subprocess.Popen([bash, str(script), *args.only], env=os.environ | environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            pass  # the script got the Ctrl-C too, and ends once the command it runs has saved

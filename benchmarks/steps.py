@@ -45,6 +45,8 @@ def step_time(argv: list[str]) -> None:
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT, to compare with its train.py too")
     args, options = made.parse_known_args(argv)
+    if args.peer and not (args.peer / "train.py").is_file():
+        raise ValueError(f"--peer={args.peer} has no train.py: expected a checkout of nanoGPT")
     if args.steps <= WARMUP:
         raise ValueError(f"--steps={args.steps}: expected at least {WARMUP + 1}, since the first {WARMUP} do not count")
     key, _, values = args.sweep.partition("=")
@@ -160,18 +162,15 @@ def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Cal
 
     def forward() -> None:
         nonlocal loss
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = compute(x, y, return_logits=False)[1]
-
-    def update() -> None:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     return {
         "forward": forward,
         "backward": lambda: loss.backward(),
         "clip": lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0),
-        "optimizer": update,
+        "optimizer": optimizer.step,
     }
 
 

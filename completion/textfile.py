@@ -17,7 +17,7 @@ class TextFile:
 
     def __init__(self, path: Path | None):
         self.path = path and path.resolve()
-        self.content = read_source(self.path) if self.path else None
+        self.content = read_source(path) if path else None
         source = (self.content or b"").decode("utf-8")
         self.text = source.replace("\r\n", "\n")
         self.newline, self.note = common_line_end(source)
@@ -66,16 +66,16 @@ def common_line_end(source: str) -> tuple[str, str]:
 def read_source(path: Path) -> bytes | None:
     """The content of a file to edit, None if it does not exist yet. Raises ValueError if it cannot be read or written,
     or is not UTF-8."""
-    exists = path.exists()
+    exists, folder = path.exists(), path.resolve().parent
     if exists and not path.is_file():
         what = "a folder" if path.is_dir() else "not a regular file"
         raise ValueError(f"--file={path} is {what}: expected the path of a text file")
-    if not path.parent.is_dir():
+    if not folder.is_dir():
         raise ValueError(f"--file={path} is in a folder that does not exist: create it, or correct the path")
     # root can write anything, but a file without write permission is meant to stay as it is
     if exists and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
         raise ValueError(f"--file={path} is read-only: make it writable (chmod u+w), or edit a copy")
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(folder, os.W_OK):
         raise ValueError(f"--file={path} is in a folder you may not write to: edit a copy elsewhere")
     try:
         content = path.read_bytes() if exists else None

@@ -1,8 +1,10 @@
 """A trained model ready for use: what --init_from and --out_dir name, its tokenizer, its weights in a fast format.
 
-source, state = open_trained(init_from="resume", out_dir="out")
-tokenizer = find_tokenizer(state)
-model = make_ready(build_model(state, dropout=0.0), device, dtype="auto", quantize="int8")
+    source, state = open_trained(init_from="resume", out_dir="out")
+    tokenizer = find_tokenizer(state)
+    model = make_ready(build_model(state, dropout=0.0), device, dtype="auto", quantize="int8")
+
+sample.py, eval.py, complete.py and export.py start here.
 """
 
 from pathlib import Path

@@ -9,16 +9,16 @@ import torch
 import torch.nn as nn
 
 # number of weights from which oneDNN saves more than its call costs (one row, 2 cores)
-LARGE = {torch.float32: 2**17, torch.bfloat16: 2**14}
+PACKED_SIZES = {torch.float32: 2**17, torch.bfloat16: 2**14}
 # oneDNN as torch.compile's frozen graphs call it; private names, which a PyTorch version may lack
 LAY_OUT = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 MULTIPLY = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "swiglu": ("swish", "")}  # oneDNN's names
+FUSED_ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "swiglu": ("swish", "")}  # oneDNN's names
 
 
 class PackedLinear(nn.Module):
     """nn.Linear for inference on the CPU: y = x weight^T + bias, x (..., K) of the weight's type, followed by an
-    activation of ACTIVATIONS, if any, in the same pass."""
+    activation of FUSED_ACTIVATIONS, if any, in the same pass."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -38,13 +38,13 @@ def pack(model: nn.Module) -> None:
     pickled or saved, and its count of parameters lacks the packed ones."""
     for name in [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]:
         linear = model.get_submodule(name)  # by name: a list of layers would keep all plain weights until the end
-        if can_pack(linear.weight) and linear.weight.numel() >= LARGE[linear.weight.dtype]:
+        if can_pack(linear.weight) and linear.weight.numel() >= PACKED_SIZES[linear.weight.dtype]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, PackedLinear(linear))
     for mlp in (block.mlp for block in model.transformer.h):
         linear = mlp.c_gate if mlp.kind == "swiglu" else mlp.c_fc
-        if isinstance(linear, PackedLinear) and mlp.kind in ACTIVATIONS:
-            linear.activation, linear.variant = ACTIVATIONS[mlp.kind]
+        if isinstance(linear, PackedLinear) and mlp.kind in FUSED_ACTIVATIONS:
+            linear.activation, linear.variant = FUSED_ACTIVATIONS[mlp.kind]
             mlp.activate = nn.Identity().forward
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 # Activations are not rounded where that adds more noise than this fraction of their size: a few large channels leave
 # too few steps for the others (Dettmers et al. 2022, arXiv:2208.07339). Gaussian numbers give 0.01.
 MAX_NOISE = 0.05
-LARGE = 2**20  # number of weights from which rounding the activations saves more time than it takes (2 cores, one row)
+ROUNDED_SIZE = 2**20  # weights from which rounding the activations pays (2 cores, one row)
 FEW_ROWS = 32  # up to this many rows the int8 kernel beats converting the weights to floats
 HAS_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # natively
 # FBGEMM's product, (x (M, K) float32, scale, zero point, packed weight (N, K)) -> (M, N) float32, which rounds x to
@@ -79,7 +79,7 @@ def quantize(model: nn.Module, round_inputs: bool = True) -> None:
     has_fbgemm = ROUNDED_LINEAR is not None and torch.backends.quantized.engine in ("x86", "fbgemm")
     multiplies = round_inputs and device.type == "cpu" and has_fbgemm and torch.cpu._is_vnni_supported()
     noise = input_noise(model, linears) if multiplies else {}
-    fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= LARGE}
+    fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= ROUNDED_SIZE}
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, Int8Linear(linear, name in fit))

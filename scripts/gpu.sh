@@ -7,9 +7,10 @@
 #
 # Needs the datasets shakespeare_char, hongloumeng, cppcode and pycode (see the config files). PYTHON names the
 # interpreter (default: python); JSON=1 adds the figures as JSON. A command that fails ends its table, the other tables
-# still run, and the exit status is 1.
+# still run, and the exit status is 2.
 
 set -u
+trap 'exit 130' INT TERM # the scripts catch Ctrl-C to save: here it ends all tables
 [ -n "${PEER:-}" ] && { PEER=$(cd "$PEER" && pwd) || exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 names=$(sed -n 's/^table "\(.*\)" &&$/\1/p' scripts/gpu.sh)
@@ -40,10 +41,16 @@ python() { # prints a command, then runs it
     if [ "$1" = bench.py ] && [ -n "${JSON:-}" ]; then
         set -- "$@" --json
     fi
-    if ! command "${PYTHON:-python}" "$@"; then
+    command "${PYTHON:-python}" "$@"
+    local status=$?
+    case $status in
+    0) ;;
+    130 | 143) exit $status ;;
+    *)
         failed="${failed:+$failed; }$table"
         return 1
-    fi
+        ;;
+    esac
 }
 
 table "profile of a step" &&
@@ -90,6 +97,6 @@ table "C++ by bytes" &&
     python sample.py --out_dir=out-gpu-cppcode '--start=for (int i = ' --num_samples=3 --max_new_tokens=300
 
 if [ -n "$failed" ]; then
-    printf 'failed: %s (see the errors above)\n' "$failed" >&2
-    exit 1
+    printf 'error: failed: %s (see the errors above)\n' "$failed" >&2
+    exit 2
 fi

@@ -379,7 +379,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 ])  # fmt: skip
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     loaded, _ = load_completer("resume", str(out_dir), device="cpu", **options)
     kinds = {type(module) for module in loaded.model.modules()}
     assert (Int8Linear in kinds) == expected

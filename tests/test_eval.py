@@ -187,7 +187,7 @@ def test_the_batch_size_does_not_change_the_loss(bytes_run, capsys, batch_size):
 
 def test_packed_weights_do_not_change_the_loss(bytes_run, capsys, monkeypatch, packed_layers):
     plain = run(capsys, f"--out_dir={bytes_run[0]}")
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     monkeypatch.setattr("inference.load.pack", packed_layers)
     for batch_size in (1, 7):
         packed = run(capsys, f"--out_dir={bytes_run[0]}", f"--batch_size={batch_size}")

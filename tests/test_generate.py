@@ -157,7 +157,7 @@ def test_steps_of_bfloat16_weights_are_as_near_to_float32_as_the_uncached_model(
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], *OTHERS], ids=["gpt2", "rope", "llama", "relu2", "tanh"])
 @torch.no_grad()
 def test_packed_weights_are_as_near_to_float64_as_plain_ones(shape, dtype, monkeypatch):
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     model, idx = build(**shape), ids(3)
     exact = copy.deepcopy(model).double()(idx, idx)[0]
     plain = model.to(dtype)
@@ -183,7 +183,7 @@ def test_plain_weights_go_as_packed_ones_come(monkeypatch):
         alive.append(sum(weight() is not None for weight in weights))
         return weight
 
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     monkeypatch.setattr("inference.pack.can_pack", lambda weight: True)
     monkeypatch.setattr("inference.pack.LAY_OUT", count)
     pack(model)
@@ -197,7 +197,7 @@ def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkey
 
     everything = counts(build())  # all layers are small
     assert everything == 2 * 4 + 1
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     assert counts(build().half()) == counts(build().to("meta")) == everything
     monkeypatch.setattr("inference.pack.MULTIPLY", None)
     assert counts(build()) == everything
@@ -207,7 +207,7 @@ def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkey
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
 @torch.no_grad()
 def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_batch(shape, large, monkeypatch):
-    monkeypatch.setattr("inference.quantize.LARGE", large)
+    monkeypatch.setattr("inference.quantize.ROUNDED_SIZE", large)
     model, idx = build(**shape), ids(3)
     rounded, int8 = copy.deepcopy(model), copy.deepcopy(model)
     if rounded.config.tie_weights:  # the table of tokens stays as it is
@@ -331,7 +331,7 @@ def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_
 
 
 def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
-    monkeypatch.setattr("inference.quantize.LARGE", 0)
+    monkeypatch.setattr("inference.quantize.ROUNDED_SIZE", 0)
     model, prompts = build(**OTHERS[0]), rows(3, 16, 5)
     quantize(model, round_inputs=False)
     expected = run(model, prompts, 20)

@@ -85,7 +85,7 @@ def test_samples_are_separated_as_nanogpts_begin_with_the_prompt_and_use_known_i
 
 def test_packed_weights_write_the_same_texts(out_dir, capsys, monkeypatch, packed_layers):
     plain = write(out_dir, capsys, "--start=宝", "--num_samples=3")
-    monkeypatch.setattr("inference.pack.LARGE", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr("inference.pack.PACKED_SIZES", {torch.float32: 0, torch.bfloat16: 0})
     monkeypatch.setattr("inference.load.pack", packed_layers)
     assert write(out_dir, capsys, "--start=宝", "--num_samples=3") == plain
     assert packed_layers.count == 5

@@ -2,6 +2,8 @@
 
 python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
 python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
+
+One running text, whose last tenth is the validation split.
 """
 
 import sys
