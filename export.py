@@ -27,7 +27,7 @@ from configurator import configure, exit_on_error
 from data.tokenizer import EOT, TRAIN_PATTERN
 from data.vocabulary import to_symbols
 from inference.load import find_tokenizer, open_trained
-from model import GPT
+from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.files import sync_file
 
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"hf_dir={folder} exists and is not an empty folder: remove it, or name another")
     _, state = open_trained(config.init_from, config.out_dir)
+    kind, tokenizer = architecture(GPTConfig(**state["model_args"])), find_tokenizer(state)
     model = build_model(state, take=True)
-    kind, tokenizer = architecture(model.config), find_tokenizer(state)
     dtype = pick_dtype(config.dtype, torch.device("cpu"))
     dtype_name = str(dtype).removeprefix("torch.")
     try:

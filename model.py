@@ -146,7 +146,7 @@ class CausalSelfAttention(nn.Module):
         # queries, keys and values from one matrix: (nh + 2 nkv) heads of width hs, in that order
         self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.dropout = config.qk_norm, config.dropout
         if config.qk_norm:
             self.q_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
             self.k_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
@@ -170,7 +170,7 @@ class CausalSelfAttention(nn.Module):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Causal attention: q (B, nh, T, hs) over k, v (B, nkv, T, hs) -> as q."""
-        dropout = self.attn_dropout.p if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
         if self.training and q.device.type == "cpu" and dense_is_faster(q, dropout):
             return dense_attention(q, k, v, self.attn_dropout)
         gqa = self.n_kv_head != self.n_head
@@ -351,7 +351,7 @@ class GPT(nn.Module):
             else:
                 x = block(x, rope, cache, layer)
         if cache is not None:
-            cache.length += idx.size(1)
+            cache.advance(idx.size(1))
         return x
 
     def forward(
@@ -387,7 +387,7 @@ class GPT(nn.Module):
         return (logits if return_logits else None), loss / count
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """What the head makes of normed hidden states: x (..., C) -> (..., V)."""
+        """Applies the head and softcap to normed hidden states: x (..., C) -> (..., V)."""
         logits = self.lm_head(x)
         if self.config.softcap:
             logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
@@ -406,27 +406,27 @@ class GPT(nn.Module):
 
         The plain way: the whole context again for every token. inference.generate.generate draws the same ids from
         the same generator, much faster. As there, a full context is cut to its second half. Raises ValueError for an
-        empty prompt.
+        empty prompt, and numbers out of range.
         """
         if idx.size(1) == 0:
             raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
+        if not (temperature == 0 or 1e-5 <= temperature < math.inf) or (top_k or 0) < 0:
+            raise ValueError(f"temperature={temperature} must be 0 or from 1e-5 on, top_k={top_k} not negative")
         was_training, context = self.training, idx[:, -self.config.block_size :]
         self.eval()
         try:
             for step in range(max_new_tokens):
-                logits, order = self(context)[0][:, -1].float(), None  # (B, V)
-                if top_k and top_k < logits.size(-1):
-                    logits, order = logits.topk(top_k, dim=-1)
+                logits = self(context)[0][:, -1].float()  # (B, V)
                 if temperature == 0:
-                    new = logits.argmax(-1, keepdim=True)
+                    new = logits.argmax(-1, keepdim=True)  # (B, 1)
                 else:
+                    few, order = logits.topk(top_k) if top_k and top_k < logits.size(-1) else (logits, None)
                     if step % 64 == 0:
-                        device = generator.device if generator else "cpu"
-                        draws = torch.rand(len(idx), 64, generator=generator, device=device)
-                    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+                        draws = torch.rand(len(idx), 64, generator=generator, device=getattr(generator, "device", None))
+                    cumulative = (few / temperature).softmax(-1).cumsum(-1)
                     draw = 1 - draws[:, step % 64, None].to(idx.device)
                     new = torch.searchsorted(cumulative, draw * cumulative[:, -1:])  # (B, 1)
-                new = new if order is None else order.gather(1, new)
+                    new = new if order is None else order.gather(1, new)
                 idx = torch.cat((idx, new), dim=1)
                 is_full = context.size(1) == self.config.block_size
                 context = idx[:, -max(1, context.size(1) // 2) :] if is_full else torch.cat((context, new), dim=1)
@@ -435,7 +435,7 @@ class GPT(nn.Module):
         return idx
 
 
-# ---- for speed on a CPU: the same functions, by other ways -----------------------------------------------------------
+# ---- faster equivalents for the CPU ---------------------------------------------------------------------------------
 
 # Logits that LinearCrossEntropy holds at a time, but at least 256 rows of them: fewer multiply much more slowly.
 LOGITS_AT_ONCE = 2**22

@@ -151,7 +151,7 @@ def train(run: Run) -> int:
     gc.collect()
     gc.freeze()  # what exists now stays to the end, so Python's collector need not scan it
     run.start_time = interval_start = time.perf_counter()
-    elapsed, stop_signal, interval_iters = run.clock(), 0, 0
+    elapsed, stop_signal, interval_iters = run.time_before, 0, 0  # the same on all ranks
     try:
         settle_buckets(run, model, batches, autocast)
         while True:
@@ -269,7 +269,7 @@ def train(run: Run) -> int:
     tokens = run.tokens_after(run.iter_num)
     ranks.say(
         f"done: {run.iter_num} steps, {tokens:,} tokens, best val loss {run.best_val_loss:.4f}, "
-        f"{run.clock() / 60:.1f} minutes; sample with: python sample.py --out_dir={run.out_dir}"
+        f"{run.progress['seconds'] / 60:.1f} minutes; sample with: python sample.py --out_dir={run.out_dir}"
     )
     return 0
 

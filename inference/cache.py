@@ -61,6 +61,11 @@ class KVCache:
             self.new = torch.arange(B, device=device)[:, None], positions  # row (B, 1), slot (B, T)
             self.mask = (torch.arange(self.reach, device=device) <= positions[:, :, None])[:, None]  # (B, 1, T, reach)
 
+    def advance(self, T: int) -> None:
+        """Counts the reserved positions as filled; what reserve() prepared is of no use afterwards."""
+        self.length += T
+        self.mask = self.slots = self.seen = self.prefix = self.new = None
+
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores k, v (B, nkv, T, hs) at the reserved positions; returns the keys and values to attend to."""
         if torch.is_grad_enabled():  # a cache has no gradients

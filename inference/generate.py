@@ -116,6 +116,7 @@ class Decoder:
         self.recent = deque(maxlen=max(1, self.block_size // 2))  # the last ids (B,) that followed the prompts
         if compiled:
             self.cache = compiled.cache
+            assert self.cache.k.size(1) == B, f"compiled for {self.cache.k.size(1)} rows, not {B}"
         else:
             ragged = len({min(len(row), self.block_size) for row in prompts}) > 1
             self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged=ragged)

@@ -73,7 +73,8 @@ def prepack(weight: torch.Tensor, scale: torch.Tensor):
 @torch.no_grad()
 def quantize(model: nn.Module, round_inputs: bool = True) -> None:
     """Replaces the Linear layers of a GPT in place. Embeddings and norms stay; a tied head becomes a copy.
-    round_inputs=False rounds only weights, for torch.compile, which does not accept FBGEMM's packed objects."""
+    The int8 layers stay on their device and are in no state_dict. round_inputs=False rounds only weights, for
+    torch.compile, which does not accept FBGEMM's packed objects."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     device = next(model.parameters()).device
     has_fbgemm = ROUNDED_LINEAR is not None and torch.backends.quantized.engine in ("x86", "fbgemm")

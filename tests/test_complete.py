@@ -934,7 +934,7 @@ def test_the_editor_in_a_terminal(out_dir, tmp_path):
     terminal.wait_for(lambda: "Esc leave" in "\n".join(terminal.screen.display))
     terminal.press("import num")
     terminal.wait_for_line(1, "import numpy as np", grey="py as np")
-    assert (terminal.screen.cursor.y, terminal.screen.cursor.x) == (0, 3 + len("import num"))
+    terminal.wait_for(lambda: (terminal.screen.cursor.y, terminal.screen.cursor.x) == (0, 3 + len("import num")))
     terminal.press("\t")
     terminal.wait_for_line(1, "import numpy as np", grey="")
     terminal.wait_for(lambda: "indent 0" in terminal.screen.display[-1])

@@ -384,6 +384,22 @@ def test_repetition_penalty_counts_the_prompt_and_what_was_drawn():
     assert sorted(new) == sorted(set(range(61)) - {3, 4, 5})
 
 
+def test_of_equal_logits_both_ways_take_the_first():
+    model, idx = build(tie_weights=False), ids(T=3)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    for way in (generate, GPT.generate):
+        assert way(model, idx, 4, temperature=0, top_k=20)[:, 3:].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(temperature=-1), dict(temperature=1e-8), dict(temperature=math.nan), dict(top_k=-1)]
+)
+def test_the_plain_way_refuses_numbers_out_of_range_too(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
+        build().generate(ids(), 1, **bad)
+
+
 @pytest.mark.parametrize("way", [generate, GPT.generate], ids=["cached", "plain"])
 def test_edge_cases(way):
     model, idx = build(), ids(T=3)

@@ -1,6 +1,7 @@
 """On a CUDA device: the losses of a CPU, mixed precision within bounds, resume, memory. Skipped without one."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -158,11 +159,22 @@ def test_nccl_with_one_process(dataset, tmp_path, monkeypatch):
     assert run(dataset, tmp_path / "nccl", "--max_iters=3", "--backend=nccl") == pytest.approx(alone, rel=1e-5)
 
 
-def test_too_little_memory_is_one_line_with_what_fits(dataset, tmp_path):
+def test_too_little_memory_is_one_line_with_what_fits(dataset, tmp_path, capsys):
     torch.cuda.set_per_process_memory_fraction(2**30 / torch.cuda.get_device_properties(0).total_memory)
     try:
-        with pytest.raises(ValueError, match=r"too little memory for 65536 sequences .* batch_size=\d+ fits"):
-            run(dataset, tmp_path, "--max_iters=2", "--batch_size=65536", "--eval_iters=1", "--eval_interval=100")
+        options = [
+            "--n_embd=128",
+            "--n_head=2",
+            "--block_size=64",
+            "--compile=False",
+            "--device=cuda",
+            "--max_iters=2",
+            "--batch_size=65536",
+            "--eval_iters=1",
+            "--eval_interval=100",
+        ]
+        assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path}", *options]) == 2
+        assert re.search(r"too little memory for 65536 sequences .*--batch_size=\d+ ", capsys.readouterr().err)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

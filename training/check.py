@@ -44,6 +44,8 @@ def validate(config, ranks: Ranks) -> None:
     if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
         problem = "optimizer=muon orthogonalises whole matrices, but parallel=fsdp gives each process only some rows"
         problems.append(f"{problem}: use --parallel=ddp or --optimizer=adamw")
+    if not -(2**62) < config.seed < 2**62:
+        problems.append(f"seed={config.seed} must be within ±2^62")
     if problems:
         raise ValueError("; ".join(problems))
 

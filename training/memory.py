@@ -29,6 +29,6 @@ def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimiz
     else:
         fits = 0
     steps = config.gradient_accumulation_steps * math.ceil(config.batch_size / max(1, fits))
-    advice = f"this fits: --batch_size={fits} --gradient_accumulation_steps={steps}; or " if fits else ""
+    advice = f"--batch_size={fits} --gradient_accumulation_steps={steps} fits; or " if fits else ""
     advice += "lower batch_size or block_size, or use --checkpoint_activations"
     return f"{device}: too little memory for {config.batch_size} sequences of {config.block_size} tokens: {advice}"

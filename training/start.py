@@ -34,7 +34,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     """The run, with model, optimizer and scaler in their initial or resumed state; None after printing the table of
     parameters with print_params. config: train.py's TrainConfig. explicit: the keys that were set, not left at their
     defaults. Locks out_dir until `held` is closed. Raises ValueError for whatever a user can correct, on all ranks, and
-    before anything in out_dir has changed."""
+    before the checkpoints and metrics of an earlier run are touched."""
     run_id = secrets.token_hex(8)
     state, newest, locked = find_state(config, explicit, ranks, device, run_id, held)
     resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
