@@ -502,7 +502,7 @@ def test_a_refused_run_exits_with_2_and_one_line(dataset, tmp_path):
 @pytest.mark.parametrize(
     "room, advice",
     [
-        (2, "--batch_size=2 --gradient_accumulation_steps=4; or lower"),
+        (2, "--batch_size=2 --gradient_accumulation_steps=4 fits; or lower"),
         (0, "lower batch_size or"),
     ],
 )
