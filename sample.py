@@ -359,7 +359,7 @@ def read_prompts(config: SampleConfig) -> list[str]:
         return [read_start(config.start)]
     lines = [line for line in read_file("--prompts=", config.prompts).split("\n") if line.strip()]
     if not lines:
-        raise ValueError(f"--prompts={config.prompts} has no beginning in it: expected one prompt per line")
+        raise ValueError(f"--prompts={config.prompts} has no prompts: expected one per line")
     if Path(config.prompts).suffix != ".jsonl":
         return lines
     prompts = []

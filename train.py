@@ -172,7 +172,7 @@ def train(run: Run) -> int:
                 health.check(ranks, run.advice_on_nan())  # waits for the device, so that eval_start excludes training
                 eval_start = time.perf_counter()
                 losses = estimate_loss(local_model, run, autocast)
-                evaluated(run, losses, outputs, health, time.perf_counter() - eval_start, due, finished)
+                record_evaluation(run, losses, outputs, health, time.perf_counter() - eval_start, due, finished)
                 if config.eval_only:
                     return 0
                 interval_start += time.perf_counter() - eval_start
@@ -293,7 +293,7 @@ def settle_buckets(run: Run, model: torch.nn.Module, batches: Batches, autocast)
         run.optimizer.zero_grad(set_to_none=True)
 
 
-def evaluated(
+def record_evaluation(
     run: Run, losses: dict[str, float], outputs: Outputs, health: Health, seconds: float, due: bool, finished: bool
 ) -> None:
     """Reports and records the losses of an evaluation, and saves the checkpoints due with it."""

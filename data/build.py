@@ -448,15 +448,15 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other prepares, whatever their settings, out of `folder` until the end, or until this process ends,
-    however it does. ValueError if another one is there."""
+    """Keeps other prepares, whatever their settings, out of `folder`, at most until this process ends. ValueError
+    if one is there already."""
     path = folder / ".prepare.lock"
     with os_errors(folder):
-        file = open(path, "wb")  # noqa: SIM115
+        file = open(path, "wb")
     try:
         with file:
             if not take_lock(file, path):
-                raise ValueError(f"another prepare is at work in {folder}; wait for its end, or stop it")
+                raise ValueError(f"another prepare.py is writing to {folder}: wait until it finishes, or stop it")
             try:
                 yield
             finally:

@@ -249,7 +249,7 @@ class Report:
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
-    """ "all" or "bom,ads" -> rules in order of application. ValueError names unknown ones."""
+    """Text as "all" or "bom,ads" -> rules in order of application. ValueError names unknown ones."""
     names = set(RULES) if text == "all" else set(text.replace(" ", "").split(","))
     if names - set(RULES):
         raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(RULES)))}; the rules are {', '.join(RULES)}")

@@ -106,7 +106,7 @@ class Part:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """ "b.jsonl.gz" -> (".jsonl", ".gz"), "b.tgz" -> (".tar", ".tgz"), "b.txt" -> (".txt", "")."""
+    """Format and packing: "b.jsonl.gz" -> (".jsonl", ".gz"), "b.tgz" -> (".tar", ".tgz"), "b.txt" -> (".txt", "")."""
     stem, suffix = os.path.splitext(name.lower())
     if suffix in COMPRESSED:
         return COMPRESSED[suffix] or os.path.splitext(stem)[1], suffix
@@ -331,7 +331,7 @@ def open_part(part: Part) -> BinaryIO:
             return open_zip(part.path, part.mtime_ns).open(part.member)
         except NotImplementedError as error:
             raise ValueError(f"{part.name}: {error}; unpack the archive and pass the folder") from error
-    file = open(part.path, "rb")  # noqa: SIM115
+    file = open(part.path, "rb")
     file.seek(part.start)
     return file if part.stop is None else io.BufferedReader(Window(file, b"", part.stop - part.start), READ_BYTES)
 

@@ -473,7 +473,7 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     first = threading.Thread(target=partial(run, tmp_path / "out", slow))
     first.start()
     assert entered.wait(600)
-    with pytest.raises(ValueError, match="another prepare is at work"):
+    with pytest.raises(ValueError, match="another prepare.py is writing"):
         run(tmp_path / "out", units, **settings)
     leave.set()
     first.join()

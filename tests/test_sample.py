@@ -318,7 +318,7 @@ def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
         (["--interactive", "--start=-"], "--interactive reads what you type"),
         (["--temperature=1e-39"], "temperature=1e-39"),
         (["--seed=18446744073709551616"], "seed=18446744073709551616"),
-        ([f"--prompts={os.devnull}"], "no beginning"),
+        ([f"--prompts={os.devnull}"], "has no prompts"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(out_dir, options, message):

@@ -1,7 +1,7 @@
 """Tiny Shakespeare, or any text, as single characters: data/shakespeare_char/{train.bin,val.bin,meta.json}.
 
-python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
-python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
+    python data/shakespeare_char/prepare.py                       # downloads 1.1 MB to input.txt, once
+    python data/shakespeare_char/prepare.py --input FILE...       # your own text; needs no network
 
 One running text, whose last tenth is the validation split.
 """
