@@ -37,7 +37,7 @@ def validate(config, ranks: Ranks) -> None:
     if steps % processes:
         fitting = processes * math.ceil(steps / processes)
         problems.append(
-            f"gradient_accumulation_steps={steps} must be a multiple of the number of processes, {processes}: use {fitting}"
+            f"gradient_accumulation_steps={steps} must be a multiple of the {processes} processes: use {fitting}"
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
