@@ -45,8 +45,6 @@ def step_time(argv: list[str]) -> None:
     made.add_argument("--baseline", action="store_true", help="compare with a plain float32 loop")
     made.add_argument("--peer", type=Path, help="a checkout of nanoGPT, to compare with its train.py too")
     args, options = made.parse_known_args(argv)
-    if args.peer and not (args.peer / "train.py").is_file():
-        raise ValueError(f"--peer={args.peer} has no train.py: expected a checkout of nanoGPT")
     if args.steps <= WARMUP:
         raise ValueError(f"--steps={args.steps}: expected at least {WARMUP + 1}, since the first {WARMUP} do not count")
     key, _, values = args.sweep.partition("=")
@@ -60,6 +58,8 @@ def step_time(argv: list[str]) -> None:
 def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **swept: str) -> dict:
     options = [args.config, *options, *as_options(swept)]
     settings, _ = settings_of(options)
+    if args.peer and not (args.peer / "train.py").is_file():
+        raise ValueError(f"--peer={args.peer} has no train.py: expected a checkout of nanoGPT")
     vocab_size = vocab_size_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         random_dataset(Path(folder), vocab_size, int(float(dataset_mb) * 1e6) // id_dtype(vocab_size).itemsize)

@@ -46,6 +46,16 @@ def test_the_gpu_list_has_commands_whose_options_there_are(line):
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_ctrl_c_ends_the_gpu_list(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/bash\necho ran\nexit 130\n", encoding="utf-8")  # as a script that has saved
+    stub.chmod(0o755)
+    command = ["bash", ROOT / "scripts/gpu.sh", "Python", "generation"]
+    done = subprocess.run(command, env={**os.environ, "PYTHON": str(stub)}, capture_output=True, encoding="utf-8")
+    assert done.returncode == 130 and done.stdout.count("ran") == 1
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_the_gpu_list_goes_on_after_a_table_that_failed(tmp_path):
     stub = tmp_path / "python"
     stub.write_text('#!/bin/bash\necho "ran $*"\n[[ $1 != eval.py ]]\n', encoding="utf-8")
@@ -54,7 +64,7 @@ def test_the_gpu_list_goes_on_after_a_table_that_failed(tmp_path):
     command = ["bash", ROOT / "scripts/gpu.sh", *names]
     environment = {**os.environ, "PYTHON": str(stub), "PEER": str(tmp_path), "JSON": "1"}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert done.returncode == 1 and done.stderr == "failed: 红楼梦, deep (see the errors above)\n"
+    assert done.returncode == 2 and done.stderr == "error: failed: 红楼梦, deep (see the errors above)\n"
     assert sorted(re.findall("^## (.*)", done.stdout, re.MULTILINE)) == sorted(names)
     printed, ran = (re.findall(f"^{prefix} (.*)", done.stdout, re.MULTILINE) for prefix in (r"\$ python", "ran"))
     assert len(printed) == len(ran) == 5 and f"--peer={tmp_path}" in ran[0]
