@@ -315,7 +315,7 @@ def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("tie_weights", [False, True])
-def test_loss_without_logits_equals_loss_withlogits(monkeypatch, tie_weights, softcap):
+def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, softcap):
     monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 1)
     model = build(tie_weights=tie_weights, softcap=softcap)
     idx, targets = ids(20), ids(20, seed=3)
@@ -354,7 +354,7 @@ def test_bfloat16_stays_near_float32(shape):
     assert model.generate(idx, 4, temperature=0.0).shape == (2, 20)
 
 
-def test_compiles_to_one_graph_with_and_withoutlogits():
+def test_compiles_to_one_graph_with_and_without_logits():
     model, idx = build(**LLAMA | dict(qk_norm=True, softcap=5.0)), ids()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for return_logits in (True, False):
