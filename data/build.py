@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 from argparse import Namespace
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -40,6 +40,7 @@ from data.source import (
     Piece,
     Unit,
     by_position,
+    described,
     download_inputs,
     find_parts,
     first_few,
@@ -50,7 +51,7 @@ from data.source import (
 from data.tokenizer import Tokenizer, fingerprint, tokenizer_from_json
 from system.files import lock_file
 
-PARTS_FORMAT = 2  # of the encoded parts; those of another format are not reused
+PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused
 RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
 BYTES_PER_WORKER = 2**23  # of text: less is not worth starting a worker process
 SLICE = 2**18  # ids copied at a time
@@ -180,12 +181,12 @@ class Fold:
         return int.from_bytes(self.sha1.digest()[:8], "little")
 
 
-def ranked_pieces(units: Iterable[Unit]) -> Iterator[tuple[Piece, str | int]]:
+def ranked_pieces(units: Iterable[Unit], left_out: Counter | None = None) -> Iterator[tuple[Piece, str | int]]:
     """Every piece with the split, or else the rank, of its document; pieces are held until that is known."""
     document = None  # the split or rank of the current one, which may span units
     for unit in units:
         held, fold = [], Fold()
-        for piece in unit.pieces():
+        for piece in unit.pieces(left_out=left_out):
             held.append(piece)
             if document is None:
                 fold.add(piece)
@@ -220,17 +221,18 @@ def find_limit(units: list[Unit], val_fraction: float) -> int:
     until both splits have a document, and stops at once if the corpus has splits of its own.
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
-    lowest, highest = 2**64, -1
-    for _, rank in ranked_pieces(with_progress(units, "splitting")):
+    lowest, highest, left_out = 2**64, -1, Counter()
+    for _, rank in ranked_pieces(with_progress(units, "splitting"), left_out):
         if isinstance(rank, str):
             return limit
         lowest, highest = min(lowest, rank), max(highest, rank)
         if lowest <= limit < highest:
             return limit
     if lowest >= highest:
+        found = "; ".join(["no text" if highest < 0 else "one document, or copies of one", *described(left_out)])
         raise ValueError(
-            f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each goes to train "
-            "or val whole; pass more with --input, or split the text into documents with --separator"
+            f"{found}: need at least 2, as each goes to train or val whole; pass more with --input, split the text "
+            "into documents with --separator, or choose the field of rows with --field"
         )
     return lowest if limit < lowest else highest - 1
 
@@ -273,14 +275,16 @@ class Ledger:
         self.counts = {split: dict.fromkeys(keys, 0) for split in SPLITS}
         self.longest = dict.fromkeys(SPLITS, (0, ""))  # characters, name
         self.copies: list[str] = []  # names of the first duplicates
+        self.left_out = Counter()  # (why, name)
         self.open = None  # (split number, row so far (1,)) of a document that continues in the next unit
 
-    def add(self, rows: np.ndarray, names: list[str]) -> np.ndarray:
+    def add(self, rows: np.ndarray, names: list[str], left_out: Counter) -> np.ndarray:
         """Rows of the next unit's documents (n,) -> for each the index of its split in SPLITS, or DROPPED.
 
         If the first completes an open document and is dropped, its earlier rows no longer count either.
         """
         rows = rows.copy()
+        self.left_out.update(left_out)
         where = np.where(rows["split"] < 0, rows["rank"] <= self.limit, rows["split"])
         if self.open is not None and rows.size:
             where[0], before = self.open
@@ -366,10 +370,10 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
     tokenizer, num_threads = ENCODE
     dtype = part_dtype(tokenizer.vocab_size)
     ends = np.array([] if end is None else [end], dtype)
-    rows, names, fold = [], [], None
+    rows, names, left_out, fold = [], [], Counter(), None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temp, "wb") as file:
-        for piece in unit.pieces():
+        for piece in unit.pieces(left_out=left_out):
             if fold is None:
                 fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
                 rows.append(())
@@ -393,7 +397,7 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
         os.replace(temp, path.with_suffix(".ids"))
         with open(temp, "wb") as file:
             np.save(file, np.array(rows, ROW))
-            file.write("\0".join(names).encode("utf-8", "surrogateescape"))
+            file.write(json.dumps([names, [[*key, n] for key, n in left_out.items()]]).encode())
         os.replace(temp, path.with_suffix(".rows"))
 
 
@@ -402,17 +406,18 @@ def part_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint8) if vocab_size <= 256 else id_dtype(vocab_size)
 
 
-def read_rows(path: Path) -> tuple[np.ndarray, list[str]]:
-    """The rows (n,) of a part, and the names of the documents."""
+def read_rows(path: Path) -> tuple[np.ndarray, list[str], Counter]:
+    """The rows (n,) of a part, the names of the documents, and what was left out."""
     with open(path.with_suffix(".rows"), "rb") as file:
         rows = np.load(file, allow_pickle=False)
-        return rows, file.read().decode("utf-8", "surrogateescape").split("\0")
+        names, left_out = json.loads(file.read())
+        return rows, names, Counter({(why, name): n for why, name, n in left_out})
 
 
 def is_finished(path: Path, vocab_size: int) -> bool:
     """Whether a part exists and is complete."""
     try:
-        rows, _ = read_rows(path)
+        rows, *_ = read_rows(path)
         return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * part_dtype(vocab_size).itemsize
     except (OSError, ValueError, EOFError):
         return False
@@ -541,9 +546,9 @@ def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, L
 
 def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
     """Move the ids of a part to where the ledger sends them."""
-    rows, names = read_rows(path)
+    rows, names, left_out = read_rows(path)
     unfinished = ledger.open
-    where = ledger.add(rows, names)
+    where = ledger.add(rows, names, left_out)
     if unfinished is not None and where.size and where[0] == DROPPED:
         split = SPLITS[unfinished[0]]
         writer.cut(split, writer.counts[split]["tokens"] - int(unfinished[1]["tokens"][0]))
@@ -604,6 +609,8 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())
         print(f"left out as copies of earlier documents: {first_few(ledger.copies, n)}")
+    for line in described(ledger.left_out):
+        print(line)
     print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
     for split in SPLITS:
         n, name = ledger.longest[split]

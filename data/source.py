@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,6 +31,8 @@ from typing import Any, NoReturn
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
 from data.formats import (
+    EMPTY,
+    OTHER_TYPE,
     UNIT,
     Part,
     Passage,
@@ -97,7 +99,10 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
 
 
 def add_text_options(add: Callable) -> None:
-    formats = "files, folders and archives: .txt .jsonl .parquet .zip .tar, and .gz .xz .bz2 .zst of these; no network"
+    formats = (
+        "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
+        ".zst of these; no network"
+    )
     add("--input", nargs="+", type=Path, default=[], metavar="PATH", help=formats)
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="the same for the validation split")
     share = "share of the text for validation, unless the data has its own split (default: %(default)s)"
@@ -111,7 +116,7 @@ def add_text_options(add: Callable) -> None:
         "shows the removed text and counts changes of white space"
     )
     add("--clean", nargs="?", const="all", metavar="RULE,...", help=clean)
-    add("--field", help="text field of .jsonl and .parquet rows (default: text, content or story)")
+    add("--field", help="field or column of rows (default: the first of text, content and story that has text)")
     add("--separator", help=r"separator between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and skip unreadable files instead of stopping")
 
@@ -180,26 +185,26 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
     The file with the sha256 `known` is always normalized: the public copy of Hongloumeng has CRLF newlines by accident,
     and its published numbers count them as LF.
     """
-    parts, empty = [], []
+    parts, left_out = [], Counter()
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
             with read_errors(path):
-                found = list(parts_under(path, reading, args.skip_bad))
+                found = list(parts_under(path, reading, args.skip_bad, left_out))
                 is_known = known and path.is_file() and hash_file(path) == known
                 if is_known:
                     report_normalized(path, reading)
-            empty += [part.name for part in found if not part.size]
+            left_out.update((EMPTY, part.name) for part in found if not part.size)
             found = [part for part in found if part.size]
             if not found and not args.skip_bad:
-                found_empty = f", empty: {first_few(empty)}" * bool(empty)
-                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}{found_empty}")
+                looked = "; ".join([f"looked for {' '.join(reading.suffixes)}", *described(left_out)])
+                raise ValueError(f"{path} holds nothing to read; {looked}")
             if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
         parts = split_by_name(parts)
-    if empty:
-        print(f"left out {len(empty):,} as empty: {first_few(empty)}")
+    for line in described(left_out):
+        print(line)
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
@@ -243,16 +248,16 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise ValueError(cannot_read(error.filename or path, error)) from error
 
 
-def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
+def parts_under(path: Path, reading: Reading, skip_bad: bool, left_out: Counter) -> Iterator[Part]:
     """The parts of a file or of a folder's files, of size 0 for empty ones. Lenient parts are read once, to check that
     they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
     lenient = skip_bad or is_folder and reading.lenient
-    for file in walk(path, reading, lenient) if is_folder else [path]:
+    for file in walk(path, reading, lenient, left_out) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
         try:
             is_empty = is_folder and os.path.isfile(file) and not os.path.getsize(file)
-            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient)
+            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient, left_out)
         except ValueError as error:
             if not lenient:
                 raise
@@ -297,6 +302,21 @@ def first_few(names: Collection[str], n: int = 0) -> str:
     """The first few names, and how many more there are; n: the total, if not all are in `names`."""
     n = max(n, len(names))
     return ", ".join(islice(names, SHOWN_NAMES)) + f" and {n - SHOWN_NAMES:,} more" * (n > SHOWN_NAMES)
+
+
+def described(left_out: Counter) -> list[str]:
+    """A line for each reason why something was left out: how many, of which types, and the first few names."""
+    lines = []
+    for reason in dict.fromkeys(reason for reason, _ in left_out):
+        names = {printable(name): n for (why, name), n in left_out.items() if why == reason}
+        types = Counter()
+        for name, n in names.items():
+            types["".join(kind_of(name)) or "without suffix"] += n
+        shown = ", ".join(f"{n:,} {suffix}" for suffix, n in types.most_common(SHOWN_NAMES))
+        counted = [name if n == 1 else f"{name} ({n:,})" for name, n in names.items()]
+        of_types = f" ({shown})" * (reason == OTHER_TYPE)
+        lines.append(f"left out {sum(names.values()):,} {reason}{of_types}: {first_few(counted)}")
+    return lines
 
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
@@ -381,9 +401,9 @@ class Unit:
     def size(self) -> int:
         return sum(part.size for part in self.parts)
 
-    def pieces(self, report: Report | None = None) -> Iterator[Piece]:
-        """The unit's text as a stream, in memory that does not grow with it."""
-        pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
+    def pieces(self, report: Report | None = None, left_out: Counter | None = None) -> Iterator[Piece]:
+        """The unit's text as a stream, in memory that does not grow with it; left_out counts what has none."""
+        pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report, left_out))
         if self.train_characters is not None:
             pieces = cut_at(pieces, self.train_characters, self.whole_words)
         try:
@@ -423,13 +443,15 @@ def make_units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading
     return made
 
 
-def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Iterator[Piece]:
+def pieces_of(
+    part: Part, reading: Reading, report: Report | None = None, left_out: Counter | None = None
+) -> Iterator[Piece]:
     """The documents of a part, cleaned, in pieces cut where a tokenizer allows it."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
     if report:
         report.begin(part.path, part.name)
-    for document, text, ends in in_slices(documents(part, reading)):
+    for document, text, ends in in_slices(documents(part, reading, left_out)):
         document = printable(document)  # it may be a member of a compressed archive
         start = max(PIECE, len(buffer))  # there is no cut before it
         buffer += cleaner.feed(text, ends) if part.rules else text

@@ -40,7 +40,7 @@ class Unit:
     log: str = ""  # a file that gets a line for each time that this is read
     fails: str = ""
 
-    def pieces(self):
+    def pieces(self, left_out=None):
         if self.log:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(self.key + "\n")
@@ -301,7 +301,7 @@ class Unit:
     key: str
     n: int
     size: int = BYTES_PER_WORKER
-    def pieces(self):
+    def pieces(self, left_out=None):
         draw = random.Random(int(self.key) % 30)
         for i in range(self.n):
             text = "".join(draw.choice("abc 红\\n") for _ in range(draw.randint(1, 800)))
@@ -460,12 +460,12 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     reads, entered, leave = [], threading.Event(), threading.Event()
 
     class Waiting(Unit):
-        def pieces(self):
+        def pieces(self, left_out=None):
             reads.append(self)
             if len(reads) == 1 + (n_before == 0):  # the very first unit is read once more, for the splits
                 entered.set()
                 assert leave.wait(600)
-            return super().pieces()
+            return super().pieces(left_out)
 
     given = Unit("g", (Piece("t", "text", True, "train"), Piece("v", "more", True, "val")))
     units = [given, *units_of(novel(5))]

@@ -479,6 +479,38 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
         prepare("text", "--out_dir", tmp_path / "none")
 
 
+def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, capsys):
+    folder = tmp_path / "books"
+    (folder / ".git").mkdir(parents=True)
+    texts = [f"第{i}回，宝玉来见。\n" for i in range(20)]
+    rows = [{"text": text} for text in texts[:10]] + [{"text": None}, {"text": "", "content": texts[10]}]
+    (folder / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    quoted = "".join(f'{i},"{text}"\n' for i, text in enumerate(texts[11:])) + "9,\n9,\n"
+    (folder / "b.csv").write_text("id,text\n" + quoted, encoding="gb18030")
+    for name in ("config.json", "a.pdf", "b.pdf", "c.epub", ".DS_Store"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    for options in (["--dry_run"], []):
+        prepare(
+            "text", "--input", folder, "--encoding=auto", "--tokenizer=char", "--out_dir", tmp_path / "out", *options
+        )
+        left_out = {line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")}
+        assert left_out == {
+            f"left out 2 as hidden: {folder}/.git, {folder}/.DS_Store",
+            f"left out 3 of another type (2 .pdf, 1 .epub): {folder}/a.pdf, {folder}/b.pdf, {folder}/c.epub",
+            "left out 3 rows without text: books/a.json, books/b.csv (2)",
+            "left out 1 as JSON without rows of text: books/config.json",
+        }
+    found = documents(tmp_path / "out")
+    assert found["train"] | found["val"] == set(texts)
+
+
+def test_rows_that_all_lack_text_are_counted_in_the_refusal(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": null, "body": "x"}\n' * 5, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no text; left out 5 rows without text: a.jsonl \(5\): .*--field"):
+        prepare("text", "--input", path, "--out_dir", tmp_path / "out")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
 def test_books_with_names_in_gbk_become_a_dataset(tmp_path, capsys):
     for name in ("红楼", "水浒"):

@@ -215,12 +215,13 @@ def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, c
     parts, found = made(args)
     assert set(documents(found)) == {("books/a.txt", None), ("books/z.zip/a.txt", None)}
     assert capsys.readouterr().out.splitlines() == [
+        "left out 1 of another type (1 .exe): books/z.zip/空.exe",
         f"left out 10 as empty: books/z.zip/空.txt, {', '.join(f'books/空{i}.txt' for i in range(7))} and 2 more",
         "encoding utf-8: 2 of 2 files",
     ]
     assert origin(args, parts)["files"] == 2
     write(tmp_path / "none" / "空.md", "")
-    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*, empty: none/空.md"):
+    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*; left out 1 as empty: none/空.md"):
         made(parse(tmp_path, "--input", tmp_path / "none"))
 
 

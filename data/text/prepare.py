@@ -1,12 +1,14 @@
-"""Any books: files, folders and archives of .txt, .md, .jsonl, .parquet, compressed or not, in any tokens: data/text/.
+"""Any books: files, folders and archives of text or of rows, compressed or not, in any tokens: data/text/.
 
     python data/text/prepare.py --input books/ --encoding=auto --clean --dry_run   # shows what would be done
     python data/text/prepare.py --input books/ --encoding=auto --clean
     python data/text/prepare.py --input novels.zip more.jsonl.gz --tokenizer=char --out_dir=data/novels
     python data/text/prepare.py --input books/ --tokenizer=gpt2 --tokenizer_file=DIR
 
-Every file, row or archive member is a document; a hash of its text decides whether it is train or val. A single book is
-cut by position: its end is val. Nothing is downloaded except published tokenizers.
+Rows are those of .jsonl, .json, .csv, .tsv and .parquet; --field names the one with the text. The report says what was
+left out of folders and archives, and why. Every file, row or archive member is a document; a hash of its text decides
+whether it is train or val. A single book is cut by position: its end is val. Nothing is downloaded except published
+tokenizers.
 """
 
 import sys
