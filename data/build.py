@@ -48,7 +48,7 @@ from data.source import (
     reading_of,
     tokenizer_of,
 )
-from data.tokenizer import Tokenizer, fingerprint, tokenizer_from_json
+from data.tokenizer import Tokenizer, find_cut, fingerprint, tokenizer_from_json
 from system.files import lock_file
 
 PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused
@@ -80,26 +80,30 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
 
     make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
     all. Of `args`: out_dir, val_fraction, dry_run (write to a temporary folder instead of out_dir) and, optionally,
-    workers (processes; 0 = all cores) and eot (False: no end-of-text id after documents). `source` goes into meta.json.
-    ValueError for everything the user can fix.
+    workers (processes; 0 = all cores), eot (False: no end-of-text id after documents) and special ('encode': special
+    tokens typed in the texts become their ids). `source` goes into meta.json. ValueError for everything the user can
+    fix.
     """
     units = list(units)
     limit = find_limit(units, args.val_fraction)
     tokenizer = make_tokenizer(partial(split_texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
+    special = getattr(args, "special", "text") == "encode"
+    if special:
+        check_special(tokenizer)
     n = worker_count(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
-            work_folder(folder, [fingerprint(tokenizer), end, limit]) as work,
+            work_folder(folder, [fingerprint(tokenizer), end, limit, special]) as work,
             worker_pool(n, tokenizer) as pool,
             DatasetWriter(folder, tokenizer, source, work) as writer,
         ):
-            start = partial(pool.submit, encode_unit, end)
+            start = partial(pool.submit, encode_unit, end, special)
             ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
         print(f"source {source['from']}" + (f", {source['bytes']:,} bytes" if "bytes" in source else ""))
-        print_report(open_dataset(folder), ledger, used)
+        print_report(open_dataset(folder), ledger, used, special_tokens_report(args, tokenizer, ledger, used, end))
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
@@ -107,6 +111,18 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else display_path(args.out_dir)
     quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
     print(f"next   python train.py {config} --dataset={quoted}")
+
+
+def check_special(tokenizer: Tokenizer) -> None:
+    """ValueError if special tokens cannot be encoded: there are none, or texts may be cut within one."""
+    if not tokenizer.special_tokens:
+        raise ValueError("--special=encode: this tokenizer has no special tokens; leave it out, or choose another one")
+    cut = next((name for name in tokenizer.special_tokens if find_cut(name, 0) > 0), None)
+    if cut:
+        raise ValueError(
+            f"--special=encode: the special token {cut!r} has white space or punctuation after a letter, where texts "
+            "are cut; choose another spelling, such as <|name|>"
+        )
 
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
@@ -365,11 +381,15 @@ def worker_pool(n: int, tokenizer: Tokenizer) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)  # wait=False races with interpreter shutdown (EBADF in its exit handler)
 
 
-def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
-    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows."""
+def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
+    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows. special: special tokens
+    typed in the text become their ids, whose bytes do not count, as they stand for no text."""
     tokenizer, num_threads = ENCODE
     dtype = part_dtype(tokenizer.vocab_size)
     ends = np.array([] if end is None else [end], dtype)
+    spelled = np.zeros(tokenizer.vocab_size, np.int64)  # bytes by which a special token is typed
+    for name, id in tokenizer.special_tokens.items():
+        spelled[id] = len(name.encode())
     rows, names, left_out, fold = [], [], Counter(), None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temp, "wb") as file:
@@ -381,9 +401,10 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
             try:
-                ids = tokenizer.encode(piece.text, num_threads=num_threads).astype(dtype, copy=False)
+                ids = tokenizer.encode(piece.text, special, num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
+            n_bytes -= int(spelled.take(ids).sum()) if special else 0
             for array in (ids, ends) if piece.ends else (ids,):
                 with os_errors(path.parent):
                     file.write(array.data)
@@ -599,7 +620,24 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
     return counts + pairs.sum(0) + pairs.sum(1) if vocab_size == 256 else counts
 
 
-def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) -> None:
+def special_tokens_report(
+    args: Namespace, tokenizer: Tokenizer, ledger: Ledger, used: dict[str, np.ndarray], end: int | None
+) -> str:
+    """How often each special token was typed, where it became an id; "" if nobody asked for special tokens."""
+    if getattr(args, "special", "text") != "encode":
+        named = getattr(args, "special_tokens", None)
+        advice = "stay unused, as typed ones are text: --special=encode gives them their ids"
+        return f"special {first_few(named)}: {advice}\n" if named else ""
+    counts = sum(used.values())
+    if end is not None:  # those that no one typed
+        counts[end] -= sum(counts["documents"] for counts in ledger.counts.values())
+    found = [f"{name} {counts[id]:,}" for name, id in tokenizer.special_tokens.items() if counts[id]]
+    unused = [name for name, id in tokenizer.special_tokens.items() if not counts[id] and id != end]
+    line = f"special {first_few(found) or 'none'}" + f"; unused: {first_few(unused)}" * bool(unused)
+    return f"{line}\n"
+
+
+def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], special: str) -> None:
     """What a person wants to check about a dataset; `used` counts the occurrences of each id, per split."""
     tokenizer = dataset.tokenizer
     for counts in used.values():
@@ -611,7 +649,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
         print(f"left out as copies of earlier documents: {first_few(ledger.copies, n)}")
     for line in described(ledger.left_out):
         print(line)
-    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
+    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}\n{special}", end="")
     for split in SPLITS:
         n, name = ledger.longest[split]
         print(f"\n{split}: longest document {name}, {n:,} characters")
@@ -639,10 +677,10 @@ def counts_table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray])
 
 def most_frequent(tokenizer: Tokenizer, counts: np.ndarray) -> str:
     """The 20 most frequent tokens, each with its share in percent."""
-    shown = []
+    shown, names = [], {id: name for name, id in tokenizer.special_tokens.items()}
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
         token = tokenizer.token_bytes(id)
         with suppress(UnicodeDecodeError):  # otherwise it is shown as bytes
             token = token.decode()
-        shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
+        shown.append(f"{names.get(id) or repr(token)} {100 * counts[id] / counts.sum():.1f}")
     return "  ".join(shown) + " %"

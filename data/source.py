@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,7 +48,7 @@ from data.formats import (
     walk,
 )
 from data.progress import byte_bar
-from data.tokenizer import Tokenizer, find_cut, make_tokenizer
+from data.tokenizer import EOT, Tokenizer, find_cut, make_tokenizer
 
 PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
@@ -130,6 +130,8 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     add("--vocab_size", type=int, help=f"size of a bpe vocabulary trained here (default: {vocab_size})")
     special = "special tokens for a bpe trained here, in addition to <|endoftext|>: '<|user|>' ..."
     add("--special_tokens", nargs="+", metavar="TOKEN", help=special)
+    typed = "what special tokens typed in the text become: text like any other, or their ids (default: %(default)s)"
+    add("--special", choices=("text", "encode"), default="text", help=typed)
     add("--tokenizer_file", type=Path, help="a local copy of the tokenizer's file, or its folder")
     add("--trim", action="store_true", help="keep only the ids the training text uses, and all single bytes")
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
@@ -149,9 +151,10 @@ def nonnegative(text: str) -> int:
 
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     """A function from `texts` (see make_tokenizer) to the tokenizer the options describe."""
+    names = [EOT, *(args.special_tokens or ())] if args.special == "encode" else []
     return lambda texts: make_tokenizer(
         args.tokenizer,
-        texts,
+        partial(texts_around, texts, names),
         file=args.tokenizer_file,
         vocab_size=args.vocab_size,
         special_tokens=args.special_tokens or (),
@@ -159,6 +162,12 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
         trim=args.trim,
         min_count=args.min_count,
     )
+
+
+def texts_around(texts: Callable[[str | None], Iterable[str]], names: list[str], split: str | None) -> Iterator[str]:
+    """texts(split) without these special tokens: what a tokenizer that is trained here has to spell."""
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    return (part for text in texts(split) for part in (pattern.split(text) if names else [text]))
 
 
 def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
@@ -367,6 +376,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "errors": args.errors,
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
+        "special": args.special,
     }
 
 
@@ -497,7 +507,8 @@ def is_taken(text: str, part: Part, reading: Reading) -> bool:
 def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:
     """Units whose text is cut once (each: once per file): the first 1 - val_fraction of all characters are train.
 
-    Exactly for characters and bytes; other tokenizers cut no word in two, so that the ids are those of the whole text.
+    Exactly for characters and bytes; other tokenizers, and special tokens that are encoded, are not cut in two, so that
+    the ids are those of the whole text.
     This reads everything once to count the characters. With --val_input nothing is cut.
     """
     from tqdm import tqdm
@@ -505,7 +516,7 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     if args.val_input:
         return make_units(args, parts, reading)
     groups: dict[tuple, list[tuple[Unit, int]]] = {}
-    whole_words = args.tokenizer not in ("char", "byte")
+    whole_words = args.tokenizer not in ("char", "byte") or args.special == "encode"
     single = make_units(args, parts, reading, single=True)
     for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
         n = sum(len(piece.text) for piece in unit.pieces())

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.preparing import real_text, run_and_watch
 from data.dataset import open_dataset
+from data.tokenizer import EOT
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n" * 5
@@ -502,6 +505,69 @@ def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, c
         }
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == set(texts)
+
+
+CHATS = [f"<|user|>宝玉来见 {i}，他说<|bot|>the old dream, {i}.<|bot|\n" * (i % 3 + 1) for i in range(60)]
+
+
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in CHATS), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("special", ["text", "encode"])
+def test_typed_special_tokens_are_text_or_their_ids_and_the_report_counts_them(tmp_path, capsys, monkeypatch, special):
+    monkeypatch.setattr("data.source.PIECE", 1 << 5)
+    options = ["--tokenizer=bpe", "--vocab_size=400", f"--special={special}", "--workers=1"]
+    options += ["--special_tokens", "<|user|>", "<|bot|>", "<|tool|>"]
+    prepare("text", "--input", chats(tmp_path), "--out_dir", tmp_path / "out", *options)
+    dataset, names = open_dataset(tmp_path / "out"), ["<|user|>", "<|bot|>"]
+    ids, encode = dataset.tokenizer.special_tokens, dataset.tokenizer.encode
+    expected = []
+    for text in CHATS:
+        pieces = re.split("(<\\|user\\|>|<\\|bot\\|>)", text) if special == "encode" else [text]
+        parts = [[ids[piece]] if piece in names else encode(piece).tolist() for piece in pieces]
+        expected.append(sum(parts, []))
+    whole = np.concatenate([dataset.array("train"), dataset.array("val")])
+    ends = np.flatnonzero(whole == dataset.tokenizer.eot)
+    assert sorted(part[:-1].tolist() for part in np.split(whole, ends + 1)[:-1]) == sorted(expected)
+    n_bytes = sum(len(text.encode()) for text in CHATS)
+    n_typed = {name: sum(text.count(name) for text in CHATS) for name in names}
+    n_bytes -= sum(len(name) * n for name, n in n_typed.items()) if special == "encode" else 0
+    assert dataset.bytes("train") + dataset.bytes("val") == n_bytes  # those that the ids stand for
+    assert dataset.meta["source"]["special"] == special
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("special ")]
+    if special == "encode":
+        counts = f"<|user|> {n_typed['<|user|>']}, <|bot|> {n_typed['<|bot|>']}"
+        assert line == f"special {counts}; unused: <|tool|>"
+        spellings = [encode(name).size for name in names]
+        assert min(spellings) >= 5  # merges were learned from the text between them
+    else:
+        assert line.startswith("special <|user|>, <|bot|>, <|tool|>: stay unused") and "--special=encode" in line
+
+
+def test_a_typed_end_of_text_ends_nothing_unless_special_tokens_are_encoded(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(f"to be{EOT}or not{EOT}" * 50, encoding="utf-8")
+    for tokenizer, n in (("byte", 100), ("char", 100)):
+        options = ["--input", path, f"--tokenizer={tokenizer}", "--out_dir", tmp_path / tokenizer, "--special=encode"]
+        prepare("text", *options)
+        dataset = open_dataset(tmp_path / tokenizer)
+        whole = np.concatenate([dataset.array("train"), dataset.array("val")])
+        assert (whole == dataset.tokenizer.eot).sum() == n + 2  # one after each split
+        assert f"special {EOT} {n}" in capsys.readouterr().out.splitlines()
+        assert text_of(dataset, "train") + text_of(dataset, "val") == "to beor not" * 50
+    assert "<" not in dataset.tokenizer.chars
+
+
+def test_special_tokens_that_cannot_be_encoded_are_refused(tmp_path):
+    options = ["--input", chats(tmp_path), "--special=encode", "--out_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="--special=encode: this tokenizer has no special tokens"):
+        prepare("hongloumeng", *options)  # without an end of text
+    with pytest.raises(ValueError, match=r"the special token '<\|a user\|>' has white space .*where texts are cut"):
+        prepare("text", *options, "--tokenizer=bpe", "--special_tokens", "<|a user|>")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_that_all_lack_text_are_counted_in_the_refusal(tmp_path):

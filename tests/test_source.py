@@ -245,6 +245,7 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
         "errors": "strict",
         "normalize": True,
         "clean": [],
+        "special": "text",
     }
     assert origin(args, parts[1:])["normalize"] is False
 
