@@ -52,6 +52,7 @@ from data.tokenizer import Tokenizer, find_cut, fingerprint, tokenizer_from_json
 from system.files import lock_file
 
 PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused
+LOCK = ".prepare.lock"  # held while a folder is written to
 RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
 BYTES_PER_WORKER = 2**23  # of text: less is not worth starting a worker process
 SLICE = 2**18  # ids copied at a time
@@ -126,18 +127,29 @@ def check_special(tokenizer: Tokenizer) -> None:
 
 
 def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
-    """A temporary folder next to out_dir, where there is room; the system's is often in memory."""
+    """A temporary folder next to out_dir, where there is room; the system's is often in memory. Removes those of dry
+    runs that were killed."""
 
-    def leave(*_) -> None:
-        raise SystemExit(143)
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)  # whose default would leave the folder behind
+        for name in ("SIGTERM", "SIGHUP"):  # whose defaults would leave the folder behind
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), leave)
     parent = next((parent for parent in out_dir.absolute().parents if os.path.isdir(parent)), None)
+    for stale in parent.glob(".dry-run-*") if parent else ():
+        if is_abandoned(stale):
+            shutil.rmtree(stale, ignore_errors=True)
     try:
         return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
     except OSError:  # not writable
         return tempfile.TemporaryDirectory()
+
+
+def config_for(args: Namespace, of_words: str, of_characters: str) -> str:
+    """The config to recommend: small vocabularies are trained otherwise than large ones."""
+    return of_characters if args.tokenizer in ("char", "byte") else of_words
 
 
 # ---- splits and duplicates -----------------------------------------------------------------------------------
@@ -476,7 +488,7 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other prepares, whatever their settings, out of `folder`, at most until this process ends. ValueError
     if one is there already."""
-    path = folder / ".prepare.lock"
+    path = folder / LOCK
     with os_errors(folder):
         file = open(path, "wb")
     try:
@@ -493,6 +505,17 @@ def locked(folder: Path) -> Iterator[None]:
         if os.name == "nt":  # removes no file that a process has open
             with suppress(OSError):
                 path.unlink()
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a process that was killed had locked this folder."""
+    path = folder / LOCK
+    try:
+        with open(path, "r+b") as file:
+            lock_file(file)
+            return True
+    except OSError:  # no lock, or a living process has it, or this file system has none
+        return False
 
 
 def take_lock(file: Any, path: Path) -> bool:

@@ -41,7 +41,7 @@ from data.tokenizer import CUT
 UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
 READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
-DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected
+DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
 LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
@@ -50,6 +50,7 @@ COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".tx
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # not the user's own source
 STRINGS = re.compile(r"(dictionary<values=)?((large_)?(string|binary)(_view)?)\b")  # parquet types of a text column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+ASCII = bytes(range(128))
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
@@ -437,7 +438,8 @@ def read_stream(
     encoding = part.encoding
     if encoding == "auto":
         head, stream = peek(stream, DETECTED_BYTES)
-        encoding = detect_encoding(head, name)
+        if len(head) < DETECTED_BYTES or not head.isascii():  # else text_chunks detects it later
+            encoding = detect_encoding(head, name)
     if kind in ROW_SUFFIXES:
         yield from read_rows_of(stream, kind, encoding, part, reading, name, left_out)
     elif reading.separator:
@@ -466,10 +468,15 @@ def read_tar(stream: BinaryIO, part: Part, reading: Reading, name: str, left_out
 
 
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
-    decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
-    where = part.where if name == part.name else name
+    """The text of a stream; the encoding 'auto' is ASCII until it is detected from the first bytes that are not."""
+    decoder = codecs.getincrementaldecoder("ascii" if encoding == "auto" else encoding)(reading.errors)
+    offset, where = 0 if part.member else part.start, part.where if name == part.name else name
     while True:
         data, pending = stream.read(DECODED), decoder.getstate()[0]
+        if encoding == "auto" and not data.isascii():
+            head, stream = peek(io.BufferedReader(Window(stream, data)), DETECTED_BYTES)
+            encoding, data = detect_encoding(head, name), stream.read(DECODED)
+            decoder = codecs.getincrementaldecoder(encoding)(reading.errors)
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
@@ -506,7 +513,8 @@ def separated(chunks: Iterator[Passage], separator: str) -> Iterator[Passage]:
 def kind_of_json(stream: BinaryIO, encoding: str) -> tuple[str, BinaryIO]:
     """(".jsonl" if the text has a row in each line, else ".json"; a stream that starts where this one did)."""
     head, stream = peek(stream, READ_BYTES)
-    return ".jsonl" if is_json_lines(head.decode(encoding, "ignore")) else ".json", stream
+    text = head.decode("ascii" if encoding == "auto" else encoding, "ignore")
+    return ".jsonl" if is_json_lines(text) else ".json", stream
 
 
 def read_rows_of(
@@ -543,7 +551,7 @@ def line_rows(
     stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str, refuse: Callable[[str], None]
 ) -> Iterator[tuple[int, Any]]:
     lines = stream
-    if "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
+    if encoding == "auto" or "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
         texts = (text for _, text, _ in text_chunks(stream, encoding, part, reading, name))
         lines, encoding = (line.encode() for line in lines_of(texts)), "utf-8"
     for number, line in enumerate(lines, 1):
@@ -688,13 +696,25 @@ def with_encoding(part: Part, reading: Reading) -> Part:
     if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
         return part
     with open_part(part) as stream:
-        head, _ = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
+        head, rest = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
+        if len(head) == DETECTED_BYTES and head.isascii():
+            if compression:
+                return part  # rather than unpack it twice
+            head = beyond_first_ascii(rest)
     try:
         return replace(part, encoding=detect_encoding(head, part.where))
     except ValueError:
         if not part.lenient:
             raise
         return part  # reported when it is read
+
+
+def beyond_first_ascii(stream: BinaryIO) -> bytes:
+    """The DETECTED_BYTES from the first byte on that is not ASCII."""
+    while (head := stream.read(READ_BYTES)) and head.isascii():
+        pass
+    head = head[len(head) - len(head.lstrip(ASCII)) :]
+    return head + stream.read(DETECTED_BYTES - len(head))
 
 
 def detect_encoding(head: bytes, name: str) -> str:

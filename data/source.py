@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,6 +53,7 @@ from data.tokenizer import EOT, Tokenizer, find_cut, make_tokenizer
 PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
 SHOWN_NAMES = 8  # names listed in a message before "and n more"
+ROW_NUMBER = re.compile(r"(@\d+)?:\d+$")  # in the name of a document
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -399,7 +400,7 @@ class Unit:
 
     parts: tuple[Part, ...]
     reading: Reading
-    train_characters: int | None = None  # the first are train, the rest is val; None: the parts' own splits
+    train_characters: tuple[int, ...] | None = None  # of the text, or of each file in it; None: the parts' own splits
     whole_words: bool = False  # extend train to the next place where a tokenizer allows a cut
 
     @property
@@ -415,7 +416,9 @@ class Unit:
         """The unit's text as a stream, in memory that does not grow with it; left_out counts what has none."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report, left_out))
         if self.train_characters is not None:
-            pieces = cut_at(pieces, self.train_characters, self.whole_words)
+            files = [pieces] if len(self.train_characters) == 1 else by_file(pieces)
+            cuts = zip(files, self.train_characters, strict=True)
+            pieces = (piece for file, n in cuts for piece in cut_at(file, n, self.whole_words))
         try:
             yield from pieces
         finally:  # also if the reader stops early
@@ -515,20 +518,29 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
 
     if args.val_input:
         return make_units(args, parts, reading)
-    groups: dict[tuple, list[tuple[Unit, int]]] = {}
+    groups: dict[tuple, list[tuple[int, int]]] = {}  # by file: (number of the unit, characters in it)
     whole_words = args.tokenizer not in ("char", "byte") or args.special == "encode"
     single = make_units(args, parts, reading, single=True)
-    for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
-        n = sum(len(piece.text) for piece in unit.pieces())
+    for i, unit in enumerate(tqdm(single, desc="counting characters", unit=" parts", disable=None)):
         part = unit.parts[0]
-        groups.setdefault((part.path, part.member) if each else (), []).append((unit, n))
-    cut = []
+        for j, file in enumerate(by_file(unit.pieces()) if each else [unit.pieces()]):
+            n = sum(len(piece.text) for piece in file)
+            groups.setdefault((part.path, part.member, j) if each else (), []).append((i, n))
+    cuts = [[] for _ in single]
     for group in groups.values():
         left = int(sum(n for _, n in group) * (1 - args.val_fraction))
-        for unit, n in group:
-            cut.append(replace(unit, train_characters=left, whole_words=whole_words))
+        for i, n in group:
+            cuts[i].append(left)
             left = max(0, left - n)
-    return cut
+    return [
+        replace(unit, train_characters=tuple(cut), whole_words=whole_words)
+        for unit, cut in zip(single, cuts, strict=True)
+    ]
+
+
+def by_file(pieces: Iterable[Piece]) -> Iterator[Iterator[Piece]]:
+    """The pieces of each file in a row. Only members of a compressed archive are several files of one part."""
+    return (file for _, file in groupby(pieces, lambda piece: ROW_NUMBER.sub("", piece.document)))
 
 
 def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:

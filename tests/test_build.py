@@ -514,6 +514,37 @@ def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, ref
     assert places == [tmp_path, None][: 1 + refused] and not os.listdir(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+def test_a_dry_run_that_was_killed_leaves_its_folder_only_until_the_next(tmp_path):
+    def dry_run(units):
+        build(arguments(tmp_path / "out", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "x")
+
+    entered, leave = (threading.Event() for _ in range(2))
+
+    class Waiting(Unit):
+        def pieces(self, left_out=None):
+            if threading.current_thread() is not thread:  # the worker's: while the folder is in use
+                entered.set()
+                assert leave.wait(600)
+            return super().pieces(left_out)
+
+    if not (child := os.fork()):
+        dry_run([*units_of(novel(5)), Unit("end", (Piece("end", "text", True, None),), fails="exit")])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    [killed] = tmp_path.glob(".dry-run-*")
+    units = units_of(novel(5))
+    thread = threading.Thread(target=dry_run, args=[[*units, Waiting("more", (Piece("more", "text", True, None),))]])
+    thread.start()
+    assert entered.wait(600)
+    [alive] = tmp_path.glob(".dry-run-*")
+    assert alive != killed
+    dry_run(units)
+    assert list(tmp_path.glob(".dry-run-*")) == [alive]
+    leave.set()
+    thread.join()
+    assert not os.listdir(tmp_path)
+
+
 def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
     documents = {"a.txt": "aaab", "b.txt": "红" * 50, "c.txt": "aaab", "d.txt": "x\n" * 20, "e.txt": "红楼"}
     run(tmp_path / "out", units_of(documents), chars_with_eot, val_fraction=1e-12)

@@ -353,6 +353,28 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".tar.gz"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])
+def test_an_encoding_that_shows_late_is_detected_where_it_shows(tmp_path, monkeypatch, encoding, kind, suffix):
+    monkeypatch.setattr(formats, "DETECTED_BYTES", 1 << 12)
+    monkeypatch.setattr(formats, "READ_BYTES", 1 << 10)
+    monkeypatch.setattr(formats, "DECODED", 1 << 9)
+    text = "to be, or not to be\n" * 1000 + "他說道：我這裡有個人，要到你們那裡去了。不知是誰的，上下都說不可。\n" * 9
+    rows = {"text": text, "n": 1}, {"text": text[:-1], "n": 2}
+    contents = {
+        ".txt": text,
+        ".jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        ".json": json.dumps(rows, ensure_ascii=False),
+        ".csv": "text\n" + "".join(f'"{row["text"]}"\n' for row in rows),
+    }
+    content = contents[kind].encode(encoding)
+    name = f"a{kind}{suffix}"
+    packed = {"": content, ".gz": gzip.compress(content), ".tar.gz": tar({f"x{kind}": content}, "w:gz")}
+    found = list(read(write(tmp_path / name, packed[suffix]), encoding="auto").values())
+    assert found == ([text] if kind == ".txt" else [row["text"] for row in rows])
+
+
 def test_damaged_rows_are_replaced_too(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "b"}\n')
     assert read(path, errors="replace") == {"a.jsonl:1": "caf\ufffd", "a.jsonl:2": "b"}
@@ -472,7 +494,11 @@ def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = pyarrow.array(["a", None, "红"])
-    for column in (texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()):
+    raw = texts.cast(pyarrow.binary())
+    for column in (
+        *(texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()),
+        *(raw, raw.cast(pyarrow.large_binary()), raw.dictionary_encode(), raw.view(pyarrow.binary())),
+    ):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
         assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
     for column in ([["a"], ["b"]], [{"s": "a"}], pyarrow.array([1, 2]).dictionary_encode()):

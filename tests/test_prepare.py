@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,11 @@ import numpy as np
 import pytest
 
 from benchmarks.preparing import real_text, run_and_watch
+from configurator import configure
 from data.dataset import open_dataset
-from data.tokenizer import EOT
+from data.tokenizer import EOT, BPETokenizer
+from train import TrainConfig
+from training.start import make_model
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n" * 5
@@ -64,7 +68,7 @@ args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
 build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
 for unit in source.make_units(args, source.find_parts(args, reading), reading):
-    build.encode_unit(None, unit, out / "part")
+    build.encode_unit(None, False, unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
 
@@ -234,6 +238,47 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path, capsys):
     prepare("shakespeare_char", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--dry_run")
     assert "270" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, tokenizer, config",
+    [
+        ("text", "bpe", "train_classics_bpe"),
+        ("text", "char", "train_hongloumeng_char"),
+        ("classics", "byte", "train_hongloumeng_char"),
+        ("hongloumeng", "char", "train_hongloumeng_char"),
+        ("hongloumeng", "byte", "train_hongloumeng_char"),
+        ("hongloumeng", "bpe", "train_hongloumeng_bpe"),
+        ("hongloumeng", "tokenizer.json", "train_hongloumeng_bpe"),
+        ("shakespeare", "char", "train_shakespeare_char"),
+        ("shakespeare_char", "bpe", "train_shakespeare"),
+        ("pycode", "byte", "train_cppcode_bytes"),
+        ("cppcode", "bpe", "train_pycode"),
+        ("tinystories", "bpe", "train_tinystories_llama"),
+        ("tinystories", "char", "train_tinystories_llama"),
+    ],
+)
+def test_the_config_it_recommends_is_for_the_tokenizer_and_fits_its_vocabulary(
+    tmp_path, capsys, name, tokenizer, config
+):
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        for suffix in (".txt", ".py", ".c"):
+            (tmp_path / "in" / f"{i}{suffix}").write_text(f"to be, or not to be {i}\n" * 500, encoding="utf-8")
+    if tokenizer == "tokenizer.json":
+        tokenizer = tmp_path / tokenizer
+        tokenizer.write_text(
+            BPETokenizer.train("to be, or not to be\n" * 9, 280).to_json()["tokenizer"], encoding="utf-8"
+        )
+    options = ["--vocab_size=270"] * (tokenizer == "bpe")
+    out = tmp_path / "out"
+    prepare(name, "--input", tmp_path / "in", f"--tokenizer={tokenizer}", "--out_dir", out, *options)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:4] == ["next", "python", "train.py", f"config/{config}.py"]
+    settings, explicit = configure(TrainConfig, [str(DATA.parent / command[3]), *command[4:]])
+    settings.device = "cpu"
+    model = make_model(settings, explicit, None, dataset := open_dataset(settings.dataset, settings.vocab_size), "meta")
+    assert model.config.vocab_size == dataset.tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "pycode"])

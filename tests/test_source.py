@@ -529,6 +529,27 @@ def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tel
         read(parse(tmp_path, "--input", path), named_splits=True)
 
 
+@pytest.mark.parametrize("name", ["novels.tar.xz", "novels.xz", "novels.tar", "novels.zip"])
+def test_each_novel_of_an_archive_is_cut_at_its_own_end(tmp_path, small_parts, name):
+    texts = {f"{letter}.txt": f"{letter}，好。" * n for letter, n in (("甲", 700), ("乙", 40), ("丙", 400))}
+    if name == "novels.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file, text in texts.items():
+                archive.writestr(file, text)
+    else:
+        with tarfile.open(tmp_path / name, "w:xz" if name.endswith("xz") else "w") as archive:
+            for file, text in texts.items():
+                archive.add(write(tmp_path / file, text), file)
+    args = parse(tmp_path, "--input", tmp_path / name, "--val_fraction=0.25")
+    reading = reading_of(args)
+    found = documents(by_position(args, find_parts(args, reading), reading, each=True))
+    assert found == {
+        (f"{name}/{file}", split): part
+        for file, text in texts.items()
+        for split, part in (("train", text[: len(text) * 3 // 4]), ("val", text[len(text) * 3 // 4 :]))
+    }
+
+
 def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):
     paths = [write(tmp_path / folder / "a.txt", letter * 100) for folder, letter in (("x", "a"), ("y", "b"))]
     args = parse(tmp_path, "--input", *paths)

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import config_for, prepare_dataset
 from data.source import by_position, find_parts, is_one_text, make_units, prepare_parser, reading_of
 
 
@@ -29,7 +29,8 @@ def main(argv: list[str]) -> None:
     reading = reading_of(args)
     parts = find_parts(args, reading)
     split = by_position if is_one_text(parts, reading) else make_units
-    prepare_dataset(args, parts, split(args, parts, reading), "config/train_classics_bpe.py")
+    config = config_for(args, "config/train_classics_bpe.py", "config/train_hongloumeng_char.py")
+    prepare_dataset(args, parts, split(args, parts, reading), config)
 
 
 if __name__ == "__main__":
