@@ -51,6 +51,9 @@ class SampleConfig:
     prompts: str | None = None  # a file of prompts instead, one per line; in a .jsonl file as {"prompt": "..."}
     num_samples: int = 10  # samples for each prompt
     max_new_tokens: int = 500  # maximum length of a sample, in tokens
+    special: Literal["auto", "text", "encode"] = (
+        "auto"  # special tokens in a prompt: text, or ids; auto = as in training
+    )
     stop: str = ""  # end a sample before this string; for several, a JSON list: '["\n\n", "def "]'
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
@@ -79,7 +82,9 @@ def main(argv: list[str]) -> None:
     prompts = read_prompts(config)
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
-    beginnings = [] if config.interactive else [Beginning(tokenizer, prompt) for prompt in prompts]
+    if config.special == "auto":
+        config.special = state.get("meta", {}).get("source", {}).get("special", "text")
+    beginnings = [] if config.interactive else [Beginning(tokenizer, prompt, config.special) for prompt in prompts]
     model = build_model(state, dropout=0.0)
     del state
     config.compile = config.compile is True and can_compile(device)
@@ -105,9 +110,9 @@ class Beginning:
     a longer text. They are removed; `healed` is their text, with which the new tokens must begin ("token healing").
     """
 
-    def __init__(self, tokenizer, prompt: str):
+    def __init__(self, tokenizer, prompt: str, special: str = "text"):
         self.prompt, self.healed = prompt, ""
-        ids = encode_prompt(tokenizer, prompt)
+        ids = encode_prompt(tokenizer, prompt, special == "encode")
         keep = len(ids)
         if prompt[-1:].isspace():
             for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
@@ -300,7 +305,7 @@ def converse(writer: Writer, text: str) -> None:
             text = ""
             continue
         try:
-            beginning = Beginning(writer.tokenizer, text + line)
+            beginning = Beginning(writer.tokenizer, text + line, writer.config.special)
         except ValueError as error:  # a character the tokenizer lacks
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -390,12 +395,12 @@ def read_file(option: str, path: str) -> str:
         raise ValueError(f"{option}{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def encode_prompt(tokenizer, prompt: str) -> np.ndarray:
+def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
     """Ids (n,), beginning with the end-of-text id, which starts a new document, if the prompt is empty or, as in
-    nanoGPT, starts with <|endoftext|>."""
+    nanoGPT, starts with <|endoftext|>. special: typed special tokens become their ids."""
     if prompt.startswith(EOT) and tokenizer.eot is not None:
-        return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT)))
-    ids = tokenizer.encode(prompt)
+        return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT), special))
+    ids = tokenizer.encode(prompt, special)
     if len(ids):
         return ids
     if tokenizer.eot is None:

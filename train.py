@@ -58,6 +58,9 @@ class TrainConfig:
     wandb_log: bool = False  # log to Weights & Biases (pip install wandb)
     wandb_project: str = "owt"  # W&B project
     wandb_run_name: str = "gpt2"  # W&B name of this run
+    swanlab_log: bool = False  # log to SwanLab (pip install swanlab)
+    swanlab_project: str | None = None  # its project; None = the name in wandb_project
+    swanlab_run_name: str | None = None  # its run name; None = the name in wandb_run_name
     tensorboard_log: bool = False  # log to out_dir/tensorboard (pip install tensorboard)
     # Data
     dataset: str = "openwebtext"  # name of a folder under data/, or a path

@@ -8,7 +8,8 @@ A folder may hold a GPT2LMHeadModel, or a LlamaForCausalLM, MistralForCausalLM, 
 that is dense and has neither RoPE scaling nor sliding windows. export.py writes such folders.
 
 The hub's files are downloaded once into its cache. Its library reads HF_ENDPOINT (a mirror), HF_HOME (where the cache
-is), HF_HUB_OFFLINE=1 (the cache only) and HTTPS_PROXY from the environment.
+is), HF_HUB_OFFLINE=1 (the cache only) and HTTPS_PROXY from the environment. With MODELSCOPE_ENDPOINT they come from
+ModelScope, into the cache of its library: see data/download.py.
 """
 
 import sys

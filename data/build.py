@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 from argparse import Namespace
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -40,6 +40,7 @@ from data.source import (
     Piece,
     Unit,
     by_position,
+    described,
     download_inputs,
     find_parts,
     first_few,
@@ -47,10 +48,11 @@ from data.source import (
     reading_of,
     tokenizer_of,
 )
-from data.tokenizer import Tokenizer, fingerprint, tokenizer_from_json
+from data.tokenizer import Tokenizer, find_cut, fingerprint, tokenizer_from_json
 from system.files import lock_file
 
-PARTS_FORMAT = 2  # of the encoded parts; those of another format are not reused
+PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused
+LOCK = ".prepare.lock"  # held while a folder is written to
 RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
 BYTES_PER_WORKER = 2**23  # of text: less is not worth starting a worker process
 SLICE = 2**18  # ids copied at a time
@@ -79,26 +81,30 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
 
     make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
     all. Of `args`: out_dir, val_fraction, dry_run (write to a temporary folder instead of out_dir) and, optionally,
-    workers (processes; 0 = all cores) and eot (False: no end-of-text id after documents). `source` goes into meta.json.
-    ValueError for everything the user can fix.
+    workers (processes; 0 = all cores), eot (False: no end-of-text id after documents) and special ('encode': special
+    tokens typed in the texts become their ids). `source` goes into meta.json. ValueError for everything the user can
+    fix.
     """
     units = list(units)
     limit = find_limit(units, args.val_fraction)
     tokenizer = make_tokenizer(partial(split_texts, units, limit))
     end = tokenizer.eot if getattr(args, "eot", True) else None
+    special = getattr(args, "special", "text") == "encode"
+    if special:
+        check_special(tokenizer)
     n = worker_count(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
-            work_folder(folder, [fingerprint(tokenizer), end, limit]) as work,
+            work_folder(folder, [fingerprint(tokenizer), end, limit, special]) as work,
             worker_pool(n, tokenizer) as pool,
             DatasetWriter(folder, tokenizer, source, work) as writer,
         ):
-            start = partial(pool.submit, encode_unit, end)
+            start = partial(pool.submit, encode_unit, end, special)
             ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
         print(f"source {source['from']}" + (f", {source['bytes']:,} bytes" if "bytes" in source else ""))
-        print_report(open_dataset(folder), ledger, used)
+        print_report(open_dataset(folder), ledger, used, special_tokens_report(args, tokenizer, ledger, used, end))
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
@@ -108,19 +114,42 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
     print(f"next   python train.py {config} --dataset={quoted}")
 
 
-def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
-    """A temporary folder next to out_dir, where there is room; the system's is often in memory."""
+def check_special(tokenizer: Tokenizer) -> None:
+    """ValueError if special tokens cannot be encoded: there are none, or texts may be cut within one."""
+    if not tokenizer.special_tokens:
+        raise ValueError("--special=encode: this tokenizer has no special tokens; leave it out, or choose another one")
+    cut = next((name for name in tokenizer.special_tokens if find_cut(name, 0) > 0), None)
+    if cut:
+        raise ValueError(
+            f"--special=encode: the special token {cut!r} has white space or punctuation after a letter, where texts "
+            "are cut; choose another spelling, such as <|name|>"
+        )
 
-    def leave(*_) -> None:
-        raise SystemExit(143)
+
+def folder_beside(out_dir: Path) -> tempfile.TemporaryDirectory:
+    """A temporary folder next to out_dir, where there is room; the system's is often in memory. Removes those of dry
+    runs that were killed."""
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)  # whose default would leave the folder behind
+        for name in ("SIGTERM", "SIGHUP"):  # whose defaults would leave the folder behind
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), leave)
     parent = next((parent for parent in out_dir.absolute().parents if os.path.isdir(parent)), None)
+    for stale in parent.glob(".dry-run-*") if parent else ():
+        if is_abandoned(stale):
+            shutil.rmtree(stale, ignore_errors=True)
     try:
         return tempfile.TemporaryDirectory(prefix=".dry-run-", dir=parent)
     except OSError:  # not writable
         return tempfile.TemporaryDirectory()
+
+
+def config_for(args: Namespace, of_words: str, of_characters: str) -> str:
+    """The config to recommend: small vocabularies are trained otherwise than large ones."""
+    return of_characters if args.tokenizer in ("char", "byte") else of_words
 
 
 # ---- splits and duplicates -----------------------------------------------------------------------------------
@@ -180,12 +209,12 @@ class Fold:
         return int.from_bytes(self.sha1.digest()[:8], "little")
 
 
-def ranked_pieces(units: Iterable[Unit]) -> Iterator[tuple[Piece, str | int]]:
+def ranked_pieces(units: Iterable[Unit], left_out: Counter | None = None) -> Iterator[tuple[Piece, str | int]]:
     """Every piece with the split, or else the rank, of its document; pieces are held until that is known."""
     document = None  # the split or rank of the current one, which may span units
     for unit in units:
         held, fold = [], Fold()
-        for piece in unit.pieces():
+        for piece in unit.pieces(left_out=left_out):
             held.append(piece)
             if document is None:
                 fold.add(piece)
@@ -220,17 +249,18 @@ def find_limit(units: list[Unit], val_fraction: float) -> int:
     until both splits have a document, and stops at once if the corpus has splits of its own.
     """
     limit = min(int(val_fraction * 2**64), 2**64 - 1)
-    lowest, highest = 2**64, -1
-    for _, rank in ranked_pieces(with_progress(units, "splitting")):
+    lowest, highest, left_out = 2**64, -1, Counter()
+    for _, rank in ranked_pieces(with_progress(units, "splitting"), left_out):
         if isinstance(rank, str):
             return limit
         lowest, highest = min(lowest, rank), max(highest, rank)
         if lowest <= limit < highest:
             return limit
     if lowest >= highest:
+        found = "; ".join(["no text" if highest < 0 else "one document, or copies of one", *described(left_out)])
         raise ValueError(
-            f"{'no text' if highest < 0 else 'one document, or copies of one'}: need at least 2, as each goes to train "
-            "or val whole; pass more with --input, or split the text into documents with --separator"
+            f"{found}: need at least 2, as each goes to train or val whole; pass more with --input, split the text "
+            "into documents with --separator, or choose the field of rows with --field"
         )
     return lowest if limit < lowest else highest - 1
 
@@ -273,14 +303,16 @@ class Ledger:
         self.counts = {split: dict.fromkeys(keys, 0) for split in SPLITS}
         self.longest = dict.fromkeys(SPLITS, (0, ""))  # characters, name
         self.copies: list[str] = []  # names of the first duplicates
+        self.left_out = Counter()  # (why, name)
         self.open = None  # (split number, row so far (1,)) of a document that continues in the next unit
 
-    def add(self, rows: np.ndarray, names: list[str]) -> np.ndarray:
+    def add(self, rows: np.ndarray, names: list[str], left_out: Counter) -> np.ndarray:
         """Rows of the next unit's documents (n,) -> for each the index of its split in SPLITS, or DROPPED.
 
         If the first completes an open document and is dropped, its earlier rows no longer count either.
         """
         rows = rows.copy()
+        self.left_out.update(left_out)
         where = np.where(rows["split"] < 0, rows["rank"] <= self.limit, rows["split"])
         if self.open is not None and rows.size:
             where[0], before = self.open
@@ -361,15 +393,19 @@ def worker_pool(n: int, tokenizer: Tokenizer) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)  # wait=False races with interpreter shutdown (EBADF in its exit handler)
 
 
-def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
-    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows."""
+def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
+    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows. special: special tokens
+    typed in the text become their ids, whose bytes do not count, as they stand for no text."""
     tokenizer, num_threads = ENCODE
     dtype = part_dtype(tokenizer.vocab_size)
     ends = np.array([] if end is None else [end], dtype)
-    rows, names, fold = [], [], None
+    spelled = np.zeros(tokenizer.vocab_size, np.int64)  # bytes by which a special token is typed
+    for name, id in tokenizer.special_tokens.items():
+        spelled[id] = len(name.encode())
+    rows, names, left_out, fold = [], [], Counter(), None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temp, "wb") as file:
-        for piece in unit.pieces():
+        for piece in unit.pieces(left_out=left_out):
             if fold is None:
                 fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
                 rows.append(())
@@ -377,9 +413,10 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
             try:
-                ids = tokenizer.encode(piece.text, num_threads=num_threads).astype(dtype, copy=False)
+                ids = tokenizer.encode(piece.text, special, num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
+            n_bytes -= int(spelled.take(ids).sum()) if special else 0
             for array in (ids, ends) if piece.ends else (ids,):
                 with os_errors(path.parent):
                     file.write(array.data)
@@ -393,7 +430,7 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
         os.replace(temp, path.with_suffix(".ids"))
         with open(temp, "wb") as file:
             np.save(file, np.array(rows, ROW))
-            file.write("\0".join(names).encode("utf-8", "surrogateescape"))
+            file.write(json.dumps([names, [[*key, n] for key, n in left_out.items()]]).encode())
         os.replace(temp, path.with_suffix(".rows"))
 
 
@@ -402,17 +439,18 @@ def part_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint8) if vocab_size <= 256 else id_dtype(vocab_size)
 
 
-def read_rows(path: Path) -> tuple[np.ndarray, list[str]]:
-    """The rows (n,) of a part, and the names of the documents."""
+def read_rows(path: Path) -> tuple[np.ndarray, list[str], Counter]:
+    """The rows (n,) of a part, the names of the documents, and what was left out."""
     with open(path.with_suffix(".rows"), "rb") as file:
         rows = np.load(file, allow_pickle=False)
-        return rows, file.read().decode("utf-8", "surrogateescape").split("\0")
+        names, left_out = json.loads(file.read())
+        return rows, names, Counter({(why, name): n for why, name, n in left_out})
 
 
 def is_finished(path: Path, vocab_size: int) -> bool:
     """Whether a part exists and is complete."""
     try:
-        rows, _ = read_rows(path)
+        rows, *_ = read_rows(path)
         return path.with_suffix(".ids").stat().st_size == rows["tokens"].sum() * part_dtype(vocab_size).itemsize
     except (OSError, ValueError, EOFError):
         return False
@@ -450,7 +488,7 @@ def work_folder(folder: Path, settings: list) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other prepares, whatever their settings, out of `folder`, at most until this process ends. ValueError
     if one is there already."""
-    path = folder / ".prepare.lock"
+    path = folder / LOCK
     with os_errors(folder):
         file = open(path, "wb")
     try:
@@ -467,6 +505,17 @@ def locked(folder: Path) -> Iterator[None]:
         if os.name == "nt":  # removes no file that a process has open
             with suppress(OSError):
                 path.unlink()
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a process that was killed had locked this folder."""
+    path = folder / LOCK
+    try:
+        with open(path, "r+b") as file:
+            lock_file(file)
+            return True
+    except OSError:  # no lock, or a living process has it, or this file system has none
+        return False
 
 
 def take_lock(file: Any, path: Path) -> bool:
@@ -541,9 +590,9 @@ def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, L
 
 def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
     """Move the ids of a part to where the ledger sends them."""
-    rows, names = read_rows(path)
+    rows, names, left_out = read_rows(path)
     unfinished = ledger.open
-    where = ledger.add(rows, names)
+    where = ledger.add(rows, names, left_out)
     if unfinished is not None and where.size and where[0] == DROPPED:
         split = SPLITS[unfinished[0]]
         writer.cut(split, writer.counts[split]["tokens"] - int(unfinished[1]["tokens"][0]))
@@ -594,7 +643,24 @@ def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int
     return counts + pairs.sum(0) + pairs.sum(1) if vocab_size == 256 else counts
 
 
-def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) -> None:
+def special_tokens_report(
+    args: Namespace, tokenizer: Tokenizer, ledger: Ledger, used: dict[str, np.ndarray], end: int | None
+) -> str:
+    """How often each special token was typed, where it became an id; "" if nobody asked for special tokens."""
+    if getattr(args, "special", "text") != "encode":
+        named = getattr(args, "special_tokens", None)
+        advice = "stay unused, as typed ones are text: --special=encode gives them their ids"
+        return f"special {first_few(named)}: {advice}\n" if named else ""
+    counts = sum(used.values())
+    if end is not None:  # those that no one typed
+        counts[end] -= sum(counts["documents"] for counts in ledger.counts.values())
+    found = [f"{name} {counts[id]:,}" for name, id in tokenizer.special_tokens.items() if counts[id]]
+    unused = [name for name, id in tokenizer.special_tokens.items() if not counts[id] and id != end]
+    line = f"special {first_few(found) or 'none'}" + f"; unused: {first_few(unused)}" * bool(unused)
+    return f"{line}\n"
+
+
+def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], special: str) -> None:
     """What a person wants to check about a dataset; `used` counts the occurrences of each id, per split."""
     tokenizer = dataset.tokenizer
     for counts in used.values():
@@ -604,7 +670,9 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())
         print(f"left out as copies of earlier documents: {first_few(ledger.copies, n)}")
-    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}")
+    for line in described(ledger.left_out):
+        print(line)
+    print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}\n{special}", end="")
     for split in SPLITS:
         n, name = ledger.longest[split]
         print(f"\n{split}: longest document {name}, {n:,} characters")
@@ -632,10 +700,10 @@ def counts_table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray])
 
 def most_frequent(tokenizer: Tokenizer, counts: np.ndarray) -> str:
     """The 20 most frequent tokens, each with its share in percent."""
-    shown = []
+    shown, names = [], {id: name for name, id in tokenizer.special_tokens.items()}
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
         token = tokenizer.token_bytes(id)
         with suppress(UnicodeDecodeError):  # otherwise it is shown as bytes
             token = token.decode()
-        shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
+        shown.append(f"{names.get(id) or repr(token)} {100 * counts[id] / counts.sum():.1f}")
     return "  ".join(shown) + " %"

@@ -3,7 +3,9 @@
     download_file(github_urls(repository, commit, path), sha256, dest)
 
 HTTPS_PROXY and the like are respected. HF_ENDPOINT (for example https://hf-mirror.com) replaces https://huggingface.co,
-and GITHUB_RAW_ENDPOINT replaces https://raw.githubusercontent.com.
+and GITHUB_RAW_ENDPOINT replaces https://raw.githubusercontent.com. MODELSCOPE_ENDPOINT=https://modelscope.cn (or
+HF_ENDPOINT=https://modelscope.cn) takes models and datasets of the hub from ModelScope, where they are found under the
+same name, or among the copies that ModelScope keeps.
 """
 
 import hashlib
@@ -16,6 +18,7 @@ from data.progress import byte_bar
 
 HUB_HOST = "https://huggingface.co"
 MIRRORS = {HUB_HOST: "HF_ENDPOINT", "https://raw.githubusercontent.com": "GITHUB_RAW_ENDPOINT"}  # host: its variable
+COPIES = "AI-ModelScope"  # the owner of ModelScope's copies of others' repositories
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more data
 
 
@@ -48,11 +51,28 @@ def hub_urls(dataset: str, path: str) -> list[str]:
     return [f"{host}/datasets/{dataset}/resolve/main/{path}" for host in (HUB_HOST, "https://hf-mirror.com")]
 
 
-def mirrored(url: str) -> str:
+def addresses_of(url: str) -> list[str]:
+    """Where to get the file at `url`: at the mirror of its host that the environment names, if any."""
+    if url.startswith(HUB_HOST + "/") and modelscope():
+        repository, _, file = url.removeprefix(HUB_HOST + "/").partition("/resolve/main/")
+        kind = "datasets" if repository.startswith("datasets/") else "models"
+        names = copies_of(repository.removeprefix("datasets/"))
+        return [f"{modelscope()}/{kind}/{name}/resolve/master/{file}" for name in names]
     for host, variable in MIRRORS.items():
         if url.startswith(host + "/") and os.environ.get(variable):
-            return os.environ[variable].rstrip("/") + url.removeprefix(host)
-    return url
+            return [os.environ[variable].rstrip("/") + url.removeprefix(host)]
+    return [url]
+
+
+def modelscope() -> str:
+    """The address of ModelScope if the environment names it, else ""."""
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    return (os.environ.get("MODELSCOPE_ENDPOINT") or endpoint * ("modelscope." in endpoint)).rstrip("/")
+
+
+def copies_of(repository: str) -> list[str]:
+    """What a repository of the hub may be called on ModelScope."""
+    return list(dict.fromkeys([repository, f"{COPIES}/{repository.rpartition('/')[2]}"]))
 
 
 def download_file(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
@@ -62,19 +82,26 @@ def download_file(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
     the announced length is trusted. Partial downloads stay in dest + '.part'. ValueError if every address fails: what
     failed where, where to put the file, and how to pass it.
     """
+    failures = fetch_first([address for url in urls for address in addresses_of(url)], sha256, dest)
+    if failures:
+        raise ValueError(
+            f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these addresses by other "
+            f"means and pass it with --input FILE, or save it as {dest}"
+        )
+
+
+def fetch_first(urls: Sequence[str], sha256: str | None, dest: Path) -> list[str]:
+    """Fetch `dest` from the first address that delivers it. Returns what failed where, or [] if one did."""
     part, failures = dest.with_name(dest.name + ".part"), []
-    for url in map(mirrored, urls):
+    for url in urls:
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             fetch(url, sha256, part)
             os.replace(part, dest)
-            return
+            return []
         except (OSError, ValueError) as error:  # requests raises OSErrors, and ValueErrors for malformed addresses
             failures.append(f"{url} ({short_reason(error)})")
-    raise ValueError(
-        f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these addresses by other "
-        f"means and pass it with --input FILE, or save it as {dest}"
-    )
+    return failures
 
 
 def short_reason(error: Exception) -> str:
@@ -145,7 +172,8 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
 
 
 def download_from_hub(repository: str, files: Sequence[str], remedy: str) -> list[Path]:
-    """Paths of a repository's files in the cache of the Hugging Face library, downloaded if any is missing.
+    """Paths of a repository's files in the cache of the Hugging Face library, or in that of ModelScope's if the
+    environment names it, downloaded if any is missing.
 
     ValueError if that fails: why, the addresses, and `remedy`, what to do with files obtained by other means.
     """
@@ -156,16 +184,61 @@ def download_from_hub(repository: str, files: Sequence[str], remedy: str) -> lis
         try:
             return [Path(hf_hub_download(repository, file, local_files_only=True)) for file in files]
         except LocalEntryNotFoundError:
+            if modelscope():
+                return download_from_modelscope(repository, files)
             # One probe of 10 s: hf_hub_download itself retries for minutes where the hub is blocked
             get_hf_file_metadata(hf_hub_url(repository, files[0]), timeout=10)
             return [Path(hf_hub_download(repository, file)) for file in files]
     except Exception as error:  # from the library, requests, httpx or the disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        urls = " and ".join(mirrored(f"{HUB_HOST}/{repository}/resolve/main/{file}") for file in files)
+        urls = " and ".join(addresses_of(f"{HUB_HOST}/{repository}/resolve/main/{file}")[-1] for file in files)
         raise ValueError(
             f"cannot get {' and '.join(files)} of {repository} ({reason}): set HF_ENDPOINT to a mirror of the "
-            f"Hugging Face hub, or download {urls} by other means and {remedy}"
+            f"Hugging Face hub, or MODELSCOPE_ENDPOINT to https://modelscope.cn, or download {urls} by other means and "
+            f"{remedy}"
         ) from None
+
+
+def download_from_modelscope(repository: str, files: Sequence[str]) -> list[Path]:
+    """Paths of the files of a model in the cache of ModelScope's library, downloaded if any is missing, with the sha256
+    that ModelScope states. OSError: what failed where."""
+    from filelock import FileLock  # processes of one run start at once
+
+    cache = os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope" / "hub"
+    folders = {}
+    for name in copies_of(repository):
+        owner, _, model = name.rpartition("/")
+        folders[name] = Path(cache, "models", owner, model.replace(".", "___"))  # as the library names it
+        if all((folders[name] / file).is_file() for file in files):
+            return [folders[name] / file for file in files]
+    failures = []
+    for name, folder in folders.items():
+        try:
+            stated = modelscope_checksums(name)
+        except (OSError, ValueError) as error:
+            failures.append(f"{name}: {short_reason(error)}")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            for file in files:
+                if not (folder / file).is_file():
+                    url = f"{modelscope()}/models/{name}/resolve/master/{file}"
+                    failures += fetch_first([url], stated.get(file), folder / file)
+        if all((folder / file).is_file() for file in files):
+            return [folder / file for file in files]
+    raise OSError("; ".join(failures))
+
+
+def modelscope_checksums(name: str) -> dict[str, str | None]:
+    """The sha256 that ModelScope states for each file of a model. OSError if it has none of that name."""
+    import requests
+
+    url = f"{modelscope()}/api/v1/models/{name}/repo/files?Revision=master&Recursive=true"
+    answer = requests.get(url, timeout=TIMEOUT)
+    if answer.status_code != 200:
+        raise OSError(f"HTTP {answer.status_code}")
+    found = (answer.json().get("Data") or {}).get("Files") or []
+    return {file["Path"]: file.get("Sha256") or None for file in found}
 
 
 def hash_file(path: str | Path, progress: Callable[[int], object] = int) -> str:

@@ -1,7 +1,10 @@
-"""Files of every kind as documents, in bounded memory: text, .jsonl, .parquet, compressed and in archives.
+"""Files of every kind as documents, in bounded memory: text, rows, compressed and in archives.
 
     for part in parts_of(path, name, reading):                    # files, byte ranges, archive members, row groups
         for document, text, ends in documents(part, reading):     # their text, in order
+
+Rows are those of .jsonl, .json, .csv, .tsv (data/rows.py) and .parquet. What is left out is counted in a Counter of
+(why, name), which all that finds or reads files takes as `left_out`.
 
 Text may be in any encoding; 'auto' detects it. .gz, .xz, .bz2 and .zst are decompressed whatever they contain, .zip and
 .tar are read member by member. A compressed file without a second suffix is inspected: OpenWebText's .xz are archives.
@@ -22,7 +25,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -32,22 +35,28 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.clean import NORMALIZE
+from data.rows import FIELDS, csv_rows, first_text, is_json_lines, json_rows, lines_of, text_of
 from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
 READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
-DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected
-ROW_SUFFIXES = (".jsonl", ".ndjson")
+DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
+LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
+TABLE_SUFFIXES = (".csv", ".tsv")
+ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
 TEXT_SUFFIXES = (".txt", ".text", ".md", *ROW_SUFFIXES, ".parquet", ".zip", ".tar")  # read in a folder of texts
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
-FIELDS = ("text", "content", "story")  # of a row: the first it has is read, unless --field names one
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # not the user's own source
-STRINGS = re.compile(r"(dictionary<values=)?(string|large_string|string_view)\b")  # parquet types of a text column
+STRINGS = re.compile(r"(dictionary<values=)?((large_)?(string|binary)(_view)?)\b")  # parquet types of a text column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+ASCII = bytes(range(128))
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
+# why something is left out, as the report words it
+EMPTY, DOTTED, SKIPPED, OTHER_TYPE = "as empty", "as hidden", "in folders to skip", "of another type"
+NO_TEXT, NO_ROWS = "rows without text", "as JSON without rows of text"
 
 # The most frequent characters, simplified and traditional; text in the right encoding is full of them
 FREQUENT = frozenset(
@@ -63,7 +72,7 @@ class Reading:
     encoding: str = "utf-8"  # or 'auto'
     errors: str = "strict"  # 'replace': U+FFFD for bytes that do not decode
     rules: tuple[str, ...] = ()  # of data/clean.py
-    field: str | None = None  # of rows; None: the first of FIELDS
+    field: str | None = None  # of rows; None: the first of FIELDS that has text
     separator: str | None = None  # between the documents of a text file
     suffixes: tuple[str, ...] = TEXT_SUFFIXES  # of the files read in folders and archives
     skip: tuple[str, ...] = ()  # folders to leave out, besides NOT_SOURCE and hidden ones
@@ -71,6 +80,10 @@ class Reading:
     lenient: bool = False  # source code: in folders and archives, report and skip what is unreadable or contains NUL
     named_splits: bool = False  # file names tell the splits
     fraction: float = 1.0  # of the training documents, chosen by hash
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.field,) if self.field else FIELDS
 
 
 @dataclass(frozen=True, slots=True)  # slots: there is one for every file
@@ -113,27 +126,27 @@ def kind_of(name: str) -> tuple[str, str]:
     return suffix, ""
 
 
-def is_skipped(folder: str, reading: Reading) -> bool:
-    return folder.startswith(".") or folder in NOT_SOURCE or folder in reading.skip
+def why_skipped(folder: str, reading: Reading) -> str | None:
+    return DOTTED if folder.startswith(".") else SKIPPED if folder in NOT_SOURCE or folder in reading.skip else None
 
 
-def is_wanted(name: str, reading: Reading) -> bool:
-    """Whether to read the file `name` of an archive or a folder."""
+def why_left_out(name: str, reading: Reading) -> str | None:
+    """Why not to read the file `name` of an archive or a folder; None if it is wanted."""
     *folders, file = name.replace("\\", "/").removeprefix("./").split("/")
     kind, compression = kind_of(file)
-    return (
-        not any(is_skipped(folder, reading) for folder in folders)
-        and not file.startswith(".")
-        and (kind in reading.suffixes or bool(compression) and not kind)
-    )
+    reasons = [why_skipped(folder, reading) for folder in folders]
+    reasons += [DOTTED if file.startswith(".") else None]
+    reasons += [None if kind in reading.suffixes or compression and not kind else OTHER_TYPE]
+    return next(filter(None, reasons), None)
 
 
-def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path]:
+def walk(folder: Path, reading: Reading, lenient: bool = False, left_out: Counter | None = None) -> Iterator[Path]:
     """The files to read in a folder, in order of their names.
 
     Links are followed, to each folder once; broken ones are reported. ValueError: an unreadable folder (if lenient, it
     is only reported).
     """
+    left_out = Counter() if left_out is None else left_out
 
     def refuse_folder(error: OSError) -> None:  # os.walk would skip it silently
         raise_or_report(f"cannot read {error.filename}: {error.strerror}; expected a folder with text", lenient)
@@ -146,16 +159,21 @@ def walk(folder: Path, reading: Reading, lenient: bool = False) -> Iterator[Path
             folders.clear()
             continue
         seen.add(target)
-        folders[:] = sorted(name for name in folders if not is_skipped(name, reading))
-        for path in (Path(parent, name) for name in sorted(names) if not name.startswith(".")):
-            is_there = os.path.exists(path)
-            if not is_there and os.path.islink(path) and (is_wanted(path.name, reading) or not path.suffix):
+        left_out.update((why, str(Path(parent, name))) for name in folders if (why := why_skipped(name, reading)))
+        folders[:] = sorted(name for name in folders if not why_skipped(name, reading))
+        for path in (Path(parent, name) for name in sorted(names)):
+            is_there, why = os.path.exists(path), why_left_out(path.name, reading)
+            if not is_there and os.path.islink(path) and why != DOTTED and (not why or not path.suffix):
                 report_skipped(f"{path} is a link to {os.readlink(path)}, which does not exist")
-            elif is_wanted(path.name, reading) and (not is_there or path.is_file()):
+            elif why:
+                left_out[why, str(path)] += 1
+            elif not is_there or path.is_file():
                 yield path  # without permission to look it seems absent; reading it will say so
 
 
-def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> list[Part]:
+def parts_of(
+    path: Path, name: str, reading: Reading, lenient: bool = False, left_out: Counter | None = None
+) -> list[Part]:
     """A file as parts of about UNIT bytes, if it can be divided. Empty members of archives are parts of size 0.
 
     ValueError: missing, empty or damaged.
@@ -168,7 +186,7 @@ def parts_of(path: Path, name: str, reading: Reading, lenient: bool = False) -> 
         whole = Part(str(path), name, stat.st_size, stat.st_mtime_ns, encoding=reading.encoding)
         whole = replace(whole, rules=reading.rules, lenient=lenient)
         if not compression and kind in DIVIDED:
-            return DIVIDED[kind](whole, reading)
+            return DIVIDED[kind](whole, reading, Counter() if left_out is None else left_out)
         whole = with_encoding(whole, reading)
         return [whole] if compression or whole.encoding == "auto" else range_parts(whole, kind, reading)
     except DAMAGE as error:
@@ -181,13 +199,21 @@ def cannot_read(name: str | Path, error: Exception) -> str:
     return f"cannot read {name}: {error or type(error).__name__}; the file is damaged, get another copy"
 
 
-def zip_parts(whole: Part, reading: Reading) -> list[Part]:
-    infos = open_zip(whole.path, whole.mtime_ns).infolist()
-    members = [info for info in infos if not info.is_dir() and is_wanted(info.filename, reading)]
+def zip_parts(whole: Part, reading: Reading, left_out: Counter) -> list[Part]:
+    infos = [info for info in open_zip(whole.path, whole.mtime_ns).infolist() if not info.is_dir()]
+    members = [info for info in infos if is_member(zip_name(info), info.filename, whole.name, reading, left_out)]
     if any(info.flag_bits & 1 for info in members):
         raise ValueError(f"{whole.path} is password-protected; unpack it and pass the folder")
     members.sort(key=lambda info: info.filename)
     return [member_part(whole, reading, zip_name(info), info.filename, info.file_size) for info in members]
+
+
+def is_member(name: str, stored: str, archive: str, reading: Reading, left_out: Counter) -> bool:
+    """Whether to read a member of an archive; `stored` is its name there."""
+    why = why_left_out(stored, reading)
+    if why:
+        left_out[why, f"{archive}/{name}"] += 1
+    return not why
 
 
 def member_part(whole: Part, reading: Reading, name: str, member: str, size: int, start: int = 0) -> Part:
@@ -214,13 +240,14 @@ def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def tar_parts(whole: Part, reading: Reading) -> list[Part]:
+def tar_parts(whole: Part, reading: Reading, left_out: Counter) -> list[Part]:
     with tarfile.open(whole.path, "r:") as archive:
-        members = [info for info in archive if info.isfile() and is_wanted(info.name, reading)]
+        files = (info for info in archive if info.isfile())
+        members = [info for info in files if is_member(info.name, info.name, whole.name, reading, left_out)]
     return [member_part(whole, reading, info.name, info.name, info.size, info.offset_data) for info in members]
 
 
-def parquet_parts(whole: Part, reading: Reading) -> list[Part]:
+def parquet_parts(whole: Part, reading: Reading, _: Counter) -> list[Part]:
     with open_parquet(whole) as file:
         sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
     bounds = [0]
@@ -254,7 +281,12 @@ def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     lookup = codecs.lookup(whole.encoding).name
     if whole.size < 2 * UNIT or "\n".encode(whole.encoding) != b"\n" or lookup.startswith(("utf-7", "hz", "iso2022")):
         return [whole]
-    separator = "\n" if kind in ROW_SUFFIXES else reading.separator
+    if kind == ".json":
+        with open_part(whole) as stream:
+            kind, _ = kind_of_json(stream, whole.encoding)
+    if kind in ROW_SUFFIXES and kind not in LINE_SUFFIXES:  # a newline need not end a row
+        return [whole]
+    separator = "\n" if kind in LINE_SUFFIXES else reading.separator
     if separator:
         find_cut = partial(cut_after, mark=separator_pattern(separator, whole.encoding))
     else:
@@ -308,15 +340,16 @@ def cut_of_text(window: bytes, encoding: str, only_lines: bool) -> int:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def documents(part: Part, reading: Reading) -> Iterator[Passage]:
+def documents(part: Part, reading: Reading, left_out: Counter | None = None) -> Iterator[Passage]:
     """The part's documents, each in one or more passages. ValueError, naming the file, if it cannot be read."""
     kind, compression = kind_of(part.member or part.path)
+    left_out = Counter() if left_out is None else left_out
     try:
         if kind == ".parquet" and not compression and not part.member:
-            yield from parquet_rows(part, reading)
+            yield from parquet_rows(part, reading, left_out)
         else:
             with open_part(part) as stream:
-                yield from read_stream(stream, part.member or part.path, part, reading, part.label)
+                yield from read_stream(stream, part.member or part.path, part, reading, part.label, left_out)
     except DAMAGE as error:
         raise ValueError(cannot_read(part.where, error)) from error
     except Exception as error:
@@ -388,7 +421,9 @@ def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
     return opener(stream)
 
 
-def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
+def read_stream(
+    stream: BinaryIO, file: str, part: Part, reading: Reading, name: str, left_out: Counter
+) -> Iterator[Passage]:
     """The documents of a stream whose format the suffixes of `file` tell; `name` is for reports."""
     kind, compression = kind_of(file)
     if compression:
@@ -396,41 +431,52 @@ def read_stream(stream: BinaryIO, file: str, part: Part, reading: Reading, name:
         if not kind and head[257:262] == b"ustar":
             kind = ".tar"
     if kind == ".tar":
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            while member := archive.next():
-                archive.members.clear()  # it would keep every header
-                if not (member.isfile() and member.size and is_wanted(member.name, reading)):
-                    continue
-                label = f"{name}/{member.name}"
-                try:
-                    yield from read_stream(archive.extractfile(member), member.name, part, reading, label)
-                except ValueError as error:
-                    if not (part.lenient or reading.lenient):
-                        raise
-                    report_skipped(str(error))
-                    yield label, "", True  # ends the document, had it begun
+        yield from read_tar(stream, part, reading, name, left_out)
         return
     if kind in (".zip", ".parquet"):
         raise ValueError(f"{name}: cannot read a {kind} inside another file; unpack that first")
     encoding = part.encoding
     if encoding == "auto":
         head, stream = peek(stream, DETECTED_BYTES)
-        encoding = detect_encoding(head, name)
+        if len(head) < DETECTED_BYTES or not head.isascii():  # else text_chunks detects it later
+            encoding = detect_encoding(head, name)
     if kind in ROW_SUFFIXES:
-        if "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
-            stream, encoding = lines_of(text_chunks(stream, encoding, part, reading, name)), "utf-8"
-        yield from json_rows(stream, encoding, part, reading, name)
+        yield from read_rows_of(stream, kind, encoding, part, reading, name, left_out)
     elif reading.separator:
         yield from separated(text_chunks(stream, encoding, part, reading, name), reading.separator)
     else:
         yield from text_chunks(stream, encoding, part, reading, part.name if name == part.label else name)
 
 
+def read_tar(stream: BinaryIO, part: Part, reading: Reading, name: str, left_out: Counter) -> Iterator[Passage]:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        while member := archive.next():
+            archive.members.clear()  # it would keep every header
+            label = f"{name}/{member.name}"
+            if not member.isfile() or not is_member(member.name, member.name, name, reading, left_out):
+                continue
+            if not member.size:
+                left_out[EMPTY, label] += 1
+                continue
+            try:
+                yield from read_stream(archive.extractfile(member), member.name, part, reading, label, left_out)
+            except ValueError as error:
+                if not (part.lenient or reading.lenient):
+                    raise
+                report_skipped(str(error))
+                yield label, "", True  # ends the document, had it begun
+
+
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
-    decoder, offset = codecs.getincrementaldecoder(encoding)(reading.errors), 0 if part.member else part.start
-    where = part.where if name == part.name else name
+    """The text of a stream; the encoding 'auto' is ASCII until it is detected from the first bytes that are not."""
+    decoder = codecs.getincrementaldecoder("ascii" if encoding == "auto" else encoding)(reading.errors)
+    offset, where = 0 if part.member else part.start, part.where if name == part.name else name
     while True:
         data, pending = stream.read(DECODED), decoder.getstate()[0]
+        if encoding == "auto" and not data.isascii():
+            head, stream = peek(io.BufferedReader(Window(stream, data)), DETECTED_BYTES)
+            encoding, data = detect_encoding(head, name), stream.read(DECODED)
+            decoder = codecs.getincrementaldecoder(encoding)(reading.errors)
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
@@ -464,44 +510,68 @@ def separated(chunks: Iterator[Passage], separator: str) -> Iterator[Passage]:
             begun = True
 
 
-def lines_of(chunks: Iterator[Passage]) -> Iterator[bytes]:
-    """The lines of a text as UTF-8."""
-    line = []
-    for _, text, _ in chunks:
-        end, *others = text.split("\n")
-        line.append(end)
-        for other in others:
-            yield "".join(line).encode()
-            line = [other]
-    yield "".join(line).encode()
+def kind_of_json(stream: BinaryIO, encoding: str) -> tuple[str, BinaryIO]:
+    """(".jsonl" if the text has a row in each line, else ".json"; a stream that starts where this one did)."""
+    head, stream = peek(stream, READ_BYTES)
+    text = head.decode("ascii" if encoding == "auto" else encoding, "ignore")
+    return ".jsonl" if is_json_lines(text) else ".json", stream
 
 
-def json_rows(stream: Iterable[bytes], encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
-    for number, line in enumerate(stream, 1):
-        document = f"{name}:{number}"
+def read_rows_of(
+    stream: BinaryIO, kind: str, encoding: str, part: Part, reading: Reading, name: str, left_out: Counter
+) -> Iterator[Passage]:
+    """The rows of a stream of one of ROW_SUFFIXES, each a document."""
+    if kind == ".json":
+        kind, stream = kind_of_json(stream, encoding)
+    refuse, n = partial(raise_or_report, lenient=part.lenient), 0
+    if kind in LINE_SUFFIXES:
+        rows = line_rows(stream, encoding, part, reading, name, refuse)
+    else:
+        texts = (text for _, text, _ in text_chunks(stream, encoding, part, reading, name))
+        if kind == ".json":  # in a folder, an object is often not data but describes it
+            rows = json_rows(texts, reading.fields, name, nested="/" not in name)
+        else:
+            rows = csv_rows(texts, reading.fields, name, refuse, tabs=kind == ".tsv")
+    for n, row in rows:
+        document = f"{name}:{n}"
         try:
-            text = text_of_line(line, encoding, reading, document) if line.strip() else None
+            text = text_of(row, reading.fields, document) if row else None
         except ValueError as error:
-            raise_or_report(str(error), part.lenient)
+            refuse(str(error))
             continue
         if text:
             yield document, text, True
+        else:
+            left_out[NO_TEXT, part.name if name == part.label else name] += 1
+    if kind == ".json" and not n:
+        left_out[NO_ROWS, name] += 1
 
 
-def text_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> str | None:
-    """The text in a line of JSON, or None. ValueError says what is wrong with the line."""
+def line_rows(
+    stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str, refuse: Callable[[str], None]
+) -> Iterator[tuple[int, Any]]:
+    lines = stream
+    if encoding == "auto" or "\n".encode(encoding) != b"\n":  # UTF-16, where a byte 0x0A may be no newline
+        texts = (text for _, text, _ in text_chunks(stream, encoding, part, reading, name))
+        lines, encoding = (line.encode() for line in lines_of(texts)), "utf-8"
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = row_of_line(line, encoding, reading, f"{name}:{number}")
+            except ValueError as error:
+                refuse(str(error))
+            else:
+                yield number, row
+
+
+def row_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> Any:
+    """ValueError says what is wrong with a line of JSON."""
     try:
-        row = json.loads(line.decode(encoding, reading.errors).removeprefix("\ufeff"))
+        return json.loads(line.decode(encoding, reading.errors).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
         raise ValueError(wrong_encoding(name, encoding, reading, error, 0)) from None
     except (ValueError, RecursionError) as error:  # not JSON, a number too long, or nested too deeply
         raise ValueError(f"{name} is not a readable line of JSON ({error})") from None
-    text = row and text_of(row, reading.field, name)
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} has half a surrogate pair, which is not a character") from None
-    return text
 
 
 def raise_or_report(message: str, lenient: bool) -> None:
@@ -516,17 +586,6 @@ def report_skipped(message: str) -> None:
     """Prints it once, however often the text is read, and not in worker processes."""
     if parent_process() is None:
         print(f"skipped: {message}", file=sys.stderr)
-
-
-def text_of(row: Any, field: str | None, name: str) -> str | None:
-    """The text of a row (a dict), or None. ValueError if it has no such field, or the field is not text."""
-    found = [key for key in ([field] if field else FIELDS) if isinstance(row, dict) and key in row]
-    if not found:
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{name} has no field {field or ' or '.join(FIELDS)}, only: {names}; choose one with --field")
-    if not isinstance(row[found[0]], str | None):
-        raise ValueError(f"{name}: field {found[0]} has type {type(row[found[0]]).__name__}, expected text")
-    return row[found[0]]
 
 
 def import_pyarrow() -> Any:
@@ -549,25 +608,27 @@ def open_parquet(part: Part) -> Iterator[Any]:
         raise ValueError(cannot_read(part.where, error)) from error
 
 
-def parquet_rows(part: Part, reading: Reading) -> Iterator[Passage]:
+def parquet_rows(part: Part, reading: Reading, left_out: Counter) -> Iterator[Passage]:
     pyarrow = import_pyarrow()
     with open_parquet(part) as file:
         schema, groups = file.schema_arrow, range(part.start, part.stop)
-        field = next((name for name in ([reading.field] if reading.field else FIELDS) if name in schema.names), None)
-        if field is None or not STRINGS.match(str(schema.field(field).type)):
+        types = {name: str(schema.field(name).type) for name in reading.fields if name in schema.names}
+        fields = [name for name, type in types.items() if STRINGS.match(type)]
+        if not fields:
             columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
             raise ValueError(
-                f"{part.path} has no text column {reading.field or ' or '.join(FIELDS)}, only: {columns}; choose one "
-                "with --field"
+                f"{part.path} has no text column {' or '.join(reading.fields)}, only: {columns}; choose one with "
+                "--field"
             )
         number = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
-        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
-            for row in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=fields):
+            columns = [batch.column(name).cast(pyarrow.large_binary()).to_pylist() for name in fields]
+            for values in zip(*columns, strict=True):
                 number += 1
                 try:
-                    text = (row or b"").decode("utf-8", reading.errors)
+                    text = first_text([(value or b"").decode("utf-8", reading.errors) for value in values])
                 except UnicodeDecodeError as error:
-                    found = f"byte 0x{row[error.start]:02x} at offset {error.start} ({error.reason})"
+                    found = f"byte 0x{error.object[error.start]:02x} at offset {error.start} ({error.reason})"
                     message = f"{part.name}:{number} is not UTF-8: {found}; --errors=replace reads the rest of it"
                     raise_or_report(message, part.lenient)
                     continue
@@ -575,6 +636,8 @@ def parquet_rows(part: Part, reading: Reading) -> Iterator[Passage]:
                     yield part.name, text or " \n", False
                 elif text:
                     yield f"{part.name}:{number}", text, True
+                else:
+                    left_out[NO_TEXT, part.name] += 1
     if reading.joined:
         yield part.name, "", part.last
 
@@ -633,13 +696,25 @@ def with_encoding(part: Part, reading: Reading) -> Part:
     if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
         return part
     with open_part(part) as stream:
-        head, _ = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
+        head, rest = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
+        if len(head) == DETECTED_BYTES and head.isascii():
+            if compression:
+                return part  # rather than unpack it twice
+            head = beyond_first_ascii(rest)
     try:
         return replace(part, encoding=detect_encoding(head, part.where))
     except ValueError:
         if not part.lenient:
             raise
         return part  # reported when it is read
+
+
+def beyond_first_ascii(stream: BinaryIO) -> bytes:
+    """The DETECTED_BYTES from the first byte on that is not ASCII."""
+    while (head := stream.read(READ_BYTES)) and head.isascii():
+        pass
+    head = head[len(head) - len(head.lstrip(ASCII)) :]
+    return head + stream.read(DETECTED_BYTES - len(head))
 
 
 def detect_encoding(head: bytes, name: str) -> str:

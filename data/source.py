@@ -19,18 +19,20 @@ import os
 import re
 import sys
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
 from data.formats import (
+    EMPTY,
+    OTHER_TYPE,
     UNIT,
     Part,
     Passage,
@@ -46,11 +48,12 @@ from data.formats import (
     walk,
 )
 from data.progress import byte_bar
-from data.tokenizer import Tokenizer, find_cut, make_tokenizer
+from data.tokenizer import EOT, Tokenizer, find_cut, make_tokenizer
 
 PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
 SHOWN_NAMES = 8  # names listed in a message before "and n more"
+ROW_NUMBER = re.compile(r"(@\d+)?:\d+$")  # in the name of a document
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -97,7 +100,10 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
 
 
 def add_text_options(add: Callable) -> None:
-    formats = "files, folders and archives: .txt .jsonl .parquet .zip .tar, and .gz .xz .bz2 .zst of these; no network"
+    formats = (
+        "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
+        ".zst of these; no network"
+    )
     add("--input", nargs="+", type=Path, default=[], metavar="PATH", help=formats)
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="the same for the validation split")
     share = "share of the text for validation, unless the data has its own split (default: %(default)s)"
@@ -111,7 +117,7 @@ def add_text_options(add: Callable) -> None:
         "shows the removed text and counts changes of white space"
     )
     add("--clean", nargs="?", const="all", metavar="RULE,...", help=clean)
-    add("--field", help="text field of .jsonl and .parquet rows (default: text, content or story)")
+    add("--field", help="field or column of rows (default: the first of text, content and story that has text)")
     add("--separator", help=r"separator between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and skip unreadable files instead of stopping")
 
@@ -125,6 +131,8 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     add("--vocab_size", type=int, help=f"size of a bpe vocabulary trained here (default: {vocab_size})")
     special = "special tokens for a bpe trained here, in addition to <|endoftext|>: '<|user|>' ..."
     add("--special_tokens", nargs="+", metavar="TOKEN", help=special)
+    typed = "what special tokens typed in the text become: text like any other, or their ids (default: %(default)s)"
+    add("--special", choices=("text", "encode"), default="text", help=typed)
     add("--tokenizer_file", type=Path, help="a local copy of the tokenizer's file, or its folder")
     add("--trim", action="store_true", help="keep only the ids the training text uses, and all single bytes")
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
@@ -144,9 +152,10 @@ def nonnegative(text: str) -> int:
 
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     """A function from `texts` (see make_tokenizer) to the tokenizer the options describe."""
+    names = [EOT, *(args.special_tokens or ())] if args.special == "encode" else []
     return lambda texts: make_tokenizer(
         args.tokenizer,
-        texts,
+        partial(texts_around, texts, names),
         file=args.tokenizer_file,
         vocab_size=args.vocab_size,
         special_tokens=args.special_tokens or (),
@@ -154,6 +163,12 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
         trim=args.trim,
         min_count=args.min_count,
     )
+
+
+def texts_around(texts: Callable[[str | None], Iterable[str]], names: list[str], split: str | None) -> Iterator[str]:
+    """texts(split) without these special tokens: what a tokenizer that is trained here has to spell."""
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+    return (part for text in texts(split) for part in (pattern.split(text) if names else [text]))
 
 
 def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
@@ -180,26 +195,26 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
     The file with the sha256 `known` is always normalized: the public copy of Hongloumeng has CRLF newlines by accident,
     and its published numbers count them as LF.
     """
-    parts, empty = [], []
+    parts, left_out = [], Counter()
     for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
         for path in paths:
             with read_errors(path):
-                found = list(parts_under(path, reading, args.skip_bad))
+                found = list(parts_under(path, reading, args.skip_bad, left_out))
                 is_known = known and path.is_file() and hash_file(path) == known
                 if is_known:
                     report_normalized(path, reading)
-            empty += [part.name for part in found if not part.size]
+            left_out.update((EMPTY, part.name) for part in found if not part.size)
             found = [part for part in found if part.size]
             if not found and not args.skip_bad:
-                found_empty = f", empty: {first_few(empty)}" * bool(empty)
-                raise ValueError(f"{path} holds nothing to read; looked for {' '.join(reading.suffixes)}{found_empty}")
+                looked = "; ".join([f"looked for {' '.join(reading.suffixes)}", *described(left_out)])
+                raise ValueError(f"{path} holds nothing to read; {looked}")
             if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
         parts = split_by_name(parts)
-    if empty:
-        print(f"left out {len(empty):,} as empty: {first_few(empty)}")
+    for line in described(left_out):
+        print(line)
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
@@ -243,16 +258,16 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise ValueError(cannot_read(error.filename or path, error)) from error
 
 
-def parts_under(path: Path, reading: Reading, skip_bad: bool) -> Iterator[Part]:
+def parts_under(path: Path, reading: Reading, skip_bad: bool, left_out: Counter) -> Iterator[Part]:
     """The parts of a file or of a folder's files, of size 0 for empty ones. Lenient parts are read once, to check that
     they can be."""
     is_folder, folder = path.is_dir(), path.resolve().name
     lenient = skip_bad or is_folder and reading.lenient
-    for file in walk(path, reading, lenient) if is_folder else [path]:
+    for file in walk(path, reading, lenient, left_out) if is_folder else [path]:
         name = f"{folder}/{file.relative_to(path).as_posix()}" if is_folder else path.name
         try:
             is_empty = is_folder and os.path.isfile(file) and not os.path.getsize(file)
-            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient)
+            parts = [Part(str(file), name, 0, 0)] if is_empty else parts_of(file, name, reading, lenient, left_out)
         except ValueError as error:
             if not lenient:
                 raise
@@ -297,6 +312,21 @@ def first_few(names: Collection[str], n: int = 0) -> str:
     """The first few names, and how many more there are; n: the total, if not all are in `names`."""
     n = max(n, len(names))
     return ", ".join(islice(names, SHOWN_NAMES)) + f" and {n - SHOWN_NAMES:,} more" * (n > SHOWN_NAMES)
+
+
+def described(left_out: Counter) -> list[str]:
+    """A line for each reason why something was left out: how many, of which types, and the first few names."""
+    lines = []
+    for reason in dict.fromkeys(reason for reason, _ in left_out):
+        names = {printable(name): n for (why, name), n in left_out.items() if why == reason}
+        types = Counter()
+        for name, n in names.items():
+            types["".join(kind_of(name)) or "without suffix"] += n
+        shown = ", ".join(f"{n:,} {suffix}" for suffix, n in types.most_common(SHOWN_NAMES))
+        counted = [name if n == 1 else f"{name} ({n:,})" for name, n in names.items()]
+        of_types = f" ({shown})" * (reason == OTHER_TYPE)
+        lines.append(f"left out {sum(names.values()):,} {reason}{of_types}: {first_few(counted)}")
+    return lines
 
 
 def show_encodings(args: argparse.Namespace, parts: list[Part]) -> None:
@@ -347,6 +377,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "errors": args.errors,
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
+        "special": args.special,
     }
 
 
@@ -369,7 +400,7 @@ class Unit:
 
     parts: tuple[Part, ...]
     reading: Reading
-    train_characters: int | None = None  # the first are train, the rest is val; None: the parts' own splits
+    train_characters: tuple[int, ...] | None = None  # of the text, or of each file in it; None: the parts' own splits
     whole_words: bool = False  # extend train to the next place where a tokenizer allows a cut
 
     @property
@@ -381,11 +412,13 @@ class Unit:
     def size(self) -> int:
         return sum(part.size for part in self.parts)
 
-    def pieces(self, report: Report | None = None) -> Iterator[Piece]:
-        """The unit's text as a stream, in memory that does not grow with it."""
-        pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report))
+    def pieces(self, report: Report | None = None, left_out: Counter | None = None) -> Iterator[Piece]:
+        """The unit's text as a stream, in memory that does not grow with it; left_out counts what has none."""
+        pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report, left_out))
         if self.train_characters is not None:
-            pieces = cut_at(pieces, self.train_characters, self.whole_words)
+            files = [pieces] if len(self.train_characters) == 1 else by_file(pieces)
+            cuts = zip(files, self.train_characters, strict=True)
+            pieces = (piece for file, n in cuts for piece in cut_at(file, n, self.whole_words))
         try:
             yield from pieces
         finally:  # also if the reader stops early
@@ -423,13 +456,15 @@ def make_units(args: argparse.Namespace, parts: Iterable[Part], reading: Reading
     return made
 
 
-def pieces_of(part: Part, reading: Reading, report: Report | None = None) -> Iterator[Piece]:
+def pieces_of(
+    part: Part, reading: Reading, report: Report | None = None, left_out: Counter | None = None
+) -> Iterator[Piece]:
     """The documents of a part, cleaned, in pieces cut where a tokenizer allows it."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
     buffer, begun, taken = "", not part.first, True
     if report:
         report.begin(part.path, part.name)
-    for document, text, ends in in_slices(documents(part, reading)):
+    for document, text, ends in in_slices(documents(part, reading, left_out)):
         document = printable(document)  # it may be a member of a compressed archive
         start = max(PIECE, len(buffer))  # there is no cut before it
         buffer += cleaner.feed(text, ends) if part.rules else text
@@ -475,27 +510,37 @@ def is_taken(text: str, part: Part, reading: Reading) -> bool:
 def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:
     """Units whose text is cut once (each: once per file): the first 1 - val_fraction of all characters are train.
 
-    Exactly for characters and bytes; other tokenizers cut no word in two, so that the ids are those of the whole text.
+    Exactly for characters and bytes; other tokenizers, and special tokens that are encoded, are not cut in two, so that
+    the ids are those of the whole text.
     This reads everything once to count the characters. With --val_input nothing is cut.
     """
     from tqdm import tqdm
 
     if args.val_input:
         return make_units(args, parts, reading)
-    groups: dict[tuple, list[tuple[Unit, int]]] = {}
-    whole_words = args.tokenizer not in ("char", "byte")
+    groups: dict[tuple, list[tuple[int, int]]] = {}  # by file: (number of the unit, characters in it)
+    whole_words = args.tokenizer not in ("char", "byte") or args.special == "encode"
     single = make_units(args, parts, reading, single=True)
-    for unit in tqdm(single, desc="counting characters", unit=" parts", disable=None):
-        n = sum(len(piece.text) for piece in unit.pieces())
+    for i, unit in enumerate(tqdm(single, desc="counting characters", unit=" parts", disable=None)):
         part = unit.parts[0]
-        groups.setdefault((part.path, part.member) if each else (), []).append((unit, n))
-    cut = []
+        for j, file in enumerate(by_file(unit.pieces()) if each else [unit.pieces()]):
+            n = sum(len(piece.text) for piece in file)
+            groups.setdefault((part.path, part.member, j) if each else (), []).append((i, n))
+    cuts = [[] for _ in single]
     for group in groups.values():
         left = int(sum(n for _, n in group) * (1 - args.val_fraction))
-        for unit, n in group:
-            cut.append(replace(unit, train_characters=left, whole_words=whole_words))
+        for i, n in group:
+            cuts[i].append(left)
             left = max(0, left - n)
-    return cut
+    return [
+        replace(unit, train_characters=tuple(cut), whole_words=whole_words)
+        for unit, cut in zip(single, cuts, strict=True)
+    ]
+
+
+def by_file(pieces: Iterable[Piece]) -> Iterator[Iterator[Piece]]:
+    """The pieces of each file in a row. Only members of a compressed archive are several files of one part."""
+    return (file for _, file in groupby(pieces, lambda piece: ROW_NUMBER.sub("", piece.document)))
 
 
 def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:

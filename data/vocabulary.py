@@ -6,7 +6,8 @@
 
 Without a file, OpenAI vocabularies are looked for in $TIKTOKEN_CACHE_DIR (or tiktoken's default cache) and in
 data/<name>/, a tokenizer.json in data/<name>/ and the hub library's cache; then the network is tried, through
-HTTPS_PROXY and HF_ENDPOINT (a mirror of the hub) if set. Files may be xz-compressed; OpenAI's are checked by sha256.
+HTTPS_PROXY and HF_ENDPOINT or MODELSCOPE_ENDPOINT (mirrors of the hub) if set. Files may be xz-compressed; OpenAI's are
+checked by sha256.
 """
 
 import base64
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.download import HUB_HOST, TIMEOUT, download_from_hub, mirrored
+from data.download import HUB_HOST, TIMEOUT, addresses_of, download_from_hub
 
 FOLDERS = Path(__file__).resolve().parent  # data/<name>/ may hold the files of the tokenizer <name>
 OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
@@ -112,8 +113,8 @@ def _addresses(file: str) -> list[str]:
     """OpenAI's address of a file, and for GPT-2's two that of the hub or its mirror."""
     if file not in ALIASES:
         return [f"{OPENAI_HOST}/encodings/{file}"]
-    hub = mirrored(f"{HUB_HOST}/openai-community/gpt2/resolve/main/{ALIASES[file]}")
-    return [f"{OPENAI_HOST}/gpt-2/encodings/main/{file}", hub]
+    hub = addresses_of(f"{HUB_HOST}/openai-community/gpt2/resolve/main/{ALIASES[file]}")
+    return [f"{OPENAI_HOST}/gpt-2/encodings/main/{file}", *hub]
 
 
 def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:

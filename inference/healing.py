@@ -46,9 +46,11 @@ class PrefixIndex:
 
     def boundaries(self, ids: Sequence[int]) -> Iterator[tuple[int, bytes, torch.Tensor]]:
         """Yields (boundary, the bytes of ids[boundary:], longer tokens that begin with them), from the last boundary
-        back, for each of the last BACK ones that has such tokens. ids[0] always stays before the boundary."""
+        back, for each of the last BACK ones that has such tokens. ids[0] and special tokens are never replaced."""
         typed = b""
         for boundary in range(len(ids) - 1, max(len(ids) - BACK, 1) - 1, -1):
+            if not self.bytes[ids[boundary]]:
+                return
             typed = self.bytes[ids[boundary]] + typed
             longer = self.longer(typed)
             if len(longer):

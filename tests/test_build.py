@@ -40,7 +40,7 @@ class Unit:
     log: str = ""  # a file that gets a line for each time that this is read
     fails: str = ""
 
-    def pieces(self):
+    def pieces(self, left_out=None):
         if self.log:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(self.key + "\n")
@@ -301,7 +301,7 @@ class Unit:
     key: str
     n: int
     size: int = BYTES_PER_WORKER
-    def pieces(self):
+    def pieces(self, left_out=None):
         draw = random.Random(int(self.key) % 30)
         for i in range(self.n):
             text = "".join(draw.choice("abc 红\\n") for _ in range(draw.randint(1, 800)))
@@ -460,12 +460,12 @@ def test_two_prepares_of_one_dataset_do_not_mix(tmp_path, n_before, settings):
     reads, entered, leave = [], threading.Event(), threading.Event()
 
     class Waiting(Unit):
-        def pieces(self):
+        def pieces(self, left_out=None):
             reads.append(self)
             if len(reads) == 1 + (n_before == 0):  # the very first unit is read once more, for the splits
                 entered.set()
                 assert leave.wait(600)
-            return super().pieces()
+            return super().pieces(left_out)
 
     given = Unit("g", (Piece("t", "text", True, "train"), Piece("v", "more", True, "val")))
     units = [given, *units_of(novel(5))]
@@ -512,6 +512,37 @@ def test_a_dry_run_works_beside_the_dataset_if_it_can(tmp_path, monkeypatch, ref
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     build(arguments(tmp_path / "new/out", dry_run=True), units_of(novel(5)), bytes_with_eot, {"from": "a test"}, "x")
     assert places == [tmp_path, None][: 1 + refused] and not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs fork")
+def test_a_dry_run_that_was_killed_leaves_its_folder_only_until_the_next(tmp_path):
+    def dry_run(units):
+        build(arguments(tmp_path / "out", dry_run=True), units, bytes_with_eot, {"from": "a test"}, "x")
+
+    entered, leave = (threading.Event() for _ in range(2))
+
+    class Waiting(Unit):
+        def pieces(self, left_out=None):
+            if threading.current_thread() is not thread:  # the worker's: while the folder is in use
+                entered.set()
+                assert leave.wait(600)
+            return super().pieces(left_out)
+
+    if not (child := os.fork()):
+        dry_run([*units_of(novel(5)), Unit("end", (Piece("end", "text", True, None),), fails="exit")])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    [killed] = tmp_path.glob(".dry-run-*")
+    units = units_of(novel(5))
+    thread = threading.Thread(target=dry_run, args=[[*units, Waiting("more", (Piece("more", "text", True, None),))]])
+    thread.start()
+    assert entered.wait(600)
+    alive = set(tmp_path.glob(".dry-run-*"))
+    dry_run(units)
+    left = set(tmp_path.glob(".dry-run-*"))
+    leave.set()
+    thread.join()
+    assert len(alive) == 1 and killed not in alive and left == alive
+    assert not os.listdir(tmp_path)
 
 
 def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):

@@ -1,13 +1,14 @@
 """data/download.py: downloads resume, are verified, and go on to the next address."""
 
 import hashlib
+import json
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from data.download import download_file, github_urls, hub_urls
+from data.download import addresses_of, download_file, download_from_hub, github_urls, hub_urls
 
 BODY = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -47,7 +48,14 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    for variable in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "HF_ENDPOINT", "GITHUB_RAW_ENDPOINT"):
+    for variable in (
+        "HTTP_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "HF_ENDPOINT",
+        "MODELSCOPE_ENDPOINT",
+        "GITHUB_RAW_ENDPOINT",
+    ):
         monkeypatch.delenv(variable, raising=False)
         monkeypatch.delenv(variable.lower(), raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -161,6 +169,87 @@ def test_addresses_of_a_file_on_the_hub_and_of_a_chinese_name():
         "https://hf-mirror.com/datasets/a/b/resolve/main/c.txt",
     ]
     assert github_urls("a/b", "c", "三.txt")[0].endswith("/a/b/c/%E4%B8%89.txt")
+
+
+# ---- ModelScope --------------------------------------------------------------------------------------------
+
+
+class ModelScope(Handler):
+    """What https://modelscope.cn answers: its API lists the files of a model, and files are at resolve/master.
+
+    AI-ModelScope has copies of gpt2 (whose b.json is not what the list says) and of the dataset stories."""
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        files = {"config.json": b"{}", "model.safetensors": BODY, "b.json": b"damaged"}
+        model, _, file = self.path.partition("/resolve/master/")
+        if self.path == "/api/v1/models/AI-ModelScope/gpt2/repo/files?Revision=master&Recursive=true":
+            sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            rows = [{"Path": name, "Sha256": sums[name], "Type": "blob"} for name in files]
+            rows[-1]["Sha256"] = SHA256
+            body = json.dumps({"Code": 200, "Data": {"Files": rows}, "Success": True}).encode()
+        elif model == "/models/AI-ModelScope/gpt2" and file in files:
+            body = files[file]
+        elif self.path == "/datasets/AI-ModelScope/stories/resolve/master/d/a.txt":
+            body = BODY
+        else:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def modelscope(server, tmp_path, monkeypatch):
+    server.RequestHandlerClass = ModelScope
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url(""))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    return server
+
+
+def test_weights_come_from_modelscope_checked_and_are_kept(tmp_path, modelscope):
+    files = ["config.json", "model.safetensors"]
+    paths = download_from_hub("openai-community/gpt2", files, "")
+    assert [path.read_bytes() for path in paths] == [b"{}", BODY]
+    assert paths[0].parent == tmp_path / "cache/models/AI-ModelScope/gpt2"  # where ModelScope's own library looks
+    listing = "/api/v1/models/{}/gpt2/repo/files?Revision=master&Recursive=true".format
+    assert modelscope.requests == [
+        *(listing("openai-community"), listing("AI-ModelScope")),
+        *(f"/models/AI-ModelScope/gpt2/resolve/master/{file}" for file in files),
+    ]
+    modelscope.requests.clear()
+    assert download_from_hub("openai-community/gpt2", files, "") == paths and not modelscope.requests
+
+
+def test_what_modelscope_lacks_or_damaged_is_one_line(tmp_path, modelscope):
+    message = "cannot get b.json of openai-community/gpt2 .*HTTP 404.*b.json .wrong contents.* and use FOLDER"
+    with pytest.raises(ValueError, match=message) as error:
+        download_from_hub("openai-community/gpt2", ["b.json"], "use FOLDER")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "cache/models/AI-ModelScope/gpt2/b.json").exists()
+    with pytest.raises(ValueError, match="cannot get x of a/b .a/b: HTTP 404; AI-ModelScope/b: HTTP 404"):
+        download_from_hub("a/b", ["x"], "")
+
+
+def test_datasets_come_from_modelscope_under_their_own_name_or_as_a_copy(tmp_path, modelscope):
+    download_file(hub_urls("a/stories", "d/a.txt"), None, tmp_path / "in" / "input.txt")
+    check(tmp_path / "in")
+    names = ("a/stories", "AI-ModelScope/stories")
+    assert modelscope.requests == [f"/datasets/{name}/resolve/master/d/a.txt" for name in names]
+
+
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "MODELSCOPE_ENDPOINT"])
+def test_either_variable_may_name_modelscope(monkeypatch, variable):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setenv(variable, "https://www.modelscope.cn/")
+    assert addresses_of("https://huggingface.co/Qwen/Qwen2-0.5B/resolve/main/tokenizer.json") == [
+        f"https://www.modelscope.cn/models/{owner}/Qwen2-0.5B/resolve/master/tokenizer.json"
+        for owner in ("Qwen", "AI-ModelScope")
+    ]
+    monkeypatch.setenv("GITHUB_RAW_ENDPOINT", "https://github.example")
+    assert addresses_of("https://raw.githubusercontent.com/a") == ["https://github.example/a"]
 
 
 def test_without_a_checksum_the_one_that_the_hub_states_is_used(tmp_path, server):

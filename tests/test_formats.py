@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from data import formats
-from data.formats import Reading, check_encoding, detect_encoding, documents, is_wanted, kind_of, parts_of, walk
+from data.formats import Reading, check_encoding, detect_encoding, documents, kind_of, parts_of, walk, why_left_out
 from data.source import find_parts, make_units, prepare_parser, reading_of
 from data.tokenizer import find_cut
 
@@ -99,7 +99,7 @@ def test_rows_of_jsonl_are_documents_named_by_their_line(tmp_path):
     rows = [{"text": HARD_TEXT, "id": 1}, {"content": "二", "text": None}, {"content": "𪚥"}, {"story": "x"}]
     lines = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows))
     path = write(tmp_path / "a.jsonl", lines.encode())
-    assert read(path) == {"a.jsonl:1": HARD_TEXT, "a.jsonl:5": "𪚥", "a.jsonl:7": "x"}
+    assert read(path) == {"a.jsonl:1": HARD_TEXT, "a.jsonl:3": "二", "a.jsonl:5": "𪚥", "a.jsonl:7": "x"}
     path = write(tmp_path / "b.jsonl.gz", gzip.compress(json.dumps(rows[1]).encode()))
     assert read(path, field="content") == {"b.jsonl.gz:1": "二"}
 
@@ -108,11 +108,11 @@ def test_rows_of_parquet_are_documents_whatever_the_row_groups(tmp_path, small_p
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = [f"{HARD_TEXT}{i}" * 3 if i % 7 else None for i in range(300)]
-    table = pyarrow.table({"id": range(300), "text": texts, "story": ["no"] * 300})
+    table = pyarrow.table({"id": range(300), "text": texts, "story": ["no" if i % 7 else None for i in range(300)]})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=20)
     assert len(parts_of(tmp_path / "a.parquet", "", Reading())) > 2
     assert read(tmp_path / "a.parquet") == {f"a.parquet:{i + 1}": text for i, text in enumerate(texts) if text}
-    assert len(read(tmp_path / "a.parquet", field="story")) == 300
+    assert len(read(tmp_path / "a.parquet", field="story")) == 257
 
 
 def test_joined_rows_are_the_lines_of_one_document(tmp_path, small_parts):
@@ -162,22 +162,24 @@ def test_names_that_chinese_windows_wrote_into_a_zip_are_readable(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, wanted",
+    "name, why",
     [
-        ("a/b.txt", True),
-        ("./a/b.TXT", True),
-        ("a\\b.txt", True),
-        ("a/.b.txt", False),
-        (".a/b.txt", False),
-        ("tests/b.txt", False),
-        ("a/tests.txt", True),
-        ("a/b.py", False),
-        ("a/b.txt.xz", True),
-        ("data.xz", True),
+        ("a/b.txt", None),
+        ("./a/b.TXT", None),
+        ("a\\b.txt", None),
+        ("a/.b.txt", "as hidden"),
+        (".a/b.txt", "as hidden"),
+        ("tests/b.txt", "in folders to skip"),
+        ("a/tests.txt", None),
+        ("a/b.py", "of another type"),
+        ("a/b.txt.xz", None),
+        ("a/b.json.gz", None),
+        ("a/b.tsv", None),
+        ("data.xz", None),
     ],
 )
-def test_which_members_are_wanted(name, wanted):
-    assert is_wanted(name, Reading(skip=("tests",))) == wanted
+def test_which_members_are_wanted(name, why):
+    assert why_left_out(name, Reading(skip=("tests",))) == why
 
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="making links takes rights there")
@@ -351,6 +353,28 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".tar.gz"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv"])
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])
+def test_an_encoding_that_shows_late_is_detected_where_it_shows(tmp_path, monkeypatch, encoding, kind, suffix):
+    monkeypatch.setattr(formats, "DETECTED_BYTES", 1 << 12)
+    monkeypatch.setattr(formats, "READ_BYTES", 1 << 10)
+    monkeypatch.setattr(formats, "DECODED", 1 << 9)
+    text = "to be, or not to be\n" * 1000 + "他說道：我這裡有個人，要到你們那裡去了。不知是誰的，上下都說不可。\n" * 9
+    rows = {"text": text, "n": 1}, {"text": text[:-1], "n": 2}
+    contents = {
+        ".txt": text,
+        ".jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        ".json": json.dumps(rows, ensure_ascii=False),
+        ".csv": "text\n" + "".join(f'"{row["text"]}"\n' for row in rows),
+    }
+    content = contents[kind].encode(encoding)
+    name = f"a{kind}{suffix}"
+    packed = {"": content, ".gz": gzip.compress(content), ".tar.gz": tar({f"x{kind}": content}, "w:gz")}
+    found = list(read(write(tmp_path / name, packed[suffix]), encoding="auto").values())
+    assert found == ([text] if kind == ".txt" else [row["text"] for row in rows])
+
+
 def test_damaged_rows_are_replaced_too(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "b"}\n')
     assert read(path, errors="replace") == {"a.jsonl:1": "caf\ufffd", "a.jsonl:2": "b"}
@@ -470,10 +494,14 @@ def test_columns_of_parquet_that_hold_no_text_are_refused_and_every_kind_of_text
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     texts = pyarrow.array(["a", None, "红"])
-    for column in (texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()):
+    raw = texts.cast(pyarrow.binary())
+    for column in (
+        *(texts, texts.cast(pyarrow.large_string()), texts.dictionary_encode()),
+        *(raw, raw.cast(pyarrow.large_binary()), raw.dictionary_encode(), raw.view(pyarrow.binary())),
+    ):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
         assert read(tmp_path / "a.parquet") == {"a.parquet:1": "a", "a.parquet:3": "红"}
-    for column in ([["a"], ["b"]], [{"s": "a"}], [b"a"], pyarrow.array([1, 2]).dictionary_encode()):
+    for column in ([["a"], ["b"]], [{"s": "a"}], pyarrow.array([1, 2]).dictionary_encode()):
         parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=r"a.parquet has no text column text .*, only: text \(.*\); .*--field"):
             read(tmp_path / "a.parquet")

@@ -2,12 +2,13 @@
 
 import json
 import sys
+import types
 
 import pytest
 
 from training.metrics import Metrics, read_metrics
 
-CONFIG = {"wandb_log": False, "tensorboard_log": False}
+CONFIG = {"wandb_log": False, "swanlab_log": False, "tensorboard_log": False}
 
 
 def write(out_dir, records, iter_num=0, last_eval_iter=-1):
@@ -46,9 +47,34 @@ def test_what_json_cannot_say_is_left_out(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail) == {"kind": "train", "iter": 0, "loss": 1.5}
 
 
-@pytest.mark.parametrize("package", ["wandb", "tensorboard"])
+def test_swanlab_gets_the_settings_and_every_record_at_its_step(tmp_path, monkeypatch):
+    calls, module = [], types.ModuleType("swanlab")
+    for name in ("init", "log", "finish"):
+        setattr(module, name, lambda *args, _name=name, **options: calls.append((_name, args, options)))
+    monkeypatch.setitem(sys.modules, "swanlab", module)
+    config = CONFIG | {
+        "swanlab_log": True,
+        "swanlab_project": "红楼梦",
+        "swanlab_run_name": None,
+        "wandb_project": "no",
+    }
+    config |= {"wandb_run_name": "char", "n_layer": 2}
+    metrics = Metrics(tmp_path, config, 0, -1)
+    metrics.write({"kind": "train", "iter": 3, "loss": 1.5, "mfu": None})
+    metrics.write({"kind": "eval", "iter": 3, "val_loss": 2.5})
+    metrics.close()
+    assert calls == [
+        ("init", (), {"project": "红楼梦", "experiment_name": "char", "config": config}),
+        ("log", ({"train/loss": 1.5},), {"step": 3}),
+        ("log", ({"eval/val_loss": 2.5},), {"step": 3}),
+        ("finish", (), {}),
+    ]
+
+
+@pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])
 def test_an_absent_package_is_one_clear_line(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "swanlab", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = {**CONFIG, f"{package}_log": True}
     with pytest.raises(ValueError, match=f"pip install {package}.*--{package}_log=False"):

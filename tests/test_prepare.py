@@ -6,6 +6,8 @@ import io
 import json
 import lzma
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,15 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.preparing import real_text, run_and_watch
+from configurator import configure
 from data.dataset import open_dataset
+from data.tokenizer import EOT, BPETokenizer
+from train import TrainConfig
+from training.start import make_model
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n" * 5
@@ -61,7 +68,7 @@ args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
 build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
 for unit in source.make_units(args, source.find_parts(args, reading), reading):
-    build.encode_unit(None, unit, out / "part")
+    build.encode_unit(None, False, unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
 
@@ -231,6 +238,47 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path, capsys):
     prepare("shakespeare_char", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--dry_run")
     assert "270" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, tokenizer, config",
+    [
+        ("text", "bpe", "train_classics_bpe"),
+        ("text", "char", "train_hongloumeng_char"),
+        ("classics", "byte", "train_hongloumeng_char"),
+        ("hongloumeng", "char", "train_hongloumeng_char"),
+        ("hongloumeng", "byte", "train_hongloumeng_char"),
+        ("hongloumeng", "bpe", "train_hongloumeng_bpe"),
+        ("hongloumeng", "tokenizer.json", "train_hongloumeng_bpe"),
+        ("shakespeare", "char", "train_shakespeare_char"),
+        ("shakespeare_char", "bpe", "train_shakespeare"),
+        ("pycode", "byte", "train_cppcode_bytes"),
+        ("cppcode", "bpe", "train_pycode"),
+        ("tinystories", "bpe", "train_tinystories_llama"),
+        ("tinystories", "char", "train_tinystories_llama"),
+    ],
+)
+def test_the_config_it_recommends_is_for_the_tokenizer_and_fits_its_vocabulary(
+    tmp_path, capsys, name, tokenizer, config
+):
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        for suffix in (".txt", ".py", ".c"):
+            (tmp_path / "in" / f"{i}{suffix}").write_text(f"to be, or not to be {i}\n" * 500, encoding="utf-8")
+    if tokenizer == "tokenizer.json":
+        tokenizer = tmp_path / tokenizer
+        tokenizer.write_text(
+            BPETokenizer.train("to be, or not to be\n" * 9, 280).to_json()["tokenizer"], encoding="utf-8"
+        )
+    options = ["--vocab_size=270"] * (tokenizer == "bpe")
+    out = tmp_path / "out"
+    prepare(name, "--input", tmp_path / "in", f"--tokenizer={tokenizer}", "--out_dir", out, *options)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:4] == ["next", "python", "train.py", f"config/{config}.py"]
+    settings, explicit = configure(TrainConfig, [str(DATA.parent / command[3]), *command[4:]])
+    settings.device = "cpu"
+    model = make_model(settings, explicit, None, dataset := open_dataset(settings.dataset, settings.vocab_size), "meta")
+    assert model.config.vocab_size == dataset.tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "pycode"])
@@ -477,6 +525,101 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
     assert train + val == books["3"] and len(train) == int(len(books["3"]) * 0.9)
     with pytest.raises(ValueError, match="name files, folders or archives"):
         prepare("text", "--out_dir", tmp_path / "none")
+
+
+def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, capsys):
+    folder = tmp_path / "books"
+    (folder / ".git").mkdir(parents=True)
+    texts = [f"第{i}回，宝玉来见。\n" for i in range(20)]
+    rows = [{"text": text} for text in texts[:10]] + [{"text": None}, {"text": "", "content": texts[10]}]
+    (folder / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    quoted = "".join(f'{i},"{text}"\n' for i, text in enumerate(texts[11:])) + "9,\n9,\n"
+    (folder / "b.csv").write_text("id,text\n" + quoted, encoding="gb18030")
+    for name in ("config.json", "a.pdf", "b.pdf", "c.epub", ".DS_Store"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    for options in (["--dry_run"], []):
+        prepare(
+            "text", "--input", folder, "--encoding=auto", "--tokenizer=char", "--out_dir", tmp_path / "out", *options
+        )
+        left_out = {line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")}
+        assert left_out == {
+            f"left out 2 as hidden: {folder}/.git, {folder}/.DS_Store",
+            f"left out 3 of another type (2 .pdf, 1 .epub): {folder}/a.pdf, {folder}/b.pdf, {folder}/c.epub",
+            "left out 3 rows without text: books/a.json, books/b.csv (2)",
+            "left out 1 as JSON without rows of text: books/config.json",
+        }
+    found = documents(tmp_path / "out")
+    assert found["train"] | found["val"] == set(texts)
+
+
+CHATS = [f"<|user|>宝玉来见 {i}，他说<|bot|>the old dream, {i}.<|bot|\n" * (i % 3 + 1) for i in range(60)]
+
+
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in CHATS), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("special", ["text", "encode"])
+def test_typed_special_tokens_are_text_or_their_ids_and_the_report_counts_them(tmp_path, capsys, monkeypatch, special):
+    monkeypatch.setattr("data.source.PIECE", 1 << 5)
+    options = ["--tokenizer=bpe", "--vocab_size=400", f"--special={special}", "--workers=1"]
+    options += ["--special_tokens", "<|user|>", "<|bot|>", "<|tool|>"]
+    prepare("text", "--input", chats(tmp_path), "--out_dir", tmp_path / "out", *options)
+    dataset, names = open_dataset(tmp_path / "out"), ["<|user|>", "<|bot|>"]
+    ids, encode = dataset.tokenizer.special_tokens, dataset.tokenizer.encode
+    expected = []
+    for text in CHATS:
+        pieces = re.split("(<\\|user\\|>|<\\|bot\\|>)", text) if special == "encode" else [text]
+        parts = [[ids[piece]] if piece in names else encode(piece).tolist() for piece in pieces]
+        expected.append(sum(parts, []))
+    whole = np.concatenate([dataset.array("train"), dataset.array("val")])
+    ends = np.flatnonzero(whole == dataset.tokenizer.eot)
+    assert sorted(part[:-1].tolist() for part in np.split(whole, ends + 1)[:-1]) == sorted(expected)
+    n_bytes = sum(len(text.encode()) for text in CHATS)
+    n_typed = {name: sum(text.count(name) for text in CHATS) for name in names}
+    n_bytes -= sum(len(name) * n for name, n in n_typed.items()) if special == "encode" else 0
+    assert dataset.bytes("train") + dataset.bytes("val") == n_bytes  # those that the ids stand for
+    assert dataset.meta["source"]["special"] == special
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("special ")]
+    if special == "encode":
+        counts = f"<|user|> {n_typed['<|user|>']}, <|bot|> {n_typed['<|bot|>']}"
+        assert line == f"special {counts}; unused: <|tool|>"
+        spellings = [encode(name).size for name in names]
+        assert min(spellings) >= 5  # merges were learned from the text between them
+    else:
+        assert line.startswith("special <|user|>, <|bot|>, <|tool|>: stay unused") and "--special=encode" in line
+
+
+def test_a_typed_end_of_text_ends_nothing_unless_special_tokens_are_encoded(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(f"to be{EOT}or not{EOT}" * 50, encoding="utf-8")
+    for tokenizer, n in (("byte", 100), ("char", 100)):
+        options = ["--input", path, f"--tokenizer={tokenizer}", "--out_dir", tmp_path / tokenizer, "--special=encode"]
+        prepare("text", *options)
+        dataset = open_dataset(tmp_path / tokenizer)
+        whole = np.concatenate([dataset.array("train"), dataset.array("val")])
+        assert (whole == dataset.tokenizer.eot).sum() == n + 2  # one after each split
+        assert f"special {EOT} {n}" in capsys.readouterr().out.splitlines()
+        assert text_of(dataset, "train") + text_of(dataset, "val") == "to beor not" * 50
+    assert "<" not in dataset.tokenizer.chars
+
+
+def test_special_tokens_that_cannot_be_encoded_are_refused(tmp_path):
+    options = ["--input", chats(tmp_path), "--special=encode", "--out_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="--special=encode: this tokenizer has no special tokens"):
+        prepare("hongloumeng", *options)  # without an end of text
+    with pytest.raises(ValueError, match=r"the special token '<\|a user\|>' has white space .*where texts are cut"):
+        prepare("text", *options, "--tokenizer=bpe", "--special_tokens", "<|a user|>")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_all_lack_text_are_counted_in_the_refusal(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": null, "body": "x"}\n' * 5, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no text; left out 5 rows without text: a.jsonl \(5\): .*--field"):
+        prepare("text", "--input", path, "--out_dir", tmp_path / "out")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")

@@ -17,7 +17,8 @@ import train
 from checkpoints.build import build_model
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import NAMES, load_pretrained
-from data.tokenizer import TiktokenTokenizer
+from data.dataset import DatasetWriter
+from data.tokenizer import BPETokenizer, TiktokenTokenizer
 
 TINY = dict(n_positions=16, n_embd=32, n_layer=2, n_head=4, vocab_size=101, bos_token_id=0, eos_token_id=0)
 
@@ -220,6 +221,26 @@ def test_a_missing_shard_is_named(tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match=f"{shard.name} is missing"):
         load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("has_tokenizer", [False, True])
+def test_a_note_says_that_ids_of_weights_without_a_tokenizer_were_only_counted(tmp_path, capsys, has_tokenizer):
+    tokenizer = BPETokenizer.train("the cat sat on the mat. " * 9, 270)
+    with DatasetWriter(tmp_path / "data", tokenizer, {}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, tokenizer.encode("the cat sat on the mat.\n" * 40), 960)
+    hugging_face(vocab_size=tokenizer.vocab_size).save_pretrained(tmp_path / "folder")
+    if has_tokenizer:
+        (tmp_path / "folder" / "tokenizer.json").write_text(tokenizer.to_json()["tokenizer"], encoding="utf-8")
+    train.main(options(tmp_path / "folder", tmp_path / "data", tmp_path, "--eval_only=True", "--block_size=8"))
+    note = f"note: {tmp_path / 'folder'} has no tokenizer, so only the number of ids was compared with those of dataset"
+    assert (note in capsys.readouterr().out) != has_tokenizer
+
+
+def test_no_note_where_gpt2s_ids_are_meant(gpt2, bins, tmp_path, capsys):
+    with pytest.warns(UserWarning, match="assuming GPT-2's"):
+        train.main(options(gpt2[1], bins, tmp_path, "--eval_only=True"))
+    assert "has no tokenizer" not in capsys.readouterr().out
 
 
 def test_a_damaged_index_is_refused(tmp_path):

@@ -255,10 +255,36 @@ def test_white_space_at_a_prompts_end_may_become_part_of_the_next_token(tmp_path
     assert bytes_only.healed == "" and len(bytes_only.ids) == len(prompt)  # no token has more than one byte
 
 
+CHAT = BPETokenizer.train(
+    ["the cat\n  sat\n    on the\n\n mat\n" * 9], 300, ["<|user|>"]
+)  # tokens begin with a newline
+
+
+@pytest.mark.parametrize("special", [None, "text", "encode"])
+@pytest.mark.parametrize("made", [None, "text", "encode"])
+def test_special_tokens_in_a_prompt_are_read_as_in_training_or_as_asked(tmp_path, monkeypatch, made, special):
+    save(tmp_path, CHAT, CHAT.vocab_size)
+    state = load_checkpoint(tmp_path / "ckpt.pt")
+    save_checkpoint(tmp_path / "ckpt.pt", state | ({"meta": {"source": {"special": made}}} if made else {}))
+    found = []
+    monkeypatch.setattr(sample, "write_all", lambda _, beginnings: found.extend(beginnings))
+    prompt = "the<|user|>\n\n"
+    options = [f"--special={special}"] if special else []
+    sample.main([f"--out_dir={tmp_path}", "--device=cpu", f"--start={prompt}", *options])
+    is_encoded = (special or made) == "encode"
+    ids, user = found[0].ids.tolist(), CHAT.special_tokens["<|user|>"]
+    if is_encoded:
+        assert ids == [*CHAT.encode("the").tolist(), user] and found[0].healed == "\n\n"  # only these are redrawn
+    else:
+        assert user not in ids
+
+
 def test_a_conversation_keeps_what_was_typed_and_written(out_dir, capsys, monkeypatch):
     asked = []
     plain = sample.Beginning
-    monkeypatch.setattr(sample, "Beginning", lambda tokenizer, text: (asked.append(text), plain(tokenizer, text))[1])
+    monkeypatch.setattr(
+        sample, "Beginning", lambda tokenizer, text, special: (asked.append(text), plain(tokenizer, text))[1]
+    )
     typed = "宝玉\n\nQ\n说\\n\n/new\n黛\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     sample.main([f"--out_dir={out_dir}", "--device=cpu", "--interactive", "--max_new_tokens=5"])

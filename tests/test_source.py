@@ -215,12 +215,13 @@ def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, c
     parts, found = made(args)
     assert set(documents(found)) == {("books/a.txt", None), ("books/z.zip/a.txt", None)}
     assert capsys.readouterr().out.splitlines() == [
+        "left out 1 of another type (1 .exe): books/z.zip/空.exe",
         f"left out 10 as empty: books/z.zip/空.txt, {', '.join(f'books/空{i}.txt' for i in range(7))} and 2 more",
         "encoding utf-8: 2 of 2 files",
     ]
     assert origin(args, parts)["files"] == 2
     write(tmp_path / "none" / "空.md", "")
-    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*, empty: none/空.md"):
+    with pytest.raises(ValueError, match="none holds nothing to read; looked for .*; left out 1 as empty: none/空.md"):
         made(parse(tmp_path, "--input", tmp_path / "none"))
 
 
@@ -244,6 +245,7 @@ def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
         "errors": "strict",
         "normalize": True,
         "clean": [],
+        "special": "text",
     }
     assert origin(args, parts[1:])["normalize"] is False
 
@@ -525,6 +527,27 @@ def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tel
         archive.addfile(info, io.BytesIO(b"x"))
     with pytest.raises(ValueError, match="stories.tar.gz: unpack it and pass the folder"):
         read(parse(tmp_path, "--input", path), named_splits=True)
+
+
+@pytest.mark.parametrize("name", ["novels.tar.xz", "novels.xz", "novels.tar", "novels.zip"])
+def test_each_novel_of_an_archive_is_cut_at_its_own_end(tmp_path, small_parts, name):
+    texts = {f"{letter}.txt": f"{letter}，好。" * n for letter, n in (("甲", 700), ("乙", 40), ("丙", 400))}
+    if name == "novels.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file, text in texts.items():
+                archive.writestr(file, text)
+    else:
+        with tarfile.open(tmp_path / name, "w:xz" if name.endswith("xz") else "w") as archive:
+            for file, text in texts.items():
+                archive.add(write(tmp_path / file, text), file)
+    args = parse(tmp_path, "--input", tmp_path / name, "--val_fraction=0.25")
+    reading = reading_of(args)
+    found = documents(by_position(args, find_parts(args, reading), reading, each=True))
+    assert found == {
+        (f"{name}/{file}", split): part
+        for file, text in texts.items()
+        for split, part in (("train", text[: len(text) * 3 // 4]), ("val", text[len(text) * 3 // 4 :]))
+    }
 
 
 def test_novels_of_the_same_name_are_cut_each_by_itself(tmp_path):

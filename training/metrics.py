@@ -1,4 +1,4 @@
-"""Where a run's numbers go: out_dir/metrics.jsonl always, Weights & Biases and TensorBoard when asked for.
+"""Where a run's numbers go: out_dir/metrics.jsonl always, Weights & Biases, SwanLab and TensorBoard when asked for.
 
 metrics.jsonl holds one JSON object per line, of kind "train" (step `iter`, counted from 0) or "eval" (after `iter`
 steps). A resume continues it where the checkpoint stood, without gaps or repeated lines. A "train" record has:
@@ -25,10 +25,14 @@ class Metrics:
     def __init__(self, out_dir: Path, config: dict, iter_num: int, last_eval_iter: int):
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if happened(r, iter_num, last_eval_iter)] if iter_num else []
-        self.wandb = self.tensorboard = None
+        self.wandb = self.swanlab = self.tensorboard = None
         if config["wandb_log"]:
             wandb = import_logger("wandb")
             self.wandb = wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
+        if config["swanlab_log"]:
+            self.swanlab = import_logger("swanlab")
+            project, name = (config[f"swanlab_{key}"] or config[f"wandb_{key}"] for key in ("project", "run_name"))
+            self.swanlab.init(project=project, experiment_name=name, config=config)
         if config["tensorboard_log"]:
             self.tensorboard = import_logger("torch.utils.tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
@@ -56,6 +60,8 @@ class Metrics:
         named = {f"{record['kind']}/{k}": v for k, v in record.items() if k not in ("kind", "iter")}
         if self.wandb is not None:
             self.wandb.log({"iter": record["iter"], **named})
+        if self.swanlab is not None:
+            self.swanlab.log(named, step=record["iter"])
         if self.tensorboard is not None:
             for name, value in named.items():
                 self.tensorboard.add_scalar(name, value, record["iter"])
@@ -71,6 +77,8 @@ class Metrics:
             self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+        if self.swanlab is not None:
+            self.swanlab.finish()
 
 
 def happened(record: dict, iter_num: int, last_eval_iter: int) -> bool:

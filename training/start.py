@@ -21,7 +21,7 @@ from checkpoints.pretrained import load_pretrained
 from checkpoints.publish import saved_checkpoints
 from checkpoints.sharded import load_shards
 from data.dataset import Dataset, open_dataset, windows_per_epoch
-from data.matching import has_ids_of, model_vocab_size
+from data.matching import has_ids_of, model_vocab_size, only_counts_ids
 from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.distributed import Ranks
@@ -51,6 +51,11 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     if config.print_params:
         ranks.say(table_of_parameters(model))
         return None
+    if state is not None and not resumed and only_counts_ids(dataset, state):
+        ranks.say(
+            f"note: {config.init_from} has no tokenizer, so only the number of ids was compared with those of dataset "
+            f"{dataset.name}: make sure that both use the same tokenizer"
+        )
     for split in ("train", "val"):
         windows_per_epoch(dataset, split, config.block_size)  # raises if a split is too short
     if not locked:

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import config_for, prepare_dataset
 from data.download import HONGLOUMENG, github_urls
 from data.source import by_position, download_inputs, find_parts, prepare_parser, reading_of
 
@@ -35,7 +35,8 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find_parts(args, reading, HONGLOUMENG[1])
-    prepare_dataset(args, parts, by_position(args, parts, reading, each=True), "config/train_classics_bpe.py")
+    config = config_for(args, "config/train_classics_bpe.py", "config/train_hongloumeng_char.py")
+    prepare_dataset(args, parts, by_position(args, parts, reading, each=True), config)
 
 
 if __name__ == "__main__":

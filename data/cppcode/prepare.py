@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import config_for, prepare_dataset
 from data.source import find_parts, make_units, prepare_parser, reading_of
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".zip", ".tar")
@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
         args.input, where = [torch / "include"], "the headers of PyTorch"
     reading = reading_of(args, suffixes=SUFFIXES, lenient=True)
     parts = find_parts(args, reading)
-    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_cppcode_bytes.py", where)
+    config = config_for(args, "config/train_pycode.py", "config/train_cppcode_bytes.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), config, where)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_text
+from data.build import config_for, prepare_text
 from data.download import HONGLOUMENG
 from data.source import prepare_parser
 
@@ -31,8 +31,9 @@ def main(argv: list[str]) -> None:
     if args.out_dir is None:
         suffix = ("" if name == "char" else f"_{name}") + "_trimmed" * args.trim
         args.out_dir = HERE.with_name(HERE.name + suffix)
-    config = name if name in ("bpe", "qwen2") else "char"
-    prepare_text(args, *HONGLOUMENG, f"config/train_hongloumeng_{config}.py")
+    of_words = "qwen2" if name == "qwen2" else "bpe"
+    config = config_for(args, f"config/train_hongloumeng_{of_words}.py", "config/train_hongloumeng_char.py")
+    prepare_text(args, *HONGLOUMENG, config)
 
 
 if __name__ == "__main__":

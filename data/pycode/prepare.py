@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import config_for, prepare_dataset
 from data.formats import Part, hash_part
 from data.source import find_parts, make_units, prepare_parser, read_errors, reading_of
 
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
     # _sysconfigdata: settings of the machine that built this Python
     parts = [part for part in find_parts(args, reading) if "/_sysconfigdata" not in part.name]
     parts = choose(parts, args.max_bytes)
-    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_pycode.py", where)
+    config = config_for(args, "config/train_pycode.py", "config/train_cppcode_bytes.py")
+    prepare_dataset(args, parts, make_units(args, parts, reading), config, where)
 
 
 if __name__ == "__main__":

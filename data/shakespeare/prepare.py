@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_text
+from data.build import config_for, prepare_text
 from data.download import TINY_SHAKESPEARE
 from data.source import prepare_parser
 
@@ -22,7 +22,9 @@ from data.source import prepare_parser
 def main(argv: list[str]) -> None:
     parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False)  # one running text
     parser.add_argument("--gpt2_dir", type=Path, dest="tokenizer_file", help="an older name of --tokenizer_file")
-    prepare_text(parser.parse_args(argv), *TINY_SHAKESPEARE, "config/train_shakespeare.py")
+    args = parser.parse_args(argv)
+    config = config_for(args, "config/train_shakespeare.py", "config/train_shakespeare_char.py")
+    prepare_text(args, *TINY_SHAKESPEARE, config)
 
 
 if __name__ == "__main__":

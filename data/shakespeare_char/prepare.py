@@ -13,14 +13,15 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_text
+from data.build import config_for, prepare_text
 from data.download import TINY_SHAKESPEARE
 from data.source import prepare_parser
 
 
 def main(argv: list[str]) -> None:
     args = prepare_parser(__doc__, HERE, tokenizer="char", eot=False).parse_args(argv)  # one running text
-    prepare_text(args, *TINY_SHAKESPEARE, "config/train_shakespeare_char.py")
+    config = config_for(args, "config/train_shakespeare.py", "config/train_shakespeare_char.py")
+    prepare_text(args, *TINY_SHAKESPEARE, config)
 
 
 if __name__ == "__main__":

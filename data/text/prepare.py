@@ -1,12 +1,14 @@
-"""Any books: files, folders and archives of .txt, .md, .jsonl, .parquet, compressed or not, in any tokens: data/text/.
+"""Any books: files, folders and archives of text or of rows, compressed or not, in any tokens: data/text/.
 
     python data/text/prepare.py --input books/ --encoding=auto --clean --dry_run   # shows what would be done
     python data/text/prepare.py --input books/ --encoding=auto --clean
     python data/text/prepare.py --input novels.zip more.jsonl.gz --tokenizer=char --out_dir=data/novels
     python data/text/prepare.py --input books/ --tokenizer=gpt2 --tokenizer_file=DIR
 
-Every file, row or archive member is a document; a hash of its text decides whether it is train or val. A single book is
-cut by position: its end is val. Nothing is downloaded except published tokenizers.
+Rows are those of .jsonl, .json, .csv, .tsv and .parquet; --field names the one with the text. The report says what was
+left out of folders and archives, and why. Every file, row or archive member is a document; a hash of its text decides
+whether it is train or val. A single book is cut by position: its end is val. Nothing is downloaded except published
+tokenizers.
 """
 
 import sys
@@ -16,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import config_for, prepare_dataset
 from data.source import by_position, find_parts, is_one_text, make_units, prepare_parser, reading_of
 
 
@@ -27,7 +29,8 @@ def main(argv: list[str]) -> None:
     reading = reading_of(args)
     parts = find_parts(args, reading)
     split = by_position if is_one_text(parts, reading) else make_units
-    prepare_dataset(args, parts, split(args, parts, reading), "config/train_classics_bpe.py")
+    config = config_for(args, "config/train_classics_bpe.py", "config/train_hongloumeng_char.py")
+    prepare_dataset(args, parts, split(args, parts, reading), config)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args, named_splits=True, fraction=args.fraction)
     parts = find_parts(args, reading)
-    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_tinystories_llama.py")
+    config = "config/train_tinystories_llama.py"
+    config += " --vocab_size=None" * (args.tokenizer != "llama2")  # it names the size of Llama 2's vocabulary
+    prepare_dataset(args, parts, make_units(args, parts, reading), config)
 
 
 if __name__ == "__main__":
