@@ -3,11 +3,11 @@
 `kind` is config.json's model_type. Mistral and Qwen2 are only read; as our models they are written as a Llama.
 """
 
-import json
 from pathlib import Path
 
 import torch
 
+from data.vocabulary import read_json
 from model import GPT, GPTConfig
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -112,12 +112,12 @@ def architecture(config: GPTConfig) -> str:
     raise ValueError(f"no architecture of transformers can represent this model; obstacles are {reasons}")
 
 
-def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict:
-    """The content of config.json. eot: the end-of-text id; dtype: of the weights in the file."""
+def hf_config(config: GPTConfig, kind: str, ids: dict, dtype: str) -> dict:
+    """The content of config.json. ids: bos_token_id and the like; dtype: of the weights in the file."""
     fields = GPT2_FIELDS if kind == "gpt2" else LLAMA_FIELDS
     content = {"architectures": [ARCHITECTURES[kind]], "model_type": kind}
     content |= {key: getattr(config, RESOLVED.get(ours, ours)) for key, (ours, _) in fields.items()}
-    content |= {"bos_token_id": eot, "eos_token_id": eot, "torch_dtype": dtype, "use_cache": True}
+    content |= ids | {"torch_dtype": dtype, "use_cache": True}
     if kind == "gpt2":
         activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
         dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
@@ -127,19 +127,10 @@ def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict
     return content | ({"mlp_bias": config.bias} if kind == "llama" else {})
 
 
-def generation_config(config: GPTConfig, tokenizer) -> dict:
+def generation_config(config: GPTConfig, tokenizer, ids: dict) -> dict:
     """The content of generation_config.json: where to stop, and not to write ids that only pad the vocabulary."""
-    padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
-    return ends | ({"suppress_tokens": padding} if padding else {})
-
-
-def read_json(path: Path) -> dict:
-    """Raises ValueError if the file is not a JSON object."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
+    padding = list(range(tokenizer.vocab_size, config.vocab_size)) if tokenizer else []
+    return ids | ({"suppress_tokens": padding} if padding else {})
 
 
 def weight_names(name: str, kind: str) -> tuple[str, ...]:

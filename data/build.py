@@ -377,7 +377,8 @@ def encode_unit(end: int | None, unit: Unit, path: Path) -> None:
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
             try:
-                ids = tokenizer.encode(piece.text, num_threads=num_threads).astype(dtype, copy=False)
+                encode = tokenizer.encode_document if piece.begins else partial(tokenizer.encode, inside=True)
+                ids = encode(piece.text, num_threads=num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
             for array in (ids, ends) if piece.ends else (ids,):
@@ -634,7 +635,7 @@ def most_frequent(tokenizer: Tokenizer, counts: np.ndarray) -> str:
     """The 20 most frequent tokens, each with its share in percent."""
     shown = []
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
-        token = tokenizer.token_bytes(id)
+        token = tokenizer.tokens[id].encode() if tokenizer.lossy else tokenizer.token_bytes(id)
         with suppress(UnicodeDecodeError):  # otherwise it is shown as bytes
             token = token.decode()
         shown.append(f"{token!r} {100 * counts[id] / counts.sum():.1f}")
