@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from checkpoints.build import clean_weights
 from checkpoints.folder import find_checkpoint
 from checkpoints.huggingface import our_tensors, read_config
 from checkpoints.load import load_checkpoint
@@ -56,7 +57,7 @@ def read_folder(folder: Path) -> dict:
     prefix = "transformer." if kind == "gpt2" else "model."  # missing if the model was saved without its head
     tensors = {
         name if name.startswith((prefix, "lm_head.")) else prefix + name: tensor
-        for name, tensor in read_safetensors(folder).items()
+        for name, tensor in clean_weights(read_safetensors(folder)).items()
     }
     if any(name.endswith(".bias") and tensor.any() for name, tensor in tensors.items() if tensor.dim() == 1):
         config = replace(config, bias=True)  # not just the zeros that export.py writes for a model without biases
