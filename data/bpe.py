@@ -305,8 +305,7 @@ class TrimmedTokenizer(Tokenizer):
 
     def __init__(self, base: BPETokenizer | TiktokenTokenizer, ids: Sequence[int]):
         """New id i stands for ids[i] of `base`."""
-        if base.kind not in ("bpe", "tiktoken"):
-            raise ValueError(f"a {base.kind} tokenizer cannot be trimmed; expected bpe or tiktoken")
+        self.check(base)
         self.base, self.ids = base, checked_ids(ids, base.vocab_size)
         self._new = np.full(base.vocab_size, -1, np.int32)  # base's id -> ours, -1 = dropped
         self._new[self.ids] = np.arange(len(self.ids))
@@ -319,11 +318,18 @@ class TrimmedTokenizer(Tokenizer):
         self._bytes = [base._bytes[id] for id in self.ids]
         self._parts: dict[int, list[int]] = {}  # base's dropped id -> our ids, filled as texts need them
 
+    @staticmethod
+    def check(base: Tokenizer) -> None:
+        """ValueError for a kind that cannot be trimmed."""
+        if base.kind not in ("bpe", "tiktoken"):
+            raise ValueError(f"a {base.kind} tokenizer cannot be trimmed; expected bpe or tiktoken")
+
     @classmethod
     def train(cls, base: BPETokenizer | TiktokenTokenizer, texts: Iterable[str], min_count: int = 1):
         """Keep the ids that occur at least min_count times in the encoded `texts`."""
         if min_count < 1:
             raise ValueError(f"min_count is {min_count}, expected at least 1")
+        cls.check(base)
         counts = np.zeros(base.vocab_size, np.int64)
         for text in [texts] if isinstance(texts, str) else texts:
             np.add.at(counts, base.encode(text), 1)

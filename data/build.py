@@ -599,8 +599,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray]) 
     """What a person wants to check about a dataset; `used` counts the occurrences of each id, per split."""
     tokenizer = dataset.tokenizer
     for counts in used.values():
-        if tokenizer.eot is not None:
-            counts[tokenizer.eot] = 0
+        counts[[*tokenizer.ends, *tokenizer.begin]] = 0
     print(counts_table(ledger.counts, used))
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())

@@ -56,9 +56,9 @@ class JsonTokenizer(Tokenizer):
         self.eot = next((id for id in known if id in self._ends), self._ends[0] if self._ends else None)
         self.bos, self.begin = bos, self._find_begin()
         d = json.loads(tokenizer_json)
-        self._bytes_of_runs = set()
+        self._held = set(self.special_tokens.values())
         if any(part["type"] == "ByteFallback" for part in list_parts(d.get("decoder"))):
-            self._bytes_of_runs = {ids.get(f"<0x{b:02X}>") for b in range(256)}
+            self._held |= {ids.get(f"<0x{b:02X}>") for b in range(256)}
         try:
             self._bytes = exact_bytes(d, ids, added)
             self.first_space = self._check_bytes()
@@ -90,6 +90,9 @@ class JsonTokenizer(Tokenizer):
                 expected = unicodedata.normalize("NFC", text)
                 if echo != expected and (inside or echo != " " + expected):
                     raise ValueError(f"{text!r} comes back from it as {echo!r}")
+        for name, id in self.special_tokens.items():
+            if id in self.encode(name, inside=True):
+                raise ValueError(f"{name!r} in a text is a special token to it")
         return self._bytes[self.encode("a")[0]].startswith(b" ")
 
     def encode(
@@ -114,10 +117,10 @@ class JsonTokenizer(Tokenizer):
     def decoder(self, before: Iterable[int] = ()) -> "WindowDecoder":
         return WindowDecoder(self, before)
 
-    def is_in_run(self, id: int) -> bool:
-        """Whether this id is one of several bytes that the library decodes together: one that fits nowhere makes all
-        of them U+FFFD."""
-        return id in self._bytes_of_runs
+    def is_open(self, id: int) -> bool:
+        """Whether ids up to this one may be decoded differently once others follow. The library decodes bytes in a row
+        together, and one that fits nowhere makes all of them U+FFFD; special tokens between them do not count."""
+        return id in self._held
 
     def find_cut(self, text: str, start: int) -> int:
         return -1  # none that holds for every file
@@ -135,13 +138,13 @@ class WindowDecoder:
 
     def __init__(self, tokenizer: JsonTokenizer, before: Iterable[int]):
         self._tokenizer, self._ids = tokenizer, [int(id) for id in before]
-        while self._ids and tokenizer.is_in_run(self._ids[-1]):  # what follows must not break a character of the past
+        while self._ids and tokenizer.is_open(self._ids[-1]):  # what follows must not break a character of the past
             self._ids.pop()
         self._text, self._start, self._read = tokenizer.decode(self._ids), 0, len(self._ids)
 
     def push(self, id: int) -> str:
         self._ids.append(id)
-        return "" if self._tokenizer.is_in_run(id) else self._take()
+        return "" if self._tokenizer.is_open(id) else self._take()
 
     def finish(self) -> str:
         """What is left at the end. An incomplete character is dropped."""

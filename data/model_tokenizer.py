@@ -92,9 +92,9 @@ def spelling(token: Any) -> str | None:
 
 
 def with_settings(text: str, settings: dict, source: str) -> str:
-    """A tokenizer.json with what transformers takes from tokenizer_config.json: tokens that it lacks, those that are
-    special, and bos and eos around a text. Unchanged, to the letter, if that is in it already."""
-    from tokenizers import AddedToken, processors
+    """A tokenizer.json with what transformers takes from tokenizer_config.json: tokens that it lacks, and which are
+    special. Unchanged, to the letter, if that is in it already."""
+    from tokenizers import AddedToken
 
     library = load_library(text, source)
     before = library.to_str()
@@ -111,12 +111,6 @@ def with_settings(text: str, settings: dict, source: str) -> str:
         known = added.get(name)
         if library.token_to_id(name) is not None and not getattr(known, "special", known):
             library.add_special_tokens([AddedToken(name, special=True, normalized=False)])
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        bos, eos = (spelling(settings.get(f"{name}_token")) for name in ("bos", "eos"))
-        first, last = bos if settings.get("add_bos_token") else None, eos if settings.get("add_eos_token") else None
-        single = [*([first] if first else []), "$A", *([last] if last else [])]
-        special = [(name, library.token_to_id(name)) for name in {first, last} - {None}]
-        library.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return text if library.to_str() == before else library.to_str()
 
 
@@ -127,8 +121,8 @@ def same_but_simpler(d: dict, tokenizer: JsonTokenizer) -> Tokenizer | None:
     kind, found = d["model"].get("type", "BPE"), None
     if kind == "WordLevel":
         found = same_chars(d, tokenizer)
-    elif kind == "BPE" and not tokenizer.lossy:
-        found = same_bytes(d, tokenizer) or same_bpe(d)
+    elif kind == "BPE":
+        found = same_bytes(d, tokenizer) or (None if tokenizer.lossy else same_bpe(d))
     return found if found and list(found.ends) == list(tokenizer.ends) else None
 
 

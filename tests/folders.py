@@ -436,12 +436,53 @@ def main() -> int:
                 results[case.name].append(found)
                 options = f"{case.shape}, {case.specials}, {'tied' if case.tied else 'untied'}, {case.storage}"
                 print(f"{number:3} {case.name} ({options}): {found}", flush=True)
+        if chosen is None:
+            results["refused folders"] += refusals(base)
     print()
     for name, found in results.items():
         print(f"{name:34}" + "; ".join(f"{n} {result}" for result, n in Counter(found).items()))
-    every = [result.partition(":")[0].partition(",")[0] for found in results.values() for result in found]
+    every = [result.split(":")[0].split(",")[0] for found in results.values() for result in found]
     print(f"\n{len(every)} folders, {len(texts)} texts each: {dict(Counter(every))}; greedy texts: {dict(finished)}")
-    return int(any(result == "DIFFERENT" for result in every))
+    return int("DIFFERENT" in every)
+
+
+def refusals(base: Path) -> list[str]:
+    """What folders come to that cannot be read whole."""
+
+    def edit(**changes):
+        def change(folder: Path) -> None:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+        return change
+
+    def only_sentencepiece(folder: Path) -> None:
+        (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+
+    def too_many_ids(folder: Path) -> None:
+        library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        library.add_tokens(["one too many"])
+        library.save(str(folder / "tokenizer.json"))
+
+    def unknown_model(folder: Path) -> None:
+        d = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        d["model"]["type"] = "Morphemes"
+        (folder / "tokenizer.json").write_text(json.dumps(d), encoding="utf-8")
+
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    changes = [
+        only_sentencepiece, too_many_ids, unknown_model, edit(rope_parameters=rope), edit(sliding_window=128),
+        edit(model_type="gemma2", architectures=["Gemma2ForCausalLM"]), edit(attn_logit_softcapping=50.0),
+    ]  # fmt: skip
+    found = []
+    for number, change in enumerate(changes):
+        folder = base / f"refused-{number}"
+        make_folder(Case("Metaspace BPE, Llama-2's", "mistral", "eos", True, "one file"), folder, seed=0)
+        change(folder)
+        result, _ = compare(folder, [], base / "none")
+        found.append(result.replace(f"{folder}{os.sep}", "").replace(str(folder), "the folder"))
+        print(f"refused-{number}: {found[-1]}", flush=True)
+    return found
 
 
 if __name__ == "__main__":
