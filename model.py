@@ -94,9 +94,10 @@ class GPTConfig:
         if self.pos == "rope" and self.head_size % 2:
             raise ValueError(f"RoPE rotates pairs, but head_dim={self.head_size} is odd (n_embd / n_head)")
         if (scaling := self.rope_scaling) is not None:
-            keys = ROPE_SCALING.get(scaling.get("rope_type"), "").split()
-            if {*scaling} != {"rope_type", *keys} or not all(scaling[key] > 0 for key in keys):
-                raise ValueError(f"rope_scaling={scaling}: expected rope_type and positive numbers of {ROPE_SCALING}")
+            keys = ROPE_SCALING.get(scaling.get("rope_type"), "rope_type").split()
+            are_positive = all(isinstance(n, int | float) and n > 0 for n in map(scaling.get, keys))
+            if {*scaling} != {"rope_type", *keys} or not are_positive:
+                raise ValueError(f"rope_scaling={scaling} needs a rope_type and its numbers above 0: {ROPE_SCALING}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.softcap < 0:

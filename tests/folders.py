@@ -64,9 +64,10 @@ def awkward_texts(n: int = 200) -> list[str]:
     ]  # fmt: skip
     rng = random.Random(0)
     parts = [part for text in texts if len(text) < 60 for part in (text, text[: len(text) // 2])] + list(" \n\t 字a.")
+    texts = dict.fromkeys(texts)
     while len(texts) < n:
-        texts.append("".join(rng.choices(parts, k=rng.randint(2, 7))))
-    return texts[:n]
+        texts["".join(rng.choices(parts, k=rng.randint(2, 7)))] = None
+    return list(texts)[:n]
 
 
 # ---- tokenizers ---------------------------------------------------------------------------------------------

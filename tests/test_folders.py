@@ -4,7 +4,7 @@ import pytest
 from folders import awkward_texts, cases, compare, make_folder, refusals
 
 # byte-level with NFC, Llama-2's, Unigram, WordPiece, WordLevel; all shapes, specials and storages
-CHOSEN = (8, 17, 23, 26, 38, 40, 48, 55, 61, 65)
+CHOSEN = (8, 17, 26, 30, 38, 40, 48, 55, 61, 65)
 
 
 @pytest.mark.parametrize("number", CHOSEN)
@@ -19,7 +19,7 @@ def test_the_folders_cover_every_choice():
     for field in ("name", "shape", "specials", "tied", "storage"):
         every = {getattr(case, field) for case in cases()}
         assert field == "name" or {getattr(cases()[number], field) for number in CHOSEN} == every
-    assert len(cases()) >= 60 and len(set(awkward_texts())) > 195
+    assert len(cases()) >= 60 and len(set(awkward_texts())) == 200
 
 
 def test_what_cannot_be_read_whole_is_refused_in_words(tmp_path):
