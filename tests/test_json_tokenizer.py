@@ -1,6 +1,7 @@
 """data/json_tokenizer.py and data/model_tokenizer.py against the `tokenizers` library that they run."""
 
 import json
+import lzma
 import random
 import re
 import unicodedata
@@ -211,6 +212,16 @@ def test_the_longest_of_several_ends_that_is_spelled_end_of_text_separates_docum
     save(tmp_path, library, generation_config={"eos_token_id": [420, 421]})
     tokenizer = read_model_tokenizer(tmp_path)
     assert tokenizer.eot == 421 and list(tokenizer.ends) == [420, 421]
+
+
+def test_qwen2s_published_file_gives_the_librarys_ids(shared_data, tmp_path):
+    packed = shared_data("qwen2/tokenizer.json.xz").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(lzma.decompress(packed))
+    ours, library = read_model_tokenizer(tmp_path), tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.encode_special_tokens = True
+    assert not ours.lossy and ours.vocab_size == 151646
+    for text in [*TEXTS, shared_data("hongloumeng.txt").read_text(encoding="utf-8")[:200_000]]:
+        assert ours.encode_document(text).tolist() == library.encode(text).ids
 
 
 # ---- datasets ------------------------------------------------------------------------------------------------
