@@ -94,9 +94,9 @@ class GPTConfig:
         if self.pos == "rope" and self.head_size % 2:
             raise ValueError(f"RoPE rotates pairs, but head_dim={self.head_size} is odd (n_embd / n_head)")
         if (scaling := self.rope_scaling) is not None:
-            keys = ROPE_SCALING.get(scaling.get("rope_type"), "rope_type").split()
-            are_positive = all(isinstance(n, int | float) and n > 0 for n in map(scaling.get, keys))
-            if {*scaling} != {"rope_type", *keys} or not are_positive:
+            names = ROPE_SCALING.get(scaling.get("rope_type"), "rope_type").split()
+            positive = [key for key, value in scaling.items() if isinstance(value, int | float) and value > 0]
+            if {*names} != {*positive} or len(scaling) != len(names) + 1:
                 raise ValueError(f"rope_scaling={scaling} needs a rope_type and its numbers above 0: {ROPE_SCALING}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
@@ -135,25 +135,24 @@ def rope_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
     half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
     frequencies, scaling = config.rope_theta**-half, config.rope_scaling or {}
     if scaling:
-        share = unscaled_share(frequencies, scaling, config.rope_theta)
-        frequencies = share * frequencies + (1 - share) * frequencies / scaling["factor"]
+        frequencies = scale_frequencies(frequencies, scaling, config.rope_theta)
     angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), frequencies)
     cos, sin = (part * scaling.get("attention_factor", 1.0) for part in (angles.cos(), angles.sin()))
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def unscaled_share(frequencies: torch.Tensor, scaling: dict, theta: float) -> torch.Tensor | float:
-    """How much of each frequency (hs/2,) is not divided by the factor: Llama 3's, or YaRN's (arXiv:2309.00071)."""
-    half = len(frequencies)
+def scale_frequencies(frequencies: torch.Tensor, scaling: dict, theta: float) -> torch.Tensor:
+    """RoPE's frequencies (hs/2,) by a factor lower; in Llama 3's way and YaRN's (arXiv:2309.00071), high ones less so."""
+    kept, half = 0.0, len(frequencies)  # the share of each that is not divided
     turns = scaling.get("original_max_position_embeddings", 0) / (2 * math.pi)  # in that context, at frequency 1
     if scaling["rope_type"] == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        return ((turns * frequencies - low) / (high - low)).clamp(0, 1)
-    if scaling["rope_type"] == "yarn":
+        kept = ((turns * frequencies - low) / (high - low)).clamp(0, 1)
+    elif scaling["rope_type"] == "yarn":
         low, high = (half * math.log(turns / scaling[name], theta) for name in ("beta_fast", "beta_slow"))
         low, high = max(math.floor(low), 0), min(math.ceil(high), 2 * half - 1)
-        return 1 - ((torch.arange(half) - low) / (high - low or 0.001)).clamp(0, 1)
-    return 0.0
+        kept = 1 - ((torch.arange(half) - low) / (high - low or 0.001)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
