@@ -142,7 +142,7 @@ def rope_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scale_frequencies(frequencies: torch.Tensor, scaling: dict, theta: float) -> torch.Tensor:
-    """RoPE's frequencies (hs/2,) by a factor lower; in Llama 3's way and YaRN's (arXiv:2309.00071), high ones less so."""
+    """RoPE's frequencies (hs/2,) divided by a factor; by Llama 3 and YaRN (arXiv:2309.00071) the high ones less."""
     kept, half = 0.0, len(frequencies)  # the share of each that is not divided
     turns = scaling.get("original_max_position_embeddings", 0) / (2 * math.pi)  # in that context, at frequency 1
     if scaling["rope_type"] == "llama3":
