@@ -23,6 +23,7 @@ The last line of stdout is a JSON object with all the figures of the table above
 import argparse
 import json
 import math
+import sys
 import time
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -123,7 +124,9 @@ def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_token
         return huggingface_perplexity(nats, text.windows)
     loss = math.fsum(nats) / n_tokens
     figures = {"loss": loss, "perplexity": exp(loss)}
-    if text.tokenizer:
+    if text.tokenizer and text.tokenizer.lossy:
+        print(f"note: no bits per byte: {text.tokenizer.lossy}", file=sys.stderr)
+    elif text.tokenizer:
         figures |= bits_per_unit(nats, text.get_ids(), text.tokenizer)
     if text.name.endswith(AS_BYTES):  # in an unknown encoding
         del figures["characters"], figures["bits_per_character"]

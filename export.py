@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from checkpoints.build import build_model
 from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
 from configurator import configure, exit_on_error
-from data.tokenizer import EOT, TRAIN_PATTERN
+from data.bpe import TRAIN_PATTERN
+from data.model_tokenizer import SPECIAL_IDS, VOCABULARY_FILES
+from data.tokenizer import EOT
 from data.vocabulary import to_symbols
 from inference.load import find_tokenizer, open_trained
 from model import GPT, GPTConfig
@@ -48,7 +50,12 @@ def main(argv: list[str]) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"hf_dir={folder} exists and is not an empty folder: remove it, or name another")
     _, state = open_trained(config.init_from, config.out_dir)
-    kind, tokenizer = architecture(GPTConfig(**state["model_args"])), find_tokenizer(state)
+    files = state.get("folder", {}).get("files", {})
+    kind = architecture(GPTConfig(**state["model_args"]))
+    has_own = not files.keys().isdisjoint(VOCABULARY_FILES)
+    # the files of a tokenizer that cannot be run here are passed on all the same
+    tokenizer = None if has_own and not state.get("tokenizer") else find_tokenizer(state)
+    ids = special_ids_of(state, tokenizer)
     model = build_model(state, take=True)
     dtype = pick_dtype(config.dtype, torch.device("cpu"))
     dtype_name = str(dtype).removeprefix("torch.")
@@ -59,9 +66,12 @@ def main(argv: list[str]) -> None:
             temporary.mkdir()
             tensors = hf_tensors(model, kind, dtype)
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-            write_json(temporary / "config.json", hf_config(model.config, kind, tokenizer.eot, dtype_name))
-            write_json(temporary / "generation_config.json", generation_config(model.config, tokenizer))
-            write_tokenizer(temporary, tokenizer, model.config.block_size)
+            write_json(temporary / "config.json", hf_config(model.config, kind, ids, dtype_name))
+            write_json(temporary / "generation_config.json", generation_config(model.config, tokenizer, ids))
+            if not has_own:
+                write_tokenizer(temporary, tokenizer, model.config.block_size)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content.encode("latin-1"))
             card = model_card(folder.resolve().name, kind, state, model, tokenizer)
             (temporary / "README.md").write_text(card, encoding="utf-8", newline="\n")
             move_folder(temporary, folder)
@@ -70,9 +80,26 @@ def main(argv: list[str]) -> None:
     n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
     print(
         f"wrote {folder}: {ARCHITECTURES[kind]}, {n_bytes / 1e6:,.1f} MB of {dtype_name} weights, "
-        f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
+        f"{named(tokenizer)}{' in the files that came with it' if has_own else ''}"
     )
-    warn_llama_cpp(model, tokenizer)
+    warn_llama_cpp(model, None if has_own else tokenizer)
+
+
+def named(tokenizer) -> str:
+    return f"{tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids" if tokenizer else "a tokenizer"
+
+
+def special_ids_of(state: dict, tokenizer) -> dict:
+    """SPECIAL_IDS as they came with a folder; else the tokenizer's, whose end of text also begins a text."""
+    came = {key: state.get("folder", {}).get(key) for key in SPECIAL_IDS}
+    if tokenizer is None or any(value is not None for value in came.values()):
+        return {key: value for key, value in came.items() if value is not None or key != "pad_token_id"}
+    ids = dict.fromkeys(SPECIAL_IDS, tokenizer.eot)
+    if tokenizer.kind == "json":
+        ids |= {"bos_token_id": tokenizer.bos}
+    if len(tokenizer.ends) > 1:
+        ids |= {"eos_token_id": list(tokenizer.ends)}
+    return ids
 
 
 def move_folder(temporary: Path, folder: Path) -> None:
@@ -94,9 +121,13 @@ def write_tokenizer(folder: Path, tokenizer, block_size: int) -> None:
     (folder / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8", newline="\n")
     end = next((token for token, id in tokenizer.special_tokens.items() if id == tokenizer.eot), None)
     special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
-    write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
+    if tokenizer.kind == "json":
+        ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eot, "pad_token": tokenizer.eot}
+        special = {name: tokenizer.tokens[id] for name, id in ids.items() if id is not None}
+        del settings["add_prefix_space"]  # tokenizer.json says it
+    write_json(folder / "special_tokens_map.json", special)
     write_json(folder / "tokenizer_config.json", special | settings)
 
 
@@ -108,7 +139,7 @@ def tokenizer_json(tokenizer) -> str:
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    if tokenizer.kind == "bpe":
+    if tokenizer.kind in ("bpe", "json"):
         return tokenizer.to_json()["tokenizer"]
     if tokenizer.kind == "char":  # a word is a character
         vocab = {char: i for i, char in enumerate(tokenizer.chars)}
@@ -146,10 +177,11 @@ def warn_llama_cpp(model: GPT, tokenizer) -> None:
     notes = []
     if model.config.mlp == "relu2":
         notes.append("llama.cpp computes GPT-2 with GELU, but this model has relu2: do not convert it")
-    if tokenizer.kind in ("char", "byte") or (tokenizer.kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
+    kind = tokenizer.kind if tokenizer else None
+    if kind in ("char", "byte") or (kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
         notes.append(
             f"llama.cpp's converter knows the tokenizers of GPT-2, Qwen2, Llama and others, but not this one "
-            f"({tokenizer.kind}, made here): for a GGUF, train on a dataset prepared with one of those"
+            f"({kind}, made here): for a GGUF, train on a dataset prepared with one of those"
         )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -163,7 +195,7 @@ def model_card(name: str, kind: str, state: dict, model: GPT, tokenizer) -> str:
         "architecture": ARCHITECTURES[kind],
         "parameters": f"{model.get_num_params(non_embedding=False):,}",
         "context": f"{model.config.block_size:,} tokens",
-        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids",
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids" if tokenizer else None,
         "data": (meta.get("source") or {}).get("from") or config.get("dataset"),
         "tokens in the data": f"{meta['splits']['train']['tokens']:,}" if meta.get("splits") else None,
         "steps": f"{state['iter_num']:,}" if "iter_num" in state else None,

@@ -27,6 +27,11 @@ CHOICES = {
     "mlp": ("gelu", "gelu_tanh", "swiglu", "relu2"),
     "init": ("normal", "kaiming"),
 }
+ROPE_SCALING = {  # rope_type: its numbers, by Hugging Face's names
+    "linear": "factor",
+    "llama3": "factor original_max_position_embeddings low_freq_factor high_freq_factor",
+    "yarn": "factor original_max_position_embeddings beta_fast beta_slow attention_factor",
+}
 
 
 @dataclass
@@ -44,6 +49,7 @@ class GPTConfig:
     head_dim: int | None = None  # None = n_embd / n_head
     pos: str = "learned"  # 'learned' positions or 'rope'
     rope_theta: float = 10000.0  # RoPE's base wavelength
+    rope_scaling: dict | None = None  # RoPE for a longer context: rope_type and all of its numbers in ROPE_SCALING
     norm: str = "layernorm"  # or 'rmsnorm'
     norm_eps: float = 1e-5
     mlp: str = "gelu"  # 'gelu' (exact), 'gelu_tanh' (Hugging Face's GPT-2), 'swiglu', 'relu2'
@@ -87,6 +93,11 @@ class GPTConfig:
             raise ValueError(f"n_head={self.n_head} is not a multiple of n_kv_head={self.kv_heads}")
         if self.pos == "rope" and self.head_size % 2:
             raise ValueError(f"RoPE rotates pairs, but head_dim={self.head_size} is odd (n_embd / n_head)")
+        if (scaling := self.rope_scaling) is not None:
+            names = ROPE_SCALING.get(scaling.get("rope_type"), "rope_type").split()
+            positive = [key for key, value in scaling.items() if isinstance(value, int | float) and value > 0]
+            if {*names} != {*positive} or len(scaling) != len(names) + 1:
+                raise ValueError(f"rope_scaling={scaling} needs a rope_type and its numbers above 0: {ROPE_SCALING}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.softcap < 0:
@@ -122,9 +133,26 @@ def rope_table(config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
     paired with i + head_dim/2.
     """
     half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
-    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), config.rope_theta**-half)
-    cos, sin = angles.cos(), angles.sin()
+    frequencies, scaling = config.rope_theta**-half, config.rope_scaling or {}
+    if scaling:
+        frequencies = scale_frequencies(frequencies, scaling, config.rope_theta)
+    angles = torch.outer(torch.arange(config.block_size, dtype=torch.float32), frequencies)
+    cos, sin = (part * scaling.get("attention_factor", 1.0) for part in (angles.cos(), angles.sin()))
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def scale_frequencies(frequencies: torch.Tensor, scaling: dict, theta: float) -> torch.Tensor:
+    """RoPE's frequencies (hs/2,) divided by a factor; by Llama 3 and YaRN (arXiv:2309.00071) the high ones less."""
+    kept, half = 0.0, len(frequencies)  # the share of each that is not divided
+    turns = scaling.get("original_max_position_embeddings", 0) / (2 * math.pi)  # in that context, at frequency 1
+    if scaling["rope_type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns * frequencies - low) / (high - low)).clamp(0, 1)
+    elif scaling["rope_type"] == "yarn":
+        low, high = (half * math.log(turns / scaling[name], theta) for name in ("beta_fast", "beta_slow"))
+        low, high = max(math.floor(low), 0), min(math.ceil(high), 2 * half - 1)
+        kept = 1 - ((torch.arange(half) - low) / (high - low or 0.001)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling["factor"]
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -9,8 +9,9 @@
 Samples are computed in batches and shown in order, the first unfinished one as it grows. --help lists every key.
 
 As JSON (--output, --logprobs) a sample is a line {"prompt", "sample", "text", "finish", "num_tokens"}, where finish is
-'end' (the end-of-text id), 'stop' (a stop string) or 'length'. --best_of adds "logprob", the mean per token; --logprobs
-also adds "tokens", a list of {"id", "text", "logprob"}, where text holds the characters that the token completes.
+'end' (an id that ends texts), 'stop' (a stop string) or 'length'. --best_of adds "logprob", the mean per token;
+--logprobs also adds "tokens", a list of {"id", "text", "logprob"}, where text holds the characters that the token
+completes.
 """
 
 import json
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from configurator import configure, exit_on_error
-from data.tokenizer import EOT, IncrementalDecoder
+from data.tokenizer import EOT
 from inference.generate import CompiledStep, stream
 from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -114,10 +115,11 @@ class Beginning:
         self.prompt, self.healed = prompt, ""
         ids = encode_prompt(tokenizer, prompt, special == "encode")
         keep = len(ids)
-        if prompt[-1:].isspace():
+        if prompt[-1:].isspace() and not tokenizer.lossy:  # such as WordPiece's: there are no tokens of white space
             for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
                 with suppress(UnicodeDecodeError):  # incomplete characters stay
-                    self.healed, keep = typed.decode("utf-8"), boundary
+                    if prompt.endswith(text := typed.decode("utf-8")):  # without a space that was put before it
+                        self.healed, keep = text, boundary
         self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
 
 
@@ -129,7 +131,7 @@ class Continuation:
 
     def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
         self.beginning, self.number, self.stops = beginning, number, stops
-        self.tokenizer, self.decoder = tokenizer, IncrementalDecoder(tokenizer)
+        self.tokenizer, self.decoder = tokenizer, tokenizer.decoder(beginning.ids.tolist())
         self.text, self.held, self.finish = "", "", None
         self.unseen = len(beginning.healed)  # characters of the prompt yet to be redrawn
         self.tokens: list[dict] = []
@@ -141,15 +143,25 @@ class Continuation:
         piece, self.unseen = piece[self.unseen :], max(0, self.unseen - len(piece))
         self.tokens.append({"id": id, "text": piece, "logprob": logprob})
         self.held += piece
-        found = [at for at in map(self.held.find, self.stops) if at >= 0]
-        if found:
-            self.held = self.held[: min(found)]
+        if self.stop():
             self.end("stop")
-        elif id == self.tokenizer.eot:
-            self.end("end")
+        elif id in self.tokenizer.ends:
+            self.complete("end")
         else:
             sure = len(self.held) - max((overlap(self.held, stop) for stop in self.stops), default=0)
             self.text, self.held = self.text + self.held[:sure], self.held[sure:]
+
+    def stop(self) -> bool:
+        """Cuts what is held before the first stop string, if it has one."""
+        found = [at for at in map(self.held.find, self.stops) if at >= 0]
+        self.held = self.held[: min(found, default=None)]
+        return bool(found)
+
+    def complete(self, finish: str) -> None:
+        """Ends the text with all that the decoder has."""
+        if not self.finish:
+            self.held += self.decoder.finish()[self.unseen :]
+            self.end("stop" if self.stop() else finish)
 
     def end(self, finish: str) -> None:
         if not self.finish:
@@ -200,7 +212,7 @@ class Writer:
             if all(text.finish for text in texts):
                 return
         for text in texts:
-            text.end("length")
+            text.complete("length")
         yield
 
     def heal(self, texts: list[Continuation]):
@@ -396,11 +408,12 @@ def read_file(option: str, path: str) -> str:
 
 
 def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
-    """Ids (n,), beginning with the end-of-text id, which starts a new document, if the prompt is empty or, as in
-    nanoGPT, starts with <|endoftext|>. special: typed special tokens become their ids."""
+    """Ids (n,), beginning with those that the tokenizer puts before every text. Without any, with the end-of-text id,
+    which starts a new document, if the prompt is empty or, as in nanoGPT, starts with <|endoftext|>. special: typed
+    special tokens become their ids."""
     if prompt.startswith(EOT) and tokenizer.eot is not None:
         return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT), special))
-    ids = tokenizer.encode(prompt, special)
+    ids = tokenizer.encode_document(prompt, special=special)
     if len(ids):
         return ids
     if tokenizer.eot is None:

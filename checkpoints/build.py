@@ -6,7 +6,8 @@ import torch
 
 from model import GPT, GPTConfig
 
-PREFIXES = ("_orig_mod.", "module.")  # left on parameter names by torch.compile and DDP
+# left in parameter names by torch.compile, DDP, FSDP and activation checkpointing, also of single blocks
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def build_model(state: dict, device: torch.device | str = "cpu", take: bool = False, **changes) -> GPT:
@@ -23,6 +24,8 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     with torch.device("meta"):  # shapes only: no memory, no random numbers
         model = GPT(GPTConfig(**{**state["model_args"], **changes}))
     weights, expected = clean_weights(state["model"]), model.state_dict()
+    if model.config.tie_weights:
+        fill_in(weights, "lm_head.weight", "transformer.wte.weight")
     for name, tensor in expected.items():
         found = tuple(weights[name].shape) if name in weights else "nothing"
         if found != tuple(tensor.shape):
@@ -40,11 +43,17 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights by the plain model's names: no prefixes, and no causal masks, which nanoGPT saves on old PyTorch."""
+    """Weights by the plain model's names: no wrappers, and no causal masks, which nanoGPT saves on old PyTorch."""
     cleaned = {}
     for name, tensor in weights.items():
-        while name.startswith(PREFIXES):
-            name = name.split(".", 1)[1]
+        name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if not (name.endswith(".attn.bias") and tensor.dim() == 4):
             cleaned[name] = tensor
     return cleaned
+
+
+def fill_in(weights: dict[str, torch.Tensor], *names: str) -> None:
+    """Gives names of one tied tensor the value of the other, where a file has only that."""
+    found = [name for name in names if name in weights]
+    if found:
+        weights |= {name: weights[found[0]] for name in names if name not in weights}

@@ -3,12 +3,14 @@
 `kind` is config.json's model_type. Mistral and Qwen2 are only read; as our models they are written as a Llama.
 """
 
-import json
+import math
 from pathlib import Path
 
 import torch
 
-from model import GPT, GPTConfig
+from checkpoints.build import fill_in
+from data.vocabulary import read_json
+from model import GPT, ROPE_SCALING, GPTConfig
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
@@ -34,9 +36,18 @@ GPT2_CHOICES = {
     "scale_attn_by_inverse_layer_idx": (False,),
 }  # fmt: skip
 LLAMA_CHOICES = {
-    "hidden_act": ("silu",), "rope_type": ("default",), "partial_rotary_factor": (1.0,),
-    "use_sliding_window": (False,), "attention_bias": (False, True), "mlp_bias": (False, True),
+    "hidden_act": ("silu",), "partial_rotary_factor": (1.0,), "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,), "attention_bias": (False, True), "mlp_bias": (False, True),
 }  # fmt: skip
+UNSUPPORTED_ROPE = {
+    "dynamic": ", whose angles change with the length of the text, also those of keys in a cache",
+    "longrope": ", which has other angles for short texts than for long ones",
+}
+UNSUPPORTED = {
+    "gemma": ": its norms and embeddings are scaled in a way of their own",
+    "gemma2": ": it caps attention scores (attn_logit_softcapping) and has sliding windows",
+    "gemma3_text": ": it has sliding windows, with an RoPE of their own",
+}
 
 # GPT-2's Conv1D matrices are (in, out), Linear's are (out, in)
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -57,13 +68,10 @@ def read_config(path: Path) -> tuple[str, GPTConfig]:
     kind = found.get("model_type")
     if kind not in KINDS:
         architectures = ", ".join(found.get("architectures", []))
-        raise ValueError(f"{path}: model_type is {kind!r} ({architectures}); supported are {', '.join(KINDS)}")
+        reason = UNSUPPORTED.get(kind, "")
+        raise ValueError(f"{path}: model_type is {kind!r} ({architectures}){reason}; supported are {', '.join(KINDS)}")
     rope = found.get("rope_parameters") or found.get("rope_scaling") or {}  # the newer and the older spelling
-    if isinstance(rope, dict):
-        found |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-        found["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "mistral" and found.get("sliding_window"):
-        found["use_sliding_window"] = True
+    found |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     fields, choices = (GPT2_FIELDS, GPT2_CHOICES) if kind == "gpt2" else (LLAMA_FIELDS, LLAMA_CHOICES)
     for key, values in choices.items():
         if found.setdefault(key, values[0]) not in values:
@@ -78,6 +86,8 @@ def read_config(path: Path) -> tuple[str, GPTConfig]:
         shape["mlp"] = ACTIVATIONS[found["activation_function"]]
     else:
         shape |= {"pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": kind == "qwen3"}
+        shape["rope_scaling"] = read_scaling(rope, found | {"max_position_embeddings": shape["block_size"]}, path)
+        check_windows(read_json(path), kind, shape, path)
         # Qwen2 has biases in queries, keys and values
         shape["bias"] = bool(found["attention_bias"] or found["mlp_bias"] or kind == "qwen2")
     try:
@@ -86,6 +96,51 @@ def read_config(path: Path) -> tuple[str, GPTConfig]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return kind, config
+
+
+def read_scaling(rope: dict, config: dict, path: Path) -> dict | None:
+    """GPTConfig.rope_scaling, with transformers' defaults for what is left out. Raises ValueError for a kind that the
+    model cannot compute."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind not in ROPE_SCALING:
+        reason = UNSUPPORTED_ROPE.get(kind, "")
+        raise ValueError(f"{path}: rope_type is {kind!r}{reason}; supported are default, {', '.join(ROPE_SCALING)}")
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    filled = {key: value for key, value in rope.items() if value is not None} | {
+        "rope_type": kind, "original_max_position_embeddings": original or config["max_position_embeddings"],
+    }  # fmt: skip
+    if kind == "yarn":
+        filled.setdefault("factor", config["max_position_embeddings"] / filled["original_max_position_embeddings"])
+        filled = {"beta_fast": 32, "beta_slow": 1, **filled}
+        if not filled.get("truncate", True):
+            raise ValueError(f"{path}: YaRN with truncate=false, supported is true")
+        filled.setdefault("attention_factor", yarn_attention_factor(filled))
+    return {key: filled[key] for key in ("rope_type", *ROPE_SCALING[kind].split()) if key in filled}
+
+
+def yarn_attention_factor(rope: dict) -> float:
+    """By which YaRN lengthens queries and keys: that of its paper, or as DeepSeek's models say."""
+    scale = 0.1 * math.log(max(rope["factor"], 1))
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    return (mscale * scale + 1) / (all_dim * scale + 1) if mscale and all_dim else scale + 1
+
+
+def check_windows(config: dict, kind: str, shape: dict, path: Path) -> None:
+    """Raises ValueError for a model with sliding windows, if they are shorter than its context."""
+    window = config.get("sliding_window", 4096)  # transformers' default for a missing one; null is none
+    if kind == "mistral":
+        is_active = True
+    else:
+        kinds, first = config.get("layer_types"), config.get("max_window_layers", 28)
+        is_active = "sliding_attention" in kinds if kinds else shape["n_layer"] > first
+        is_active = is_active and kind in ("qwen2", "qwen3") and bool(config.get("use_sliding_window"))
+    if is_active and window and window < shape["block_size"]:
+        raise ValueError(
+            f"{path}: sliding_window={window} is less than max_position_embeddings={shape['block_size']}, but here "
+            f"every token attends to all before it; for texts of up to {window} tokens, set the latter to {window} too"
+        )
 
 
 def architecture(config: GPTConfig) -> str:
@@ -112,34 +167,28 @@ def architecture(config: GPTConfig) -> str:
     raise ValueError(f"no architecture of transformers can represent this model; obstacles are {reasons}")
 
 
-def hf_config(config: GPTConfig, kind: str, eot: int | None, dtype: str) -> dict:
-    """The content of config.json. eot: the end-of-text id; dtype: of the weights in the file."""
+def hf_config(config: GPTConfig, kind: str, ids: dict, dtype: str) -> dict:
+    """The content of config.json. ids: bos_token_id and the like; dtype: of the weights in the file."""
     fields = GPT2_FIELDS if kind == "gpt2" else LLAMA_FIELDS
     content = {"architectures": [ARCHITECTURES[kind]], "model_type": kind}
     content |= {key: getattr(config, RESOLVED.get(ours, ours)) for key, (ours, _) in fields.items()}
-    content |= {"bos_token_id": eot, "eos_token_id": eot, "torch_dtype": dtype, "use_cache": True}
+    content |= ids | {"torch_dtype": dtype, "use_cache": True}
     if kind == "gpt2":
         activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.mlp)
         dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
         return content | {"activation_function": activation, "n_ctx": config.block_size} | dropout  # n_ctx: llama.cpp
     content |= {"hidden_act": "silu", "attention_bias": config.bias, "attention_dropout": config.dropout}
-    content["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}  # as of transformers 5
+    scaling = config.rope_scaling or {"rope_type": "default"}
+    content["rope_parameters"] = scaling | {"rope_theta": config.rope_theta}  # as of transformers 5
+    if config.rope_scaling:
+        content["rope_scaling"] = config.rope_scaling  # before it
     return content | ({"mlp_bias": config.bias} if kind == "llama" else {})
 
 
-def generation_config(config: GPTConfig, tokenizer) -> dict:
+def generation_config(config: GPTConfig, tokenizer, ids: dict) -> dict:
     """The content of generation_config.json: where to stop, and not to write ids that only pad the vocabulary."""
-    padding = list(range(tokenizer.vocab_size, config.vocab_size))
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eot)
-    return ends | ({"suppress_tokens": padding} if padding else {})
-
-
-def read_json(path: Path) -> dict:
-    """Raises ValueError if the file is not a JSON object."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
+    padding = list(range(tokenizer.vocab_size, config.vocab_size)) if tokenizer else []
+    return ids | ({"suppress_tokens": padding} if padding else {})
 
 
 def weight_names(name: str, kind: str) -> tuple[str, ...]:
@@ -189,7 +238,9 @@ def our_tensors(tensors: dict[str, torch.Tensor], config: GPTConfig, kind: str) 
     """
     tensors = dict(tensors)
     if config.tie_weights:
-        tensors["lm_head.weight"] = tensors.get(weight_names("transformer.wte.weight", kind)[0])
+        (wte,) = weight_names("transformer.wte.weight", kind)
+        fill_in(tensors, wte, "lm_head.weight")
+        tensors["lm_head.weight"] = tensors.get(wte)
     with torch.device("meta"):  # names and shapes only
         model = GPT(config)
     weights = {}

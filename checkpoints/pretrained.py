@@ -13,17 +13,21 @@ ModelScope, into the cache of its library: see data/download.py.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from checkpoints.build import clean_weights
 from checkpoints.folder import find_checkpoint
-from checkpoints.huggingface import our_tensors, read_config, read_json
+from checkpoints.huggingface import our_tensors, read_config
 from checkpoints.load import load_checkpoint
 from data.download import download_from_hub
-from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer
+from data.model_tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, special_ids
+from data.tokenizer import Tokenizer, read_model_tokenizer
+from data.vocabulary import read_json
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # of openai-community on the hub
 FILES = ("config.json", "model.safetensors")
@@ -32,9 +36,9 @@ FILES = ("config.json", "model.safetensors")
 def load_pretrained(init_from: str, verify: bool = False) -> dict:
     """What --init_from names: a folder in Hugging Face's format, one of NAMES, or a checkpoint or its folder.
 
-    Returns the dict of load_checkpoint; for the first two it has only "model", "model_args" and, if the folder has a
-    readable tokenizer.json, "tokenizer". A folder named gpt2 takes precedence over the hub's gpt2. Raises ValueError
-    if there is nothing of that name, or it cannot be read.
+    Returns the dict of load_checkpoint; for the first two it has only "model", "model_args", "folder" (see read_rest)
+    and, if the folder has a tokenizer that can be run, "tokenizer". A folder named gpt2 takes precedence over the hub's
+    gpt2. Raises ValueError if there is nothing of that name, or it cannot be read.
     """
     path = Path(init_from)
     if (path / "config.json").is_file() and not any((path / f).exists() for f in ("ckpt.pt", "last.pt")):
@@ -48,12 +52,13 @@ def load_pretrained(init_from: str, verify: bool = False) -> dict:
 
 
 def read_folder(folder: Path) -> dict:
-    """A folder in Hugging Face's format -> {"model", "model_args", "tokenizer"?}, with all names and shapes checked."""
+    """A folder in Hugging Face's format -> {"model", "model_args", "folder", "tokenizer"?}, with all names and shapes
+    checked."""
     kind, config = read_config(folder / "config.json")
     prefix = "transformer." if kind == "gpt2" else "model."  # missing if the model was saved without its head
     tensors = {
         name if name.startswith((prefix, "lm_head.")) else prefix + name: tensor
-        for name, tensor in read_safetensors(folder).items()
+        for name, tensor in clean_weights(read_safetensors(folder)).items()
     }
     if any(name.endswith(".bias") and tensor.any() for name, tensor in tensors.items() if tensor.dim() == 1):
         config = replace(config, bias=True)  # not just the zeros that export.py writes for a model without biases
@@ -62,7 +67,19 @@ def read_folder(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     tokenizer = read_tokenizer(folder, config.vocab_size)
-    return state | ({"tokenizer": tokenizer.to_json()} if tokenizer else {})
+    state |= {"tokenizer": tokenizer.to_json()} if tokenizer else {}
+    return state | {"folder": read_rest(folder)}
+
+
+def read_rest(folder: Path) -> dict:
+    """What a folder's model keeps on its way through here: {"files": its tokenizer's by name, as Latin-1 text, so that
+    every byte survives, "bos_token_id": an id, a list of them or None, "eos_token_id", "pad_token_id"}."""
+    files = {name: (folder / name).read_bytes().decode("latin-1") for name in find_files(folder, TOKENIZER_FILES)}
+    return {"files": files, **special_ids(folder)}
+
+
+def find_files(folder: Path, names: Sequence[str]) -> list[str]:
+    return [name for name in names if (folder / name).is_file()]
 
 
 def read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -88,21 +105,14 @@ def read_safetensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def read_tokenizer(folder: Path, vocab_size: int):
-    """The tokenizer in tokenizer.json, or None; with a note on stderr if it is of no kind supported here."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of the folder, or None, with a note on stderr if there are files of one that cannot be run."""
+    if not find_files(folder, VOCABULARY_FILES):
         return None
-    model = read_json(path).get("model", {})
-    tokens = sorted(model.get("vocab", ()), key=model.get("vocab", {}).get) if model.get("type") != "Unigram" else []
     try:
-        if model.get("type") == "WordLevel":  # as export.py writes characters
-            return CharTokenizer("".join(t for t in tokens if t != EOT), eot=EOT in tokens)
-        if model.get("type") == "BPE" and not model.get("merges") and len(tokens) == 256:
-            return ByteTokenizer(eot=255 if tokens[255] == EOT else None)
-        tokenizer = BPETokenizer.from_file(path)
+        tokenizer = read_model_tokenizer(folder)
         if tokenizer.vocab_size > vocab_size:
-            raise ValueError(f"{tokenizer.vocab_size} ids, but the model has {vocab_size}")
+            raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, but the model has {vocab_size}")
         return tokenizer
     except ValueError as error:
         print(f"note: the weights come without a tokenizer: {error}", file=sys.stderr)

@@ -197,9 +197,11 @@ class Completer:
     def encode(self, before: str, start: int) -> list[int]:
         """Ids of before[start:], after the id that begins every window or, at the text's start, a document. Of a long
         text, encodes only the end, but more than the room."""
-        front = self.bos if self.bos is not None else self.tokenizer.eot if start == 0 else None
-        text = before[max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room) :]
-        return ([] if front is None else [front]) + self.tokenizer.encode(text).tolist()
+        front, eot = [] if self.bos is None else [self.bos], self.tokenizer.eot
+        if not front and start == 0:
+            front = list(self.tokenizer.begin) or ([] if eot is None else [eot])
+        begin = max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room)
+        return front + self.tokenizer.encode(before[begin:], inside=begin > 0).tolist()
 
     def line_start(self, before: str, room: int) -> int:
         """Where the last lines of at most `room` tokens begin, or inside a line if whole lines waste much of it."""

@@ -413,7 +413,8 @@ def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
             try:
-                ids = tokenizer.encode(piece.text, special, num_threads).astype(dtype, copy=False)
+                encode = tokenizer.encode_document if piece.begins else partial(tokenizer.encode, inside=True)
+                ids = encode(piece.text, special=special, num_threads=num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
             n_bytes -= int(spelled.take(ids).sum()) if special else 0
@@ -664,8 +665,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], 
     """What a person wants to check about a dataset; `used` counts the occurrences of each id, per split."""
     tokenizer = dataset.tokenizer
     for counts in used.values():
-        if tokenizer.eot is not None:
-            counts[tokenizer.eot] = 0
+        counts[[*tokenizer.ends, *tokenizer.begin]] = 0
     print(counts_table(ledger.counts, used))
     if ledger.copies:
         n = sum(counts["duplicates"] for counts in ledger.counts.values())
@@ -702,7 +702,7 @@ def most_frequent(tokenizer: Tokenizer, counts: np.ndarray) -> str:
     """The 20 most frequent tokens, each with its share in percent."""
     shown, names = [], {id: name for name, id in tokenizer.special_tokens.items()}
     for id in np.argsort(-counts, kind="stable")[: min(20, np.count_nonzero(counts))].tolist():
-        token = tokenizer.token_bytes(id)
+        token = tokenizer.tokens[id].encode() if tokenizer.lossy else tokenizer.token_bytes(id)
         with suppress(UnicodeDecodeError):  # otherwise it is shown as bytes
             token = token.decode()
         shown.append(f"{names.get(id) or repr(token)} {100 * counts[id] / counts.sum():.1f}")

@@ -206,9 +206,10 @@ class Dataset:
         return self.sizes[split]
 
     def bytes(self, split: str) -> int | None:
-        """UTF-8 bytes of the split's text; None if unknown."""
+        """UTF-8 bytes of the split's text; None if unknown, or if the ids do not stand for all of them."""
         self.tokens(split)
-        return self.meta["splits"][split]["bytes"] if self.meta else None
+        is_lossy = self.tokenizer is not None and self.tokenizer.lossy
+        return self.meta["splits"][split]["bytes"] if self.meta and not is_lossy else None
 
     def array(self, split: str) -> np.memmap:
         """All ids of a split, mapped anew each time so that pages read earlier do not accumulate in resident memory."""

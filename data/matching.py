@@ -3,7 +3,7 @@
 import math
 
 from data.dataset import GPT2_VOCAB_SIZE, Dataset
-from data.tokenizer import token_table, tokenizer_from_json
+from data.tokenizer import JsonTokenizer, Tokenizer, token_table, tokenizer_from_json
 
 
 def padded_vocab_size(n_ids: int) -> int:
@@ -31,5 +31,12 @@ def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> 
     if size < dataset.vocab_size:
         return False
     if dataset.tokenizer and state.get("tokenizer"):
-        return token_table(dataset.tokenizer) == token_table(tokenizer_from_json(state["tokenizer"]))
+        return same_ids(dataset.tokenizer, tokenizer_from_json(state["tokenizer"]))
     return size in (vocab_size, dataset.vocab_size, padded_vocab_size(dataset.vocab_size))
+
+
+def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether the ids of both stand for the same bytes, or, where bytes are not defined, for the same spellings."""
+    if a.lossy or b.lossy:
+        return isinstance(a, JsonTokenizer) and isinstance(b, JsonTokenizer) and a.tokens == b.tokens
+    return token_table(a) == token_table(b)

@@ -125,7 +125,7 @@ def add_text_options(add: Callable) -> None:
 def add_token_options(add: Callable, vocab_size: int) -> None:
     tokenizer = (
         "char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, a repository on the Hugging Face hub, or the "
-        "path of a tokenizer.json (default: %(default)s)"
+        "path of a tokenizer.json or of a model's folder (default: %(default)s)"
     )
     add("--tokenizer", default="char", help=tokenizer)
     add("--vocab_size", type=int, help=f"size of a bpe vocabulary trained here (default: {vocab_size})")
@@ -392,6 +392,7 @@ class Piece:
     text: str  # cleaned; at least PIECE characters, except in the last piece
     ends: bool  # the document's last piece (in each split, if it is cut by position)
     split: str | None  # 'train' or 'val' if the corpus decides; None: by hash
+    begins: bool = True  # the document's first piece (in each split)
 
 
 @dataclass(frozen=True)
@@ -471,19 +472,19 @@ def pieces_of(
         while len(buffer) > PIECE and (at := cut_in(buffer, start)):
             taken = taken if begun else is_taken(buffer, part, reading)
             if taken:
-                yield Piece(document, buffer[:at], False, part.split)
+                yield Piece(document, buffer[:at], False, part.split, not begun)
             buffer, begun, start = buffer[at:], True, PIECE
         if ends:
             taken = taken if begun else bool(buffer) and is_taken(buffer, part, reading)
             if taken:
-                yield Piece(document, buffer, True, part.split)
+                yield Piece(document, buffer, True, part.split, not begun)
             buffer, begun, taken = "", False, True
     lines = cleaner.line - 1
     buffer += cleaner.feed("", True)  # a last line without a newline, at a cut
     if report:
         report.line = 0 if part.last else report.line + lines
     if buffer:
-        yield Piece(document, buffer, False, part.split)
+        yield Piece(document, buffer, False, part.split, not begun)
 
 
 def in_slices(texts: Iterable[Passage]) -> Iterator[Passage]:
@@ -565,6 +566,6 @@ def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Pi
             left -= len(head)
             yield replace(piece, text=head, ends=piece.ends and not tail or not left, split="train")
         if tail:
-            yield replace(piece, text=tail, split="val")
+            yield replace(piece, text=tail, split="val", begins=piece.begins or bool(head))
         elif not head and piece.ends:  # only the end of the document
             yield replace(piece, split="train" if left else "val")

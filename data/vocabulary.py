@@ -173,6 +173,14 @@ def read_packed(path: Path) -> bytes:
         raise ValueError(f"cannot read {path} ({reason}); expected a tokenizer file") from None
 
 
+def read_json(path: Path) -> dict:
+    """Raises ValueError if the file is not a JSON object."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is not a readable JSON object: {error}") from error
+
+
 def _utf8(path: Path) -> tuple[str, str]:
     data = read_packed(path)
     try:
@@ -206,15 +214,23 @@ def parse_bpe(text: str, source: str) -> dict:
     if kind != "BPE" or changes:
         found = f"its {changes[0]} changes the text" if kind == "BPE" else f"its model is {kind}"
         raise ValueError(f"{source}: {found}; expected a BPE that keeps the text as it is")
-    for part in splits + decoders:
-        part.update({"add_prefix_space": False} if "add_prefix_space" in part else {})
-        part.update({"prepend_scheme": "never"} if "prepend_scheme" in part else {})
+    drop_first_space(d)
     d["normalizer"] = spaces if spaces in normalizers else None
     if decoders:
         decoders = [part for part in decoders if part["type"] != "Strip"]  # the space before the first word
         d["decoder"] = {"type": "Sequence", "decoders": decoders}
     d["truncation"] = d["padding"] = d["model"]["dropout"] = None
     return d
+
+
+def drop_first_space(d: dict) -> None:
+    """Changes a tokenizer.json so that no space is put before a text."""
+    normalizers = list_parts(d.get("normalizer"))
+    if any(part["type"] == "Prepend" for part in normalizers):
+        d["normalizer"] = {"type": "Sequence", "normalizers": [p for p in normalizers if p["type"] != "Prepend"]}
+    for part in list_parts(d.get("pre_tokenizer")) + list_parts(d.get("decoder")):
+        part.update({"add_prefix_space": False} if "add_prefix_space" in part else {})
+        part.update({"prepend_scheme": "never"} if "prepend_scheme" in part else {})
 
 
 def list_parts(part: dict | None) -> list[dict]:

@@ -22,9 +22,19 @@ def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:
         counts += np.bincount(part[part < len(known)], minlength=len(known))  # the rest pad the vocabulary
     bits = math.fsum(nats) / math.log(2)
     n_bytes, n_characters = int(counts @ [len(token) for token in known]), int(counts @ begins)
+    added = added_spaces(ids, known, tokenizer) if tokenizer.first_space else 0
+    n_bytes, n_characters = n_bytes - added, n_characters - added
     per_byte, per_character = (bits / n if n else math.nan for n in (n_bytes, n_characters))
     counted = {"bytes": n_bytes, "characters": n_characters}
     return {"bits_per_byte": per_byte, "bits_per_character": per_character, **counted}
+
+
+def added_spaces(ids: np.ndarray, known: list[bytes], tokenizer) -> int:
+    """How many of the spaces in ids (n,) the tokenizer put before a text: before the first ones of documents."""
+    is_special = np.array([not token for token in known])
+    is_space = np.array([token.startswith(b" ") for token in known])
+    at = np.flatnonzero(is_special[ids[:-1]] & ~is_special[ids[1:]])
+    return int(is_space[ids[at + 1]].sum())
 
 
 def parts(ids: np.ndarray) -> list[np.ndarray]:

@@ -100,8 +100,8 @@ def lay_out(questions: list[dict], tokenizer, block_size: int, path: Path) -> tu
 def encode_pair(tokenizer, context: str, choice: str) -> tuple[np.ndarray, int]:
     """Ids of both together, and how many of the last ones are the choice's: all beyond the context's own number. Spaces
     that end the context belong to the choice. An empty context becomes the end-of-text id."""
-    ids = tokenizer.encode(context + choice)
-    n = len(ids) - len(tokenizer.encode(context.rstrip()))
+    ids = tokenizer.encode_document(context + choice)
+    n = len(ids) - len(tokenizer.encode_document(context.rstrip()))
     if n == len(ids):
         if tokenizer.eot is None:
             raise ValueError(f"{choice[:40]!r} has no context, and the tokenizer no end-of-text id to start from")

@@ -73,7 +73,7 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
         raw = [part.encode("utf-8", "surrogateescape") for part in parts]
         first, *others = [np.frombuffer(part, np.uint8).astype(np.uint16) for part in raw]
     else:
-        first, *others = map(tokenizer.encode, parts)
+        first, *others = map(tokenizer.encode_document, parts)
     ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
     return name, lambda: ids, tokenizer, tokenizer.eot
 

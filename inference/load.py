@@ -15,6 +15,7 @@ from checkpoints.folder import find_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import open_dataset
+from data.model_tokenizer import VOCABULARY_FILES
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
 from inference.bind import bind
 from inference.pack import pack
@@ -33,11 +34,13 @@ def open_trained(init_from: str, out_dir: str) -> tuple[str | Path, dict]:
 
 
 def find_tokenizer(state: dict):
-    """The checkpoint's own tokenizer; for nanoGPT's checkpoints GPT-2's, or that of the dataset's meta.pkl. Raises
-    ValueError if there is none."""
+    """The checkpoint's own tokenizer; for nanoGPT's checkpoints, and folders without any, GPT-2's or that of the
+    dataset's meta.pkl. Raises ValueError if there is none."""
     if state.get("tokenizer"):
         return tokenizer_from_json(state["tokenizer"])
     name, vocab_size = state.get("config", {}).get("dataset"), state["model_args"]["vocab_size"]
+    if not set(VOCABULARY_FILES).isdisjoint(state.get("folder", {}).get("files", ())):
+        raise ValueError("the folder's tokenizer cannot be run (see the note above), and no other has its ids")
     if vocab_size in (50257, 50304):
         return TiktokenTokenizer("gpt2")
     tokenizer = open_dataset(name, vocab_size).tokenizer if name else None

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import MAKERS
+from tokenizers import processors
 
 import complete
 from benchmarks import suggestions as bench
@@ -32,7 +34,7 @@ from completion.completer import (
 )
 from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
 from completion.textfile import TextFile
-from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
 from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
 from inference.quantize import Int8Linear
@@ -1018,3 +1020,22 @@ def test_a_text_that_its_folder_does_not_take_goes_to_the_one_for_temporary_file
     monkeypatch.setattr(textfile.tempfile, "gettempdir", lambda: str(tmp_path))
     assert textfile.rescue(tmp_path / "removed" / "x.py", b"abc") == tmp_path / "x.py.unsaved"
     assert (tmp_path / "x.py.unsaved").read_bytes() == b"abc"
+
+
+def test_a_text_begins_as_the_tokenizer_says_and_is_continued_without_a_space():
+    library = MAKERS["Metaspace BPE, Llama-2's"]()
+    bos = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    library.post_processor = bos
+    tokenizer = JsonTokenizer(library.to_str(), bos=1, ends=[2])
+    completer = Completer(random_model(tokenizer.vocab_size), tokenizer)
+    assert completer.context("the cat") == library.encode("the cat").ids
+    begin = completer.encode("x" * 5000 + "\nthe cat", 5001)
+    assert begin == tokenizer.encode("the cat", inside=True).tolist() != tokenizer.encode("the cat").tolist()
+
+
+def test_a_tokenizer_without_bytes_is_refused_in_one_line(tmp_path):
+    tokenizer = JsonTokenizer(MAKERS["WordPiece, cased"]().to_str())
+    save(tmp_path, random_model(tokenizer.vocab_size), tokenizer)
+    with pytest.raises(ValueError, match="bytes of single tokens are needed here.*: its model is WordPiece") as error:
+        complete.main([f"--out_dir={tmp_path}", "--prompt=a", "--device=cpu"])
+    assert "\n" not in str(error.value)

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import MAKERS
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 import eval as command
 from checkpoints.file import save_checkpoint
 from data.dataset import DatasetWriter
-from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer
+from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, TiktokenTokenizer
 from evaluation import tasks
 from evaluation.scoring import cut, document_edges, losses, plan_windows
 from evaluation.text import open_file
@@ -206,6 +208,35 @@ def test_characters_are_counted_through_any_tokenizer(tmp_path, capsys):
         assert result["bytes"] == len((TEXT * 3).encode()) - len(first)
         assert result["characters"] == len(TEXT * 3) - (first[:1] != b"")
         assert result["tokens"] == len(tokenizer.encode(TEXT * 3)) - 1
+
+
+def test_spaces_that_a_tokenizer_puts_before_texts_are_not_counted_and_bos_begins_each(tmp_path, capsys):
+    library = MAKERS["Metaspace BPE, Llama-2's"]()
+    bos = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    library.post_processor = bos
+    tokenizer = JsonTokenizer(library.to_str(), bos=1, ends=[2])
+    save(tmp_path / "run", build(vocab_size=640), tokenizer)
+    (tmp_path / "text.txt").write_text(f"{TEXT}{EOT}{TEXT}", encoding="utf-8", newline="")
+    for options in [], ["--per_document"]:
+        result = run(capsys, f"--out_dir={tmp_path / 'run'}", f"--input={tmp_path / 'text.txt'}", *options)
+        text = TEXT * 2 if options else f"{TEXT}{EOT}{TEXT}"
+        assert (result["bytes"], result["characters"]) == (len(text.encode()), len(text))
+        expected = 2 * len(library.encode(TEXT).ids) + 1 if options else len(library.encode(text).ids)
+        assert result["tokens"] == expected - 1
+
+
+def test_bits_per_byte_are_left_out_with_the_reason_where_tokens_have_no_bytes(tmp_path, capsys):
+    tokenizer = JsonTokenizer(MAKERS["WordPiece, uncased"]().to_str())
+    save(tmp_path / "run", build(vocab_size=640), tokenizer)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = [f"--out_dir={tmp_path / 'run'}", f"--input={tmp_path / 'text.txt'}", "--device=cpu"]
+    command.main(options)
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    assert result["loss"] > 0 and "bits_per_byte" not in result
+    assert printed.err.strip() == "note: no bits per byte: its model is WordPiece"
+    with pytest.raises(ValueError, match="bytes of single tokens are needed here.*WordPiece"):
+        command.main([*options, "--baselines"])
 
 
 def test_bytes_that_are_not_utf8_are_evaluated_as_they_are_where_tokens_are_bytes(bytes_run, tmp_path, capsys):

@@ -241,7 +241,11 @@ def test_a_model_of_transformers_gives_its_logits_here_fine_tunes_and_goes_back(
 
 @pytest.mark.parametrize("changes, message", [
     (dict(model_type="gemma2", architectures=["Gemma2ForCausalLM"]), "model_type is 'gemma2' (Gemma2ForCausalLM)"),
-    (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope_type is 'llama3'"),
+    (dict(rope_parameters={"rope_type": "longrope", "factor": 8.0}), "rope_type is 'longrope', which"),
+    (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}),
+     "its numbers above 0: {'linear': 'factor', 'llama3': 'factor original_max_position_embeddings low_freq_factor"),
+    (dict(rope_scaling={"type": "linear", "factor": "2"}, rope_parameters=None), "'factor': '2'"),
+    (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "truncate": False}), "truncate"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (dict(num_key_value_heads=1), "self_attn.k_proj.weight: found (16, 32), config.json requires (8, 32)"),
     (dict(num_key_value_heads=3), "n_head=4 is not a multiple of n_kv_head=3"),

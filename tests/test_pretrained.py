@@ -2,23 +2,32 @@
 
 import json
 import re
+import shutil
 import socket
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from folders import Case, make_folder
 from huggingface_hub.utils import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import export
 import sample
 import train
 from checkpoints.build import build_model
+from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import NAMES, load_pretrained
-from data.dataset import DatasetWriter
-from data.tokenizer import BPETokenizer, TiktokenTokenizer
+from data.dataset import DatasetWriter, open_dataset
+from data.model_tokenizer import TOKENIZER_FILES
+from data.text import prepare
+from data.tokenizer import BPETokenizer, CharTokenizer, TiktokenTokenizer, read_model_tokenizer
+from inference.generate import stream
+from inference.sampling import Sampling
 
 TINY = dict(n_positions=16, n_embd=32, n_layer=2, n_head=4, vocab_size=101, bos_token_id=0, eos_token_id=0)
 
@@ -95,6 +104,163 @@ def test_a_short_config_has_the_defaults_of_gpt2config(folder):
 def test_a_folder_with_a_checkpoint_and_a_config_json_is_the_checkpoint(folder):
     torch.save({"model": {}, "model_args": {}, "iter_num": 5}, folder / "last.pt")
     assert load_pretrained(str(folder))["iter_num"] == 5
+
+
+def test_either_name_of_tied_weights_serves_for_both_and_wrappers_of_blocks_are_left_out(folder):
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop(WTE)
+    for wrapper in ("_orig_mod", "_fsdp_wrapped_module._checkpoint_wrapped_module", "module"):
+        wrapped = {name.replace(".h.1.", f".h.1.{wrapper}."): tensor for name, tensor in weights.items()}
+        save_file(wrapped, folder / "model.safetensors")
+        assert_same_logits(theirs, folder)
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=f"{WTE}: found nothing"):
+        load_pretrained(str(folder))
+
+
+LLAMA = dict(vocab_size=101, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=48, bos_token_id=0, eos_token_id=0)  # fmt: skip
+FROM_32 = {"original_max_position_embeddings": 32}
+SCALINGS = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | FROM_32,
+    "yarn": {"rope_type": "yarn", "factor": 4.0} | FROM_32,
+    "yarn, as DeepSeek's": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2, "mscale": 0.7,
+                            "mscale_all_dim": 1.0} | FROM_32,
+    "yarn, its own factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.8, "rope_theta": 50.0} | FROM_32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+def test_scaled_rope_gives_the_logits_of_transformers_within_and_beyond_the_first_context(name, kind, tmp_path):
+    rope = {"rope_theta": 1e4} | SCALINGS[name]
+    config = getattr(transformers, f"{kind}Config")(**LLAMA, max_position_embeddings=128, rope_parameters=rope)
+    theirs, generator = AutoModelForCausalLM.from_config(config).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + (1.0 if p.dim() == 1 else 0.0))
+    theirs.generation_config.eos_token_id = None
+    theirs.save_pretrained(tmp_path / "hf")
+    state = load_pretrained(str(tmp_path / "hf"))
+    ours, plain = build_model(state).eval(), build_model(state, rope_scaling=None).eval()
+    idx = torch.randint(0, 101, (2, 128), generator=generator)
+    with torch.no_grad():
+        expected = theirs(idx).logits
+        torch.testing.assert_close(ours(idx, idx)[0], expected, atol=2e-4, rtol=2e-4)
+        for places in (slice(32), slice(32, None)):
+            assert (plain(idx, idx)[0] - expected)[:, places].abs().max() > 0.1
+    greedy = [int(new) for new, _ in stream(ours, idx[:1, :20], 100, Sampling(temperature=0))]
+    their_text = theirs.generate(idx[:1, :20], max_new_tokens=100, do_sample=False)[0, 20:]
+    assert greedy == their_text.tolist()
+
+    state["tokenizer"] = CharTokenizer("".join(map(chr, range(0x4E00, 0x4E00 + 101)))).to_json()
+    (tmp_path / "out").mkdir()
+    save_checkpoint(tmp_path / "out" / "ckpt.pt", state)
+    export.main([f"--out_dir={tmp_path / 'out'}", f"--hf_dir={tmp_path / 'back'}"])
+    with torch.no_grad():
+        back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()(idx).logits
+    torch.testing.assert_close(back, expected, atol=2e-4, rtol=2e-4)
+
+
+LAYERS = ["full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("kind, options, is_active", [
+    ("Mistral", dict(sliding_window=127), True), ("Mistral", dict(sliding_window=128), False),
+    ("Mistral", dict(sliding_window=None), False),
+    ("Qwen2", dict(use_sliding_window=True, sliding_window=64, max_window_layers=1), True),
+    ("Qwen2", dict(use_sliding_window=True, sliding_window=64, max_window_layers=2), False),
+    ("Qwen3", dict(use_sliding_window=True, sliding_window=64, layer_types=LAYERS), True),
+    ("Qwen3", dict(use_sliding_window=True, sliding_window=128, max_window_layers=0), False),
+    ("Qwen2", dict(use_sliding_window=False, sliding_window=64, max_window_layers=0), False),
+])  # fmt: skip
+def test_sliding_windows_are_refused_exactly_where_they_change_the_logits(kind, options, is_active, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(**LLAMA, max_position_embeddings=128, **options)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.mul_(10.0 if p.dim() > 1 else 1.0)
+    theirs.save_pretrained(tmp_path)
+    if is_active:
+        with pytest.raises(ValueError, match="sliding_window=.* is less than max_position_embeddings=128"):
+            load_pretrained(str(tmp_path))
+        edit_config(tmp_path, sliding_window=None, use_sliding_window=False, layer_types=None)
+    ours, idx = build_model(load_pretrained(str(tmp_path))).eval(), torch.arange(100)[None] % 101
+    idx = torch.cat((idx, idx[:, :28]), dim=1)
+    with torch.no_grad():
+        difference = (ours(idx, idx)[0] - theirs(idx).logits).abs().max()
+    assert (difference > 1e-3) == is_active
+
+
+def test_a_mistral_without_a_word_on_windows_has_transformers_default(tmp_path):
+    config = transformers.MistralConfig(**LLAMA, max_position_embeddings=4097)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    there = json.loads(path.read_text(encoding="utf-8"))
+    del there["sliding_window"]
+    path.write_text(json.dumps(there), encoding="utf-8")
+    with pytest.raises(ValueError, match="sliding_window=4096"):
+        load_pretrained(str(tmp_path))
+
+
+# ---- the tokenizer's files -----------------------------------------------------------------------------------
+
+
+def test_files_pass_through_byte_for_byte_also_after_fine_tuning(tmp_path):
+    """On a dataset made with the folder's tokenizer, one made with the same vocabulary, and one without tokenizer."""
+    folder, text = tmp_path / "hf", tmp_path / "text.txt"
+    make_folder(Case("Metaspace BPE, Llama-2's", "llama", "several eos", True, "one file"), folder, seed=0)
+    (folder / "chat_template.jinja").write_bytes("{{ 'é' }}\r\n\xff".encode("latin-1"))
+    (folder / "tokenizer.model").write_bytes(bytes(range(256)))
+    before = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+    assert len(before) >= 5
+    text.write_text("\n\n\n".join(f"{i} times the cat sat " * 20 + "." for i in range(20)), encoding="utf-8")
+    options = ["--input", str(text), "--separator", r"\n\n\n"]
+    prepare.main([*options, "--tokenizer", str(folder), "--out_dir", str(tmp_path / "exact")])
+    prepare.main([*options, "--tokenizer", str(folder / "tokenizer.json"), "--out_dir", str(tmp_path / "kept")])
+    for name in ("", "exact", "kept", "bare"):
+        source = [f"--init_from={folder}"]
+        if name == "bare":
+            shutil.copytree(tmp_path / "exact", tmp_path / "bare")
+            (tmp_path / "bare" / "meta.json").unlink()
+        if name:
+            more = options_of_training(tmp_path, name)
+            assert train.main([*source, *more, "--max_iters=1"]) == 0
+            assert train.main([*more, "--init_from=resume", "--max_iters=2"]) == 0
+            source = [f"--out_dir={tmp_path / f'out-{name}'}"]
+        export.main([*source, f"--hf_dir={tmp_path / f'back-{name}'}"])
+        for file, content in before.items():
+            assert (tmp_path / f"back-{name}" / file).read_bytes() == content, (name, file)
+        config = json.loads((tmp_path / f"back-{name}" / "config.json").read_text(encoding="utf-8"))
+        assert (config["bos_token_id"], config["eos_token_id"]) == (1, [2, 608])
+    ids, library = open_dataset(tmp_path / "exact").array("train"), read_model_tokenizer(folder)
+    first = "0 times the cat sat " * 20 + "."
+    documents = [list(map(int, part)) for part in np.split(ids, np.flatnonzero(ids == 2) + 1)]
+    assert [*library.encode_document(first).tolist(), 2] in documents
+    assert all(document[0] == 1 for document in documents if document)  # bos
+    assert load_checkpoint(tmp_path / "out-exact" / "ckpt.pt")["tokenizer"] == library.to_json()
+    assert load_checkpoint(tmp_path / "out-bare" / "ckpt.pt")["tokenizer"] == library.to_json()
+
+
+def options_of_training(tmp_path, name: str) -> list[str]:
+    return [
+        f"--dataset={tmp_path / name}", f"--out_dir={tmp_path / f'out-{name}'}", "--vocab_size=609", "--device=cpu",
+        "--dtype=float32", "--batch_size=2", "--gradient_accumulation_steps=1", "--block_size=16", "--eval_iters=1",
+    ]  # fmt: skip
+
+
+def test_a_tokenizer_that_cannot_be_run_is_passed_on_and_gpt2s_is_not_taken_for_it(tmp_path, capsys):
+    folder = tmp_path / "hf"
+    hugging_face(vocab_size=50257, n_embd=8, n_layer=1, n_head=1).save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(b"\x0a\xff\x00")
+    with pytest.raises(ValueError, match="the folder's tokenizer cannot be run"):
+        sample.main([f"--init_from={folder}"])
+    assert "note: the weights come without a tokenizer" in capsys.readouterr().err
+    export.main([f"--init_from={folder}", f"--hf_dir={tmp_path / 'back'}"])
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes() == b"\x0a\xff\x00"
+    assert not (tmp_path / "back" / "tokenizer.json").exists()
 
 
 # ---- the scripts -----------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import MAKERS
 
 import sample
 from checkpoints.build import build_model
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
-from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -393,3 +394,43 @@ def test_a_full_disk_is_one_clear_error(out_dir, monkeypatch, output):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(Full()))
     with pytest.raises(ValueError, match=f"{output} cannot be written: No space left"):
         sample.main([f"--out_dir={out_dir}", "--device=cpu", "--max_new_tokens=5", *options])
+
+
+# ---- tokenizers of other people's folders ----
+
+
+def test_a_text_ends_at_any_of_several_ids(tmp_path, capsys, dictate):
+    tokenizer = JsonTokenizer(MAKERS["Metaspace BPE, Llama-2's"]().to_str(), ends=[2, 400])
+    save(tmp_path, tokenizer, tokenizer.vocab_size)
+    the = tokenizer.encode("the").tolist()
+    for end in (2, 400):
+        dictate([*the, end, *the * 50])
+        (found,) = records(tmp_path, capsys, "--start=a", "--num_samples=1", "--output=-", "--temperature=0")
+        assert (found["finish"], found["num_tokens"]) == ("end", len(the) + 1)
+        assert found["text"] == " the" + ("" if end == 2 else tokenizer.token_bytes(400).decode())
+
+
+def test_what_is_held_at_the_end_is_shown_and_searched_for_stop_strings(tmp_path, capsys, dictate):
+    """Bytes in a row are decoded together, once the row is over."""
+    tokenizer = JsonTokenizer(MAKERS["Metaspace BPE, Llama-2's"]().to_str(), ends=[2])
+    save(tmp_path, tokenizer, tokenizer.vocab_size)
+    ids = [3 + byte for byte in "€ 😀.".encode()]
+    options = ["--start=a", "--num_samples=1", "--output=-", "--temperature=0", f"--max_new_tokens={len(ids)}"]
+    for stop, expected, finish in (("", "€ 😀.", "length"), ("😀", "€ ", "stop"), ("x", "€ 😀.", "length")):
+        dictate(ids)
+        (found,) = records(tmp_path, capsys, *options, f"--stop={stop}")
+        assert (found["text"], found["finish"]) == (expected, finish)
+
+
+@pytest.mark.parametrize("name", ["Metaspace BPE, Llama-2's", "WordPiece, cased"])
+def test_prompts_of_white_space_are_the_librarys(tmp_path, capsys, name):
+    """Token healing takes no space away that the tokenizer put there, and leaves tokens without bytes alone."""
+    library = MAKERS[name]()
+    tokenizer = JsonTokenizer(library.to_str(), ends=[2])
+    assert sample.Beginning(tokenizer, "  the  ").prompt == "  the  "
+    for prompt in ("\n", " ", "the "):
+        beginning = sample.Beginning(tokenizer, prompt) if library.encode(prompt).ids else None
+        if beginning:
+            assert prompt.endswith(beginning.healed)
+            kept = tokenizer.decode(beginning.ids.tolist())
+            assert beginning.healed or kept.strip() == prompt.strip()

@@ -388,6 +388,19 @@ def test_a_position_in_a_text_without_a_place_to_cut_stays(monkeypatch):
     assert "".join(piece.text for piece in cut_at(pieces, 8, True) if piece.split == "train") == "字" * 8
 
 
+def test_pieces_say_where_a_document_begins_in_each_split(tmp_path, small_parts, monkeypatch):
+    monkeypatch.setattr(source, "PIECE", 50)
+    path = write(tmp_path / "a.txt", NOVEL)
+    pieces = [piece for unit in made(parse(tmp_path, "--input", path))[1] for piece in unit.pieces()]
+    assert len(pieces) > 5 and [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+    rows = write(tmp_path / "b.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in (NOVEL, "a", NOVEL)))
+    pieces = [piece for unit in made(parse(tmp_path, "--input", rows))[1] for piece in unit.pieces()]
+    after_an_end = [True, *(piece.ends for piece in pieces[:-1])]
+    assert [piece.begins for piece in pieces] == after_an_end and sum(after_an_end) == 3
+    halves = list(cut_at([Piece("a", "one two", False, None), Piece("a", " three", True, None, False)], 3, True))
+    assert [(piece.text, piece.begins) for piece in halves] == [("one", True), (" two", True), (" three", False)]
+
+
 def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
     path = write(tmp_path / "a.txt", "abc")
     keys = [

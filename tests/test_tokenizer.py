@@ -18,11 +18,11 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import tokenizer as module
+from data import bpe as module
+from data.bpe import TRAIN_PATTERN
 from data.tokenizer import (
     EOT,
     OPENAI_ENCODINGS,
-    TRAIN_PATTERN,
     BPETokenizer,
     ByteTokenizer,
     CharTokenizer,

@@ -65,6 +65,7 @@ class Outputs:
             "scaler": run.scaler.state_dict(),
             "rng": {"seed": run.config.seed, "iter_num": run.iter_num},  # all that random numbers depend on
             "tokenizer": run.tokenizer_json,
+            **({"folder": run.start["folder"]} if "folder" in run.start else {}),
             "meta": {k: v for k, v in (run.dataset.meta or {}).items() if k != "tokenizer"},
             "run": {**run.progress, "torch": str(torch.__version__), "world_size": run.ranks.world_size},
             "format": FORMAT,

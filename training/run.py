@@ -27,6 +27,7 @@ class Run:
     scaler: torch.amp.GradScaler
     resumed: bool
     progress: dict  # the checkpoint's "run": seconds, last_eval_iter, clipped, skipped, id, fingerprint, samples
+    start: dict  # of the checkpoint it started from: "tokenizer", and "folder" (see checkpoints/pretrained.py)
     iter_num: int = 0  # steps done
     best_val_loss: float = 1e9
     saved_iter: int = -1  # steps at the last save; -1 = none yet
@@ -38,7 +39,8 @@ class Run:
         self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes
         self.tokens_per_iter = self.samples * config.block_size
         self.n_params = self.model.get_num_params(non_embedding=False)
-        self.tokenizer_json = self.dataset.tokenizer.to_json() if self.dataset.tokenizer else None  # may be large
+        own = self.dataset.tokenizer
+        self.tokenizer_json = own.to_json() if own else self.start.get("tokenizer")  # may be large
 
     def begin(self) -> None:
         """Sets what depends on the restored state: the end of the run, its position in the data, its clock."""

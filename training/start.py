@@ -72,7 +72,8 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     # float16's small gradients need scaling, on the CPU too
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     progress = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
-    run = Run(config, ranks, device, dtype, dataset, model, optimizer, scaler, resumed, progress)
+    kept = {key: state[key] for key in ("tokenizer", "folder") if state and key in state}
+    run = Run(config, ranks, device, dtype, dataset, model, optimizer, scaler, resumed, progress, kept)
     if resumed:
         restore(run, state, newest)
     progress["fingerprint"] = dataset.fingerprint()
