@@ -240,17 +240,15 @@ class GPT(nn.Module):
 
     def make_derived(self) -> None:
         """Makes what follows from config and weights, and so is not stored in a checkpoint: the tie, RoPE's tables."""
-        if self.config.tie_weights:
+        if self.config.tie_weights and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             self.lm_head.weight = self.transformer.wte.weight
         if self.config.pos == "rope":
-            cos, sin = rope_table(self.config)
-            device = self.lm_head.weight.device
-            self.register_buffer("rope_cos", cos.to(device), persistent=False)
-            self.register_buffer("rope_sin", sin.to(device), persistent=False)
+            for name, table in zip(("rope_cos", "rope_sin"), rope_table(self.config), strict=True):
+                self.register_buffer(name, table.to(self.transformer.wte.weight.device), persistent=False)
 
-    def allocate(self, device: torch.device | str) -> "GPT":
-        """Gives a model that was made on the meta device memory, which holds nothing yet."""
-        self.to_empty(device=device)
+    def _apply(self, fn, recurse: bool = True) -> "GPT":
+        """What .to(), .half() and the like call. RoPE's tables stay float32, since bfloat16 is off by 0.01."""
+        super()._apply(fn, recurse)
         self.make_derived()
         return self
 
