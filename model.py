@@ -375,7 +375,8 @@ class GPT(nn.Module):
         x, flat = self.transformer.ln_f(x), targets.reshape(-1)
         count = (flat != -1).sum().clamp(min=1)
         device = x.device.type
-        if device == "cpu" and not return_logits and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
+        is_fused = device != "cpu" and torch.compiler.is_compiling()  # with the head, by the compiler
+        if not return_logits and not is_fused and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
             rows, grad = x.reshape(-1, x.size(-1)), torch.is_grad_enabled()
             loss = LinearCrossEntropy.apply(rows, self.lm_head.weight, flat, self.config.softcap, dtype, grad)
@@ -433,10 +434,8 @@ class GPT(nn.Module):
         return idx
 
 
-# ---- faster equivalents for the CPU ---------------------------------------------------------------------------------
+# ---- the same in less memory, or faster on a CPU --------------------------------------------------------------------
 
-# Logits that LinearCrossEntropy holds at a time, but at least 256 rows of them: fewer multiply much more slowly.
-LOGITS_AT_ONCE = 2**22
 DENSE_ATTENTION = 256  # longest context trained with all scores in memory, in bfloat16 on a CPU
 
 
@@ -469,6 +468,11 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: 
         return (dropout(scores.softmax(-1)) @ v).view(B, nh, T, hs)
 
 
+def logits_at_once(device: torch.device) -> int:
+    """How many to compute and drop at a time: what fits a CPU's cache, or 256 MiB in float32 elsewhere."""
+    return 2**22 if device.type == "cpu" else 2**26
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
@@ -481,9 +485,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
         w = weight.to(dtype)
-        # half precision's small numbers would be lost here, before GradScaler's factor reaches them
-        grad_dtype = torch.float32 if dtype == torch.float16 else dtype
-        rows = max(256, LOGITS_AT_ONCE // w.size(0))
+        rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
             grad_x = torch.empty_like(x)
@@ -505,9 +507,16 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
-                grad = grad.to(grad_dtype)
-                grad_x[chunk] = (grad @ w.to(grad_dtype)) * valid
-                grad_w += grad.t() @ (xc.to(grad_dtype) * valid)
+                if dtype == torch.float16:  # would lose small numbers here, before GradScaler's factor reaches them
+                    # as large as allows no element of grad_w's product to overflow, nor, for weights up to 32, grad_x's
+                    factor = (2**15 / (grad.norm(1, dim=0).amax() * xc.abs().amax())).clamp(max=2**10)
+                    grad *= factor
+                grad = grad.to(dtype)
+                part_x, part_w = (grad @ w) * valid, grad.t() @ (xc * valid)
+                if dtype == torch.float16:
+                    part_x, part_w = part_x.float() / factor, part_w.float() / factor
+                grad_x[chunk] = part_x
+                grad_w += part_w
         if need_grad:
             ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
         return total

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -295,7 +297,7 @@ def test_training_in_bfloat16_has_the_gradients_of_float32(T, dropout, more):
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("rows", [600, 256, 1])
 def test_linear_cross_entropy_equals_float64_cross_entropy(monkeypatch, rows, softcap, ignored):
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 1)  # 256 rows at a time
+    monkeypatch.setattr(model_file, "logits_at_once", lambda device: 1)  # 256 rows at a time
     g = seeded()
     x = torch.randn(rows, 24, generator=g, requires_grad=True)
     weight = torch.randn(61, 24, generator=g, requires_grad=True)
@@ -322,17 +324,77 @@ def test_linear_cross_entropy_never_holds_more_logits_than_a_chunk(monkeypatch):
             self.numel = max(self.numel, out.numel() if isinstance(out, torch.Tensor) else 0)
             return out
 
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 300 * 500)
+    monkeypatch.setattr(model_file, "logits_at_once", lambda device: 300 * 500)
     x, weight = torch.randn(1000, 8), torch.randn(500, 8, requires_grad=True)
     with Largest() as largest:
         LinearCrossEntropy.apply(x, weight, torch.zeros(1000).long(), 3.0, torch.float32, True).backward()
     assert largest.numel == 300 * 500
 
 
+class LiveMemory(TorchDispatchMode):
+    """peak: the most bytes that tensors made in it held at any time. rows: of the largest tensor `width` wide."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.now = self.peak = self.rows = 0
+        self.width, self.known = width, weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.count(storage.nbytes())
+                weakref.finalize(storage, self.count, -storage.nbytes())
+                if tensor.dim() and tensor.size(-1) == self.width:
+                    self.rows = max(self.rows, tensor.numel() // self.width)
+        return out
+
+    def count(self, n: int) -> None:
+        self.now += n
+        self.peak = max(self.peak, self.now)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_loss_of_a_gpu_holds_a_few_logits_unless_a_compiler_fuses_it(monkeypatch, recompute):
+    """A GPT-2 of one layer at 32 x 1024 on the meta device, which goes a GPU's way. All its logits are 6.6 GB."""
+    knows = {"is_autocast_enabled": lambda device: False}  # torch itself does not know that device
+    with torch.device("meta"):
+        model, idx = GPT(GPTConfig(n_layer=1)), torch.zeros(32, 1024, dtype=torch.int64)
+    model.checkpoint_activations = recompute
+    memory = []
+    for is_compiling in (False, True):
+        knows["compiler"] = SimpleNamespace(is_compiling=is_compiling.__bool__)
+        monkeypatch.setattr(model_file, "torch", SimpleNamespace(**vars(torch) | knows))
+        memory.append(LiveMemory(width=50304))
+        with memory[-1]:
+            model(idx, idx, return_logits=False)[1].backward()
+    assert memory[0].rows == 2**26 // 50304 and memory[1].rows == 32 * 1024
+    assert memory[0].peak < memory[1].peak - 2 * 4 * 32 * 1024 * 50304
+    x, weight = (torch.empty(n, 768, device="meta", requires_grad=True) for n in (32 * 1024, 50304))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        with LiveMemory(width=50304) as alone:
+            LinearCrossEntropy.apply(x, weight, idx.flatten(), 15.0, dtype, True).backward()
+        assert alone.peak < 1.8e9
+
+
+@pytest.mark.parametrize("logit", [17.0, -17.0])
+def test_gradients_of_the_loss_in_float16_neither_vanish_nor_overflow(monkeypatch, logit):
+    """The target is almost certain: probabilities of 4e-8. Almost impossible: a sum over rows of 80,000."""
+    monkeypatch.setattr(model_file, "logits_at_once", lambda device: 2**24)
+    x, weight, targets = torch.full((4096, 2), 20.0), torch.zeros(500, 2), torch.full((4096,), 7)
+    weight[7] = logit / 40
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        loss = LinearCrossEntropy.apply(*leaves, targets, 0.0, torch.float16, True)
+    exact = F.cross_entropy(x.double() @ weight.double().t(), targets, reduction="sum")
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, leaves), rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("tie_weights", [False, True])
 def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, softcap):
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(model_file, "logits_at_once", lambda device: 1)
     model = build(tie_weights=tie_weights, softcap=softcap)
     idx, targets = ids(20), ids(20, seed=3)
     for hidden in (slice(0, 0), slice(3, 9), slice(None)):
@@ -344,12 +406,13 @@ def test_loss_without_logits_equals_loss_with_logits(monkeypatch, tie_weights, s
         torch.testing.assert_close((loss, chunked), (mean.detach(),) * 2, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(chunked_grads, grads, atol=1e-6, rtol=1e-4)
     assert loss == 0 and not any(g.any() for g in grads.values())  # nothing to predict: no loss, not nan
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, grads = gradients(model, idx, ids(20, seed=3))
-        chunked, chunked_grads = gradients(model, idx, ids(20, seed=3), return_logits=False)
-    assert abs(chunked - loss) < 1e-2
-    for name, grad in grads.items():
-        assert (chunked_grads[name] - grad).norm() < 0.03 * grad.norm(), name
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            loss, grads = gradients(model, idx, ids(20, seed=3))
+            chunked, chunked_grads = gradients(model, idx, ids(20, seed=3), return_logits=False)
+        assert abs(chunked - loss) < 1e-2
+        for name, grad in grads.items():
+            assert (chunked_grads[name] - grad).norm() < 0.03 * grad.norm(), name
     for bad in (-100, 61):
         for return_logits in (True, False):
             with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
