@@ -27,6 +27,8 @@ CHOICES = {
     "mlp": ("gelu", "gelu_tanh", "swiglu", "relu2"),
     "init": ("normal", "kaiming"),
 }
+# devices where training under bfloat16's autocast keeps the residual stream in bfloat16 too: less memory to read
+NARROW_STREAM = ("cuda",)
 
 
 @dataclass
@@ -111,7 +113,7 @@ class GPTConfig:
 
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -132,8 +134,8 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
     return x * rope[0] + x.roll(x.size(-1) // 2, dims=-1).float() * rope[1]
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm in its weight's type also under autocast, where mixed types are a slow path with a warning."""
+class RMSNorm(nn.RMSNorm):
+    """In its weight's type also under autocast, where mixed types are a slow path with a warning."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -148,8 +150,8 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
         if config.qk_norm:
-            self.q_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
-            self.k_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
+            self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps)
         self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x, rope=None, cache=None, layer: int = 0):
@@ -342,6 +344,9 @@ class GPT(nn.Module):
         else:
             rope = self.rope_cos[positions].unsqueeze(-2), self.rope_sin[positions].unsqueeze(-2)
         if self.training:
+            device = x.device.type
+            if device in NARROW_STREAM and torch.is_autocast_enabled(device):
+                x = x.to(torch.promote_types(torch.get_autocast_dtype(device), torch.bfloat16))  # float16 overflows
             x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             if self.checkpoint_activations and self.training:

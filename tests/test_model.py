@@ -290,6 +290,34 @@ def test_training_in_bfloat16_has_the_gradients_of_float32(T, dropout, more):
     assert F.cosine_similarity(*flat, dim=0) > 0.995
 
 
+@pytest.mark.filterwarnings("error")  # mixed types in RMSNorm warn and are slow
+@pytest.mark.parametrize("shape", [dict(), LLAMA | dict(qk_norm=True)], ids=["gpt2", "llama"])
+def test_a_residual_stream_in_bfloat16_learns_as_one_in_float32_does(monkeypatch, shape):
+    """A GPU's way, on a CPU: bfloat16 between the blocks, in training under its autocast only; weights stay float32."""
+    idx, seen, losses = ids(8), [], []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(model_file, "NARROW_STREAM", devices)
+        model = GPT(GPTConfig(**TINY | shape), seeded()).train()
+        model.transformer.h[1].register_forward_pre_hook(lambda block, args: seen.append(args[0].dtype))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(40):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(idx[:, :-1], idx[:, 1:], return_logits=False)[1]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+        assert set(seen) == {torch.bfloat16 if devices else torch.float32}
+        seen.clear()
+    assert losses[40:] == pytest.approx(losses[:40], rel=0.03) and losses[-1] < losses[0] - 1
+    model(idx)
+    with torch.autocast("cpu", torch.float16):
+        model(idx, idx)
+        model.eval()(idx)
+    assert set(seen) == {torch.float32}
+
+
 # ---- losses ----
 
 
