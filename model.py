@@ -32,6 +32,8 @@ ROPE_SCALING = {  # rope_type: its numbers, by Hugging Face's names
     "llama3": "factor original_max_position_embeddings low_freq_factor high_freq_factor",
     "yarn": "factor original_max_position_embeddings beta_fast beta_slow attention_factor",
 }
+# devices where training under bfloat16's autocast keeps the residual stream in bfloat16 too: less memory to read
+NARROW_STREAM = ("cuda",)
 
 
 @dataclass
@@ -122,7 +124,7 @@ class GPTConfig:
 
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
@@ -160,8 +162,8 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
     return x * rope[0] + x.roll(x.size(-1) // 2, dims=-1).float() * rope[1]
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm in its weight's type also under autocast, where mixed types are a slow path with a warning."""
+class RMSNorm(nn.RMSNorm):
+    """In its weight's type also under autocast, where mixed types are a slow path with a warning."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -176,8 +178,8 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
         if config.qk_norm:
-            self.q_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
-            self.k_norm = HeadNorm(self.head_dim, eps=config.norm_eps)
+            self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps)
         self.attn_dropout, self.resid_dropout = Dropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, x, rope=None, cache=None, layer: int = 0):
@@ -268,17 +270,15 @@ class GPT(nn.Module):
 
     def make_derived(self) -> None:
         """Makes what follows from config and weights, and so is not stored in a checkpoint: the tie, RoPE's tables."""
-        if self.config.tie_weights:
+        if self.config.tie_weights and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             self.lm_head.weight = self.transformer.wte.weight
         if self.config.pos == "rope":
-            cos, sin = rope_table(self.config)
-            device = self.lm_head.weight.device
-            self.register_buffer("rope_cos", cos.to(device), persistent=False)
-            self.register_buffer("rope_sin", sin.to(device), persistent=False)
+            for name, table in zip(("rope_cos", "rope_sin"), rope_table(self.config), strict=True):
+                self.register_buffer(name, table.to(self.transformer.wte.weight.device), persistent=False)
 
-    def allocate(self, device: torch.device | str) -> "GPT":
-        """Gives a model that was made on the meta device memory, which holds nothing yet."""
-        self.to_empty(device=device)
+    def _apply(self, fn, recurse: bool = True) -> "GPT":
+        """What .to(), .half() and the like call. RoPE's tables stay float32, since bfloat16 is off by 0.01."""
+        super()._apply(fn, recurse)
         self.make_derived()
         return self
 
@@ -372,6 +372,9 @@ class GPT(nn.Module):
         else:
             rope = self.rope_cos[positions].unsqueeze(-2), self.rope_sin[positions].unsqueeze(-2)
         if self.training:
+            device = x.device.type
+            if device in NARROW_STREAM and torch.is_autocast_enabled(device):
+                x = x.to(torch.promote_types(torch.get_autocast_dtype(device), torch.bfloat16))  # float16 overflows
             x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):
             if self.checkpoint_activations and self.training:
@@ -405,7 +408,8 @@ class GPT(nn.Module):
         x, flat = self.transformer.ln_f(x), targets.reshape(-1)
         count = (flat != -1).sum().clamp(min=1)
         device = x.device.type
-        if device == "cpu" and not return_logits and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
+        is_fused = device != "cpu" and torch.compiler.is_compiling()  # with the head, by the compiler
+        if not return_logits and not is_fused and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
             rows, grad = x.reshape(-1, x.size(-1)), torch.is_grad_enabled()
             loss = LinearCrossEntropy.apply(rows, self.lm_head.weight, flat, self.config.softcap, dtype, grad)
@@ -463,10 +467,8 @@ class GPT(nn.Module):
         return idx
 
 
-# ---- faster equivalents for the CPU ---------------------------------------------------------------------------------
+# ---- the same in less memory, or faster on a CPU --------------------------------------------------------------------
 
-# Logits that LinearCrossEntropy holds at a time, but at least 256 rows of them: fewer multiply much more slowly.
-LOGITS_AT_ONCE = 2**22
 DENSE_ATTENTION = 256  # longest context trained with all scores in memory, in bfloat16 on a CPU
 
 
@@ -499,6 +501,11 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: 
         return (dropout(scores.softmax(-1)) @ v).view(B, nh, T, hs)
 
 
+def logits_at_once(device: torch.device) -> int:
+    """How many to compute and drop at a time: what fits a CPU's cache, or 256 MiB in float32 elsewhere."""
+    return 2**22 if device.type == "cpu" else 2**26
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
@@ -511,9 +518,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
         w = weight.to(dtype)
-        # half precision's small numbers would be lost here, before GradScaler's factor reaches them
-        grad_dtype = torch.float32 if dtype == torch.float16 else dtype
-        rows = max(256, LOGITS_AT_ONCE // w.size(0))
+        rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
             grad_x = torch.empty_like(x)
@@ -535,9 +540,16 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
-                grad = grad.to(grad_dtype)
-                grad_x[chunk] = (grad @ w.to(grad_dtype)) * valid
-                grad_w += grad.t() @ (xc.to(grad_dtype) * valid)
+                if dtype == torch.float16:  # would lose small numbers here, before GradScaler's factor reaches them
+                    # as large as allows no element of grad_w's product to overflow, nor, for weights up to 32, grad_x's
+                    factor = (2**15 / (grad.norm(1, dim=0).amax() * xc.abs().amax())).clamp(max=2**10)
+                    grad *= factor
+                grad = grad.to(dtype)
+                part_x, part_w = (grad @ w) * valid, grad.t() @ (xc * valid)
+                if dtype == torch.float16:
+                    part_x, part_w = part_x.float() / factor, part_w.float() / factor
+                grad_x[chunk] = part_x
+                grad_w += part_w
         if need_grad:
             ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
         return total

@@ -38,7 +38,7 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         model.make_derived()
     elif device.type != "meta":
-        model.allocate(device).load_state_dict(weights)
+        model.to_empty(device=device).load_state_dict(weights)
     return model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import GPT, LOGITS_AT_ONCE
+from model import GPT, logits_at_once
 from system.distributed import Ranks
 
 # default tokens per batch; more would not fit into a CPU's cache
@@ -75,7 +75,7 @@ def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -
     (N,) bool; all False unless `greedy`, which doubles the time. Only these positions go through the head, in chunks.
     A float32 near 10 is off by up to 5e-7, so the logarithm and the difference are computed in float64."""
     hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
-    rows = max(128, (LOGITS_AT_ONCE if x.device.type == "cpu" else 64 * LOGITS_AT_ONCE) // model.config.vocab_size)
+    rows = max(128, logits_at_once(x.device) // model.config.vocab_size)
     parts = []
     for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = model.logits(h).float()  # (rows, V)

@@ -14,6 +14,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from model import RMSNorm
+
 
 def bind(model: nn.Module) -> None:
     """Binds the layers inside a GPT's blocks, in place, once its weights have their final format."""
@@ -26,7 +28,7 @@ def as_function(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """module.forward; for PyTorch's layers, with the parameters bound."""
     if type(module) is nn.Linear:
         return partial(F.linear, weight=module.weight, bias=module.bias)
-    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+    if type(module) in (nn.LayerNorm, RMSNorm):
         options = {"normalized_shape": module.normalized_shape, "weight": module.weight, "eps": module.eps}
         if type(module) is nn.LayerNorm:
             return partial(torch.layer_norm, bias=module.bias, **options)

@@ -96,7 +96,7 @@ class CompiledStep:
         weight = model.transformer.wte.weight
         self.cache = cache = KVCache(model.config, batch_size, weight.device, weight.dtype, ragged=True)
         cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        for tensor in (cache.k, cache.v, cache.length) + (() if cache.ids is None else (cache.ids,)):
+        for tensor in (*cache.kv, cache.length, *([] if cache.ids is None else [cache.ids])):
             torch._dynamo.mark_static_address(tensor)  # written to by the graph
         self.forward = torch.compile(lambda idx: model(idx, cache=cache)[0], fullgraph=True, dynamic=False, **options)
 
@@ -116,7 +116,7 @@ class Decoder:
         self.recent = deque(maxlen=max(1, self.block_size // 2))  # the last ids (B,) that followed the prompts
         if compiled:
             self.cache = compiled.cache
-            assert self.cache.k.size(1) == B, f"compiled for {self.cache.k.size(1)} rows, not {B}"
+            assert len(self.cache.kv[0]) == B, f"compiled for {len(self.cache.kv[0])} rows, not {B}"
         else:
             ragged = len({min(len(row), self.block_size) for row in prompts}) > 1
             self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged=ragged)
@@ -151,7 +151,7 @@ class Decoder:
     def encode(self, contexts: list[torch.Tensor], rows: slice) -> torch.Tensor:
         """Fills `rows` of the cache from position 0; returns the logits (len(contexts), V) after each context."""
         counts, part = [len(context) for context in contexts], self.cache.rows(rows)
-        is_ragged, device = len(set(counts)) > 1, self.cache.k.device
+        is_ragged, device = len(set(counts)) > 1, self.cache.kv[0].device
         self.lengths[rows] = counts
         if isinstance(self.cache.length, torch.Tensor):
             self.cache.length[rows] = torch.tensor(counts, device=device)
@@ -166,13 +166,13 @@ class Decoder:
 
     def encode_once(self, context: torch.Tensor, part: KVCache) -> torch.Tensor:
         """encode() for a context (T,) shared by all rows of `part`."""
-        T, B = len(context), part.k.size(1)
+        T, B = len(context), len(part.kv[0])
         logits = self.model(context[None], cache=part.rows(slice(1)))[0]
         if part.ids is not None:
             part.ids[1:] = part.ids[:1]
-        if isinstance(self.cache.length, int) and part.k.device.type == "cpu" and B >= SHARING_ROWS:
-            self.cache.shared = T
+        if isinstance(self.cache.length, int) and logits.device.type == "cpu" and B >= SHARING_ROWS:
+            self.cache.share(T)
         else:
-            for cached in (part.k, part.v):
-                cached[:, 1:, :, :T] = cached[:, :1, :, :T]
+            for cached in part.kv:
+                cached[1:, :, :T] = cached[:1, :, :T]
         return logits[:, -1].expand(B, -1)

@@ -64,6 +64,8 @@ def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", 
     picked = pick_dtype(dtype, device)
     if dtype == "auto" and (picked == torch.float16 or is_int8 and device.type != "cuda"):
         picked = torch.float32
+    # cuDNN plans its attention anew for each number of keys, which takes tens of milliseconds and here grows by one
+    torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device, picked).eval()
     if is_int8:
         round_weights(model, round_inputs=not plain)

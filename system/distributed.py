@@ -128,7 +128,7 @@ class Ranks:
         # the loss may use the head's weight without calling the head
         for module in (*sharded.transformer.h, sharded):
             fully_shard(module, mesh=mesh, mp_policy=policy)
-        sharded.allocate(device)
+        sharded.to_empty(device=device)
         if self.sum([not any(p.is_meta for p in weights.values())])[0]:
             for name, shard in sharded.named_parameters():
                 whole = weights[name].detach() if self.is_main else torch.empty(shard.shape)

@@ -4,10 +4,12 @@ import copy
 import itertools
 import json
 import math
+import shutil
 import weakref
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 import bench
 from benchmarks import inference
@@ -34,8 +36,8 @@ def memory_starts_as_nan(monkeypatch):
     def init(cache, *args, ragged=False, **kwargs):
         allocate(cache, *args, ragged=ragged, **kwargs)
         if not ragged:
-            cache.k.fill_(math.nan)
-            cache.v.fill_(math.nan)
+            for tensor in cache.kv:
+                tensor.fill_(math.nan)
 
     monkeypatch.setattr(KVCache, "__init__", init)
 
@@ -238,12 +240,12 @@ def test_steps_of_rows_with_one_prompt_equal_the_uncached_model(shape):
     idx[:, :6] = idx[0, :6]
     full = model(idx, idx)[0]
     decoder = Decoder(model, idx[:, :6])
-    decoder.cache.k.fill_(7)
+    decoder.cache.whole.fill_(7)
     torch.testing.assert_close(decoder.start(), full[:, 5], atol=1e-4, rtol=0)
     assert decoder.cache.shared == 6
     for t in range(6, 16):
         torch.testing.assert_close(decoder.advance(idx[:, t]), full[:, t], atol=1e-4, rtol=0)
-    assert (decoder.cache.k[:, 1:, :, :6] == 7).all()  # kept once
+    assert (decoder.cache.whole[:, 1:, :, :6] == 7).all()  # kept once
 
 
 @torch.no_grad()
@@ -322,12 +324,27 @@ def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_
     expected, uniform = run(model, prompts, 40), run(model, [prompts[0]] * 3, 40)
     torch._dynamo.reset()
     compiled = CompiledStep(model, 3, backend=backend)  # fullgraph: a break would be an error
-    memory = compiled.cache.k.data_ptr()
+    memory = compiled.cache.kv[0].data_ptr()
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
         assert torch.equal(run(model, [prompts[0]] * 3, 40, compiled=compiled), uniform)
         assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
-    assert compiled.cache.k.data_ptr() == memory
+    assert compiled.cache.kv[0].data_ptr() == memory
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+def test_a_compiled_step_writes_into_the_cache_and_copies_none_of_it():
+    """Read in inductor's code: no memory of a layer's size, and no loop over as many elements."""
+    model, idx = build(block_size=40, pos="rope"), torch.zeros(2, 1, dtype=torch.int64)
+    torch._dynamo.reset()
+    step = CompiledStep(model, 2)
+    shape = step.cache.kv[0].shape
+    with torch._inductor.config.patch(force_disable_caches=True), torch.no_grad():
+        logits, (code,) = run_and_get_code(step, idx)
+    torch.testing.assert_close(logits, model(idx)[0], atol=1e-5, rtol=0)
+    assert all(keys.count_nonzero() == 2 * 4 * 8 for keys in step.cache.kv)  # one position
+    assert "scaled_dot_product" in code and f"empty_strided_cpu({tuple(shape)}" not in code
+    assert f"{shape.numel()}L" not in code and "select_scatter" not in code
 
 
 def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):

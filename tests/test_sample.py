@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from folders import MAKERS
+from test_train import SMALL, write_dataset
+from torch.nn import functional as F
 
+import complete
+import eval as evaluate
 import sample
+import train
 from checkpoints.build import build_model
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
@@ -310,6 +315,35 @@ def test_a_conversation_begins_with_the_text_of_a_file(out_dir, tmp_path, capsys
 @pytest.mark.parametrize("options", [["--quantize=int8"], ["--dtype=bf16"], ["--dtype=bfloat16", "--quantize=int8"]])
 def test_other_number_formats_write_text(out_dir, capsys, options):
     assert len(write(out_dir, capsys, "--start=宝", "--num_samples=2", *options)) == 2
+
+
+def test_all_but_training_attend_without_cudnn(tmp_path, monkeypatch, capsys):
+    """Which needs a new plan for each number of keys. The recorder asks at each attention whether it may be used."""
+    attend, allowed = F.scaled_dot_product_attention, []
+
+    def recording(*args, **kwargs):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(sample, "can_compile", lambda device: True)
+    dataset, run, cpu = write_dataset(tmp_path / "data", "the cat sat. " * 200), f"--out_dir={tmp_path}", "--device=cpu"
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for main, options, expected in [
+            (train.main, [*SMALL, f"--dataset={dataset}", "--max_iters=1"], True),
+            (sample.main, [cpu, "--start=the c", "--max_new_tokens=3"], False),
+            (sample.main, [cpu, "--start=the c", "--max_new_tokens=3", "--compile"], False),
+            (complete.main, [cpu, "--prompt=the c"], False),
+            (evaluate.main, [cpu], False),
+        ]:
+            torch.backends.cuda.enable_cudnn_sdp(True)
+            allowed.clear()
+            main([run, *options])
+            assert allowed and set(allowed) == {expected}
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):

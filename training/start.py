@@ -64,7 +64,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     if fsdp:
         model = ranks.shard(model, device, dtype)
     else:
-        model = model.allocate(device) if from_shards else model.to(device)
+        model = model.to_empty(device=device) if from_shards else model.to(device)
     model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
     betas = (config.beta1, config.beta2)
