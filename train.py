@@ -277,9 +277,9 @@ def train(run: Run) -> int:
 def compiled(run: Run) -> torch.nn.Module:
     run.ranks.say("compiling the model (takes a minute)")
     if not run.fsdp:
-        return torch.compile(run.model)
+        return torch.compile(run.model, dynamic=False)
     for block in run.model.transformer.h:  # block by block, between FSDP's hooks that gather and free weights
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward, dynamic=False)
     return run.model
 
 
