@@ -44,10 +44,16 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
                 "processes, or install a CUDA build of PyTorch"
             )
         device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
+        make_current(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps needs a Mac with a GPU: use --device=auto")
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Makes `device` this thread's own. A new thread begins with GPU 0, on which it would take memory for a context."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def keep_memory() -> None:

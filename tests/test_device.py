@@ -1,8 +1,14 @@
 """device.py: what 'auto' stands for, and what is refused."""
 
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from checkpoints.load import load_checkpoint
+from checkpoints.saver import Saver
 from system import device as module
 from system.device import peak_flops_of, pick_compile, pick_device, pick_dtype
 
@@ -59,3 +65,18 @@ def test_the_peak_is_known_or_not_told(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert peak_flops_of(torch.device("cuda", 0), None) == (tflops and tflops * 1e12)
     assert peak_flops_of(CPU, None) is None and peak_flops_of(CPU, 2.0) == 2e12
+
+
+def test_the_thread_that_saves_uses_the_gpu_of_the_run(tmp_path, monkeypatch):
+    """With stand-ins for CUDA's calls: else the first pinned buffer would take memory on GPU 0."""
+    event, used = object(), []
+    stream = SimpleNamespace(wait_event=used.append, synchronize=lambda: None, record_event=lambda: event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((threading.current_thread().name, device)))
+    saver = Saver(torch.device("cuda", 1), keep=2)
+    saver.save({"model": {"weight": torch.ones(2)}, "model_args": {}}, tmp_path / "last.pt")
+    saver.wait()
+    assert used == [("save", torch.device("cuda", 1)), event]
+    assert load_checkpoint(tmp_path / "last.pt")["model"]["weight"].tolist() == [1, 1]

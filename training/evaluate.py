@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from data.dataset import eval_batch, eval_windows
-from training.batches import to_device
+from training.batches import ready_to_send, to_device
 from training.run import Run
 
 
@@ -23,8 +23,9 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
             x, y = eval_batch(dataset, split, np.append(mine, padding), config.block_size, config.sampling)
             y[len(mine) :] = -1
             valid = int((y >= 0).sum())
+            x, y = (to_device(ready_to_send(part, device), device) for part in (x, y))
             with autocast:
-                _, loss = model(to_device(x, device), to_device(y, device), return_logits=False)
+                _, loss = model(x, y, return_logits=False)
             total += loss * valid
             count += valid
         total, count = ranks.sum([total.item(), count])
