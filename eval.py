@@ -91,11 +91,9 @@ def main(argv: list[str]) -> None:
     ranks.start("gloo", torch.device("cpu"))
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
-    try:
-        with torch.inference_mode(), autocast:
-            nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
-    finally:
-        ranks.stop()
+    with torch.inference_mode(), autocast:
+        nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
+    ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
         return

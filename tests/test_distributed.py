@@ -1,5 +1,6 @@
 """Several processes: the losses of one, half the memory under FSDP, one kind of checkpoint, restarts by themselves."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -13,11 +14,13 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from test_train import ROOT, SMALL, assert_equal_states, timeless, write_dataset
 
+import configurator
 import sample
 import train
 from checkpoints.build import build_model
@@ -27,9 +30,13 @@ from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
 from checkpoints.sharded import save_sharded
 from system import distributed
+from system.distributed import Ranks
 from training import start as starting
+from training.batches import Batches
 from training.check import validate
+from training.health import Health
 from training.metrics import read_metrics
+from training.outputs import Outputs
 from training.start import continues
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts processes by fork")
@@ -41,12 +48,20 @@ MODELS = {
 }  # fmt: skip
 
 
-def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
-    """One process of a run; leaves the bytes of its weights and of its optimizer's state in `folder`."""
+def become(rank: int, world_size: int, port: int, folder: Path) -> None:
+    """Makes this process one of several, which writes to a log in `folder`."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
+def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
+    """One process of a run; leaves the bytes of its weights and of its optimizer's state in `folder`."""
+    become(rank, world_size, port, folder)
     made = []
 
     def make_optimizer(*args):
@@ -54,9 +69,6 @@ def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -
         return made[0]
 
     make, starting.make_optimizer = starting.make_optimizer, make_optimizer
-    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     status = train.main(argv)
     parameters = [p for group in made[0].param_groups for p in group["params"]]
     tensors = [*parameters, *(v for slot in made[0].state.values() for v in slot.values() if v.dim())]
@@ -357,6 +369,59 @@ def test_an_error_of_one_rank_is_told_by_rank_0(dataset, tmp_path):
     assert result.returncode == 1 and "[rank" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert errors == ["error: rank 1: not on this machine"]
+
+
+def fail(rank: int, port: int, argv: list[str], folder: Path, error: Exception, number: int) -> None:
+    """One of two processes that run train.py; the second raises `error` at the given one of many places in its loop.
+    Leaving the process group takes forever, as with NCCL while a collective waits for a peer."""
+    become(rank, 2, port, folder)
+    places = itertools.count()
+
+    def failing(function):
+        def call(*args, **kwargs):
+            if rank == 1 and next(places) == number:
+                raise error
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (Batches, "next"), (Ranks, "sum"), (Ranks, "reduce_gradients"), (torch.nn.utils, "get_total_norm"),
+        (Health, "note"), (Outputs, "before_update"), (Outputs, "save"), (torch.optim.AdamW, "step"),
+    ):  # fmt: skip
+        setattr(owner, name, failing(getattr(owner, name)))
+    dist.destroy_process_group = lambda: time.sleep(10**6)
+    configurator.WAIT_FOR_RANK_ZERO = 10**6
+    sys.argv = ["train.py", *argv]
+    configurator.exit_on_error(train.main)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("error", [ValueError("token 7 is bad"), RuntimeError("token 7 is bad")])
+def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(processes, dataset, tmp_path, error, parallel):
+    argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", "--max_iters=8", f"--parallel={parallel}"]
+    numbers = np.random.default_rng().integers(0, 60, 2).tolist()
+    for number in numbers:
+        folder = tmp_path / str(number)
+        folder.mkdir(exist_ok=True)
+        port = free_port()
+        both = [processes.Process(target=fail, args=(rank, port, [*argv, f"--out_dir={folder}"], folder, error, number))
+                for rank in (0, 1)]  # fmt: skip
+        for process in both:
+            process.start()
+        try:
+            for process in both:
+                process.join(60)
+            logs = [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in (0, 1)]
+            assert None not in [process.exitcode for process in both], (number, *logs)
+            assert both[1].exitcode == (2 if isinstance(error, ValueError) else 1), (number, *logs)
+            assert both[0].exitcode == 1 and "another process of this run has ended" in logs[0], (number, *logs)
+            last = logs[1].splitlines()[-1]
+            shown = "error (rank 1)" if isinstance(error, ValueError) else "RuntimeError"
+            assert last == f"{shown}: token 7 is bad", (number, *logs)
+        finally:
+            for process in both:
+                process.kill()
 
 
 def test_each_attempt_gets_a_store_of_its_own_and_all_its_ranks_the_same(monkeypatch):
