@@ -265,7 +265,7 @@ def train(run: Run) -> int:
         batches.close()
         outputs.close()
     if not has_room:  # maybe on this rank alone, so no ValueError: only rank 0 prints those
-        advice = memory.advise(config, local_model if ranks.world_size == 1 else None, optimizer, device, autocast)
+        advice = memory.advise(config, run.model if ranks.world_size == 1 else None, optimizer, device, autocast)
         print(f"error: {advice}", file=sys.stderr, flush=True)
         return 2
     tokens = run.tokens_after(run.iter_num)
@@ -282,6 +282,9 @@ def compiled(run: Run) -> torch.nn.Module:
         return torch.compile(run.model, dynamic=False)
     for block in run.model.transformer.h:  # block by block, between FSDP's hooks that gather and free weights
         block.forward = torch.compile(block.forward, dynamic=False)
+    # and what follows them: uncompiled, the loss would hold all logits in float32
+    run.model.hidden = torch.compiler.disable(run.model.hidden)
+    run.model.forward = torch.compile(run.model.forward, dynamic=False)
     return run.model
 
 

@@ -1,6 +1,7 @@
 """Several processes: the losses of one, half the memory under FSDP, one kind of checkpoint, restarts by themselves."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
@@ -78,6 +79,20 @@ def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -
     os._exit(status)  # without the interpreter's teardown
 
 
+def work_compiled(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
+    """As work; each graph of torch.compile, which is run as it is, leaves the shapes of its inputs in `folder`."""
+    plain = torch.compile
+
+    def note(graph, inputs):
+        shapes = [[size if type(size) is int else "dynamic" for size in getattr(x, "shape", [x])] for x in inputs]
+        with open(folder / f"graphs-{rank}", "a", encoding="utf-8") as file:
+            print(json.dumps(shapes), file=file)
+        return graph.forward
+
+    torch.compile = lambda function, **options: plain(function, backend=note, **options)
+    work(rank, world_size, port, [*argv, "--compile=True"], folder)
+
+
 @pytest.fixture(scope="module")
 def processes():
     """A server that has imported all and forks the processes of a run: an import in each would take seconds."""
@@ -99,8 +114,8 @@ def run(processes, dataset, tmp_path_factory):
     there before is not repeated."""
     done = {}
 
-    def run(world_size: int, *options: str, after: Path | None = None) -> Path:
-        key = (world_size, options, after)
+    def run(world_size: int, *options: str, after: Path | None = None, work=work) -> Path:
+        key = (world_size, options, after, work)
         if key in done:
             return done[key]
         folder = tmp_path_factory.mktemp("run")
@@ -158,6 +173,20 @@ def test_plain_ddp_and_fsdp_agree_over_20_steps(run, model):
     plain = run(1, *options)
     assert_close(plain, run(2, *options))
     assert_close(plain, run(2, *options, "--parallel=fsdp"))
+
+
+def test_compiled_fsdp_has_one_graph_for_all_blocks_and_one_for_the_loss(run):
+    """The second begins at the blocks' output, so that the logits, which are what is largest, are inside it."""
+    options = ("--max_iters=4", "--n_layer=12", "--parallel=fsdp", "--eval_iters=200")  # Dynamo stops after 8 versions
+    plain, compiled = run(2, *options), run(2, *options, work=work_compiled)
+    lines = (compiled / "graphs-0").read_text(encoding="utf-8").splitlines()
+    shapes = [json.loads(line) for line in lines]
+    hidden, vocab_size = [2, 16, 16], state_of(plain)["model_args"]["vocab_size"]
+    assert len(shapes) == 4 and "dynamic" not in str(shapes)  # for evaluation and for training
+    for blocks, tail in (shapes[:2], shapes[2:]):
+        assert hidden in blocks and hidden in tail and [vocab_size, 16] in tail
+    assert not [shape for graph in shapes for shape in graph if len(shape) == 3 and shape[-1] == vocab_size]
+    assert_close(plain, compiled)
 
 
 def test_fsdp_halves_the_memory_of_weights_and_optimizer(run):

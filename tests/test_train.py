@@ -557,3 +557,21 @@ def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, mo
     assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]) == 2
     message = f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}"
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_fits_is_tried_without_compiling_for_it(dataset, tmp_path, monkeypatch, capsys):
+    class Full(torch.nn.Module):
+        """A compiled model for which no batch is small enough."""
+
+        def __init__(self, model, **_):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args, **kwargs):
+            if self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+            return self.model(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", Full)
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", "--compile=True"]) == 2
+    assert "--batch_size=2 --gradient_accumulation_steps=4 fits; or lower" in capsys.readouterr().err
