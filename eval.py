@@ -25,7 +25,6 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +145,6 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
-    if args.baselines and find_spec("zstandard") is None:
-        raise ValueError("--baselines needs the package zstandard: pip install zstandard")
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
