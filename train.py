@@ -278,6 +278,8 @@ def train(run: Run) -> int:
 
 def compiled(run: Run) -> torch.nn.Module:
     run.ranks.say("compiling the model (takes a minute)")
+    if run.config.optimizer == "muon" and run.device.type == "cuda":
+        run.optimizer.orthogonalize = torch.compile(run.optimizer.orthogonalize, dynamic=False)
     if not run.fsdp:
         return torch.compile(run.model, dynamic=False)
     for block in run.model.transformer.h:  # block by block, between FSDP's hooks that gather and free weights

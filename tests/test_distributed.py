@@ -30,13 +30,14 @@ from checkpoints.folder import find_newest, lock_folder
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
 from checkpoints.sharded import save_sharded
+from model import GPT, GPTConfig
 from system import distributed
 from system.distributed import Ranks
 from training import start as starting
 from training.batches import Batches
-from training.check import validate
 from training.health import Health
 from training.metrics import read_metrics
+from training.optim import make_optimizer, set_rates
 from training.outputs import Outputs
 from training.start import continues
 
@@ -272,11 +273,70 @@ def test_processes_that_share_muons_work_step_as_one(run, n_layer):
     assert_close(alone, run(1, *options, after=half), 5e-3)
 
 
-def test_muon_is_refused_under_fsdp_in_one_line(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = train.TrainConfig(optimizer="muon", parallel="fsdp")
-    with pytest.raises(ValueError, match="^optimizer=muon .* use --parallel=ddp or --optimizer=adamw$"):
-        validate(config, distributed.Ranks())
+def move(rank: int, world_size: int, port: int, out: Path) -> None:
+    """Leaves the weights after four steps of Muon under FSDP with gradients that are the same for any world_size."""
+    become(rank, world_size, port, out)
+    ranks = Ranks()
+    ranks.start("gloo", torch.device("cpu"))
+    model = muon_model()
+    model = ranks.shard(model, torch.device("cpu"), torch.float32) if world_size > 1 else model
+    state = four_muon_steps(model)
+    if ranks.is_main:
+        torch.save(state, out / "state.pt")
+    os._exit(0)
+
+
+def muon_model() -> GPT:
+    """Matrices of 14, 21, 28 and 40 rows, tall ones and wide ones, with scales other than 1."""
+    config = GPTConfig(8, 16, n_layer=3, n_head=2, n_embd=14, head_dim=14, n_kv_head=1, mlp="swiglu", mlp_hidden=40)
+    return GPT(config, torch.Generator().manual_seed(0))
+
+
+def four_muon_steps(model: GPT) -> dict:
+    optimizer = make_optimizer(model, 1e-2, 0.1, (0.9, 0.95), muon_learning_rate=0.02)
+    generator = torch.Generator().manual_seed(1)
+    for iter_num in range(4):
+        set_rates(optimizer, 0.8, iter_num)
+        for p in model.parameters():
+            p.grad = distributed.place(torch.randn(p.shape, generator=generator), p)
+        optimizer.step()
+    return distributed.gather({"model": model.state_dict(keep_vars=True), "optimizer": optimizer.state_dict()}, True)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_muon_of_shards_moves_as_muon_of_whole_matrices(processes, tmp_path, world_size):
+    port = free_port()
+    ranks = [processes.Process(target=move, args=(r, world_size, port, tmp_path)) for r in range(world_size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    logs = [(tmp_path / f"log-{rank}").read_text(encoding="utf-8") for rank in range(world_size)]
+    assert [process.exitcode for process in ranks] == [0] * world_size, "\n".join(logs)
+    found, expected = torch.load(tmp_path / "state.pt"), four_muon_steps(muon_model())
+    start = muon_model().state_dict()
+    assert all((expected["model"][name] - start[name]).abs().max() > 1e-3 for name in start)
+    for name, value in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], value, atol=1e-5, rtol=0, msg=name)
+    for number, slot in expected["optimizer"]["state"].items():
+        for key, value in slot.items():
+            torch.testing.assert_close(found["optimizer"]["state"][number][key], value, atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_run_with_muon_goes_on_in_any_mode(run, world_size):
+    """FSDP stops, one process goes on, then DDP, then FSDP in shards: as FSDP, and as one process, without a stop."""
+    options = ("--optimizer=muon", "--gradient_accumulation_steps=6", "--muon_learning_rate=0.01")
+    fsdp, whole = "--parallel=fsdp", run(1, "--max_iters=8", *options)
+    undisturbed = run(world_size, "--max_iters=8", *options, fsdp)
+    assert_close(whole, undisturbed, 5e-3)  # a gradient's last bit is 0.002 after Muon
+    first = run(world_size, "--max_iters=2", *options, fsdp)
+    again = run(world_size, "--max_iters=8", *options, fsdp, after=first)
+    assert_equal_states(state_of(undisturbed), state_of(again))
+    second = run(1, "--max_iters=4", *options, after=first)
+    third = run(world_size, "--max_iters=6", *options, "--parallel=ddp", after=second)
+    last = run(world_size, "--max_iters=8", *options, fsdp, "--checkpoint_format=sharded", after=third)
+    assert_close(whole, last, 5e-3)
 
 
 # ---- the sharded format ----------------------------------------------------------------------------------
