@@ -15,7 +15,7 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "complete": ("suggestions", "keystroke_latency"),
     "eval": ("inference", "evaluation_speed"),
     "generate": ("inference", "generation_speed"),
-    "gpu": ("runs", "gpu_tables"),
+    "gpu": ("gpu", "gpu_tables"),
     "lines": ("suggestions", "line_accuracy"),
     "loss": ("steps", "loss_cost"),
     "prepare": ("preparing", "preparation_speed"),

@@ -220,7 +220,13 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may use an encoding without Chinese
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    status = run_command(main)
+    try:
+        status = run_command(main)
+    except Exception:
+        if "RANK" not in os.environ:
+            raise
+        traceback.print_exc()  # now: Python's shutdown may wait for ranks that wait for this one
+        status = 1
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, already reported

@@ -26,7 +26,6 @@ import math
 import sys
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +91,9 @@ def main(argv: list[str]) -> None:
     ranks.start("gloo", torch.device("cpu"))
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
-    try:
-        with torch.inference_mode(), autocast:
-            nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
-    finally:
-        ranks.stop()
+    with torch.inference_mode(), autocast:
+        nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
+    ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
         return
@@ -151,8 +148,6 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
-    if args.baselines and find_spec("zstandard") is None:
-        raise ValueError("--baselines needs the package zstandard: pip install zstandard")
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 
-from configurator import configure, exit_on_error
+from configurator import ReportedByRankZero, configure, exit_on_error
 from system.device import DTypeName, memory_used, peak_flops_of, pick_compile, pick_device, prepare
 from system.distributed import Ranks, full, is_loss_of_peer
 from training import memory
@@ -122,13 +122,15 @@ class TrainConfig:
 
 def main(argv: list[str]) -> int:
     config, explicit = configure(TrainConfig, argv)
-    with ExitStack() as held:  # releases the process group and the lock on out_dir however the run ends
+    with ExitStack() as held:  # releases the lock on out_dir however the run ends
         ranks = Ranks()
         device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
         ranks.start(config.backend, device)
-        held.callback(ranks.stop)
         run = start(config, explicit, ranks, device, held)
-        return train(run) if run else 0
+        status = train(run) if run else 0
+        if status == 0:
+            ranks.stop()
+        return status
 
 
 def train(run: Run) -> int:
@@ -255,18 +257,18 @@ def train(run: Run) -> int:
         return 1
     except torch.OutOfMemoryError:  # handled below: here its frames still hold the memory
         has_room, loss = False, None
-    except RuntimeError as error:
-        if not is_loss_of_peer(error) or os.environ.get("TRACEBACK") == "1":
+    except (ValueError, RuntimeError) as error:
+        status = report_failure(ranks, error)
+        if status is None:
             raise
-        report_loss_of_peer(ranks, error)
-        return 1
+        return status
     finally:
         gc.unfreeze()
         stop.restore()
         batches.close()
         outputs.close()
     if not has_room:  # maybe on this rank alone, so no ValueError: only rank 0 prints those
-        advice = memory.advise(config, local_model if ranks.world_size == 1 else None, optimizer, device, autocast)
+        advice = memory.advise(config, run.model if ranks.world_size == 1 else None, optimizer, device, autocast)
         print(f"error: {advice}", file=sys.stderr, flush=True)
         return 2
     tokens = run.tokens_after(run.iter_num)
@@ -279,10 +281,15 @@ def train(run: Run) -> int:
 
 def compiled(run: Run) -> torch.nn.Module:
     run.ranks.say("compiling the model (takes a minute)")
+    if run.config.optimizer == "muon" and run.device.type == "cuda":
+        run.optimizer.orthogonalize = torch.compile(run.optimizer.orthogonalize, dynamic=False)
     if not run.fsdp:
-        return torch.compile(run.model)
+        return torch.compile(run.model, dynamic=False)
     for block in run.model.transformer.h:  # block by block, between FSDP's hooks that gather and free weights
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward, dynamic=False)
+    # and what follows them: uncompiled, the loss would hold all logits in float32
+    run.model.hidden = torch.compiler.disable(run.model.hidden)
+    run.model.forward = torch.compile(run.model.forward, dynamic=False)
     return run.model
 
 
@@ -325,13 +332,23 @@ def record_evaluation(
             outputs.save(health, *["ckpt.pt"] * wanted, *["last.pt"] * due)
 
 
-def report_loss_of_peer(ranks: Ranks, error: RuntimeError) -> None:
-    ranks.say(
-        "error: another process of this run has ended or no longer responds: see its own message above or torchrun's "
-        f"below; continue with --init_from=resume ({str(error).splitlines()[0][:200]})",
-        file=sys.stderr,
-    )
-    time.sleep(2)  # torchrun reports the first process to exit as the cause: let the other one be first
+def report_failure(ranks: Ranks, error: ValueError | RuntimeError) -> int | None:
+    """Reports what ended this rank's loop alone, or the loss of another rank, and returns the exit status; None for an
+    error to be raised: rank 0's own, one that rank 0 reports, or one that is no user's."""
+    if os.environ.get("TRACEBACK") == "1":
+        return None
+    if isinstance(error, RuntimeError) and is_loss_of_peer(error):
+        ranks.say(
+            "error: another process of this run has ended or no longer responds: see its own message above or "
+            f"torchrun's below; continue with --init_from=resume ({str(error).splitlines()[0][:200]})",
+            file=sys.stderr,
+        )
+        time.sleep(2)  # torchrun reports the first process to exit as the cause: let the other one be first
+        return 1
+    if ranks.is_main or isinstance(error, RuntimeError | ReportedByRankZero):
+        return None
+    print(f"error (rank {ranks.rank}): {error}", file=sys.stderr, flush=True)  # at once: rank 0 does not know it
+    return 2
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def transformers_writer(model: GPT, dtype: torch.dtype) -> Callable | None:
     except ImportError:
         print("note: transformers is not installed, so its rows are missing", file=sys.stderr)
         return None
-    config = transformers.GPT2Config(**hf_config(model.config, "gpt2", None, "float32"))
+    config = transformers.GPT2Config(
+        **hf_config(model.config, "gpt2", {"bos_token_id": None, "eos_token_id": None}, "float32")
+    )
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.load_state_dict(hf_tensors(model, "gpt2", torch.float32), strict=False)
     theirs.tie_weights()

@@ -52,7 +52,7 @@ def time_to_loss(argv: list[str]) -> None:
     runs = {Path(args.config).stem: [args.config, *options]}
     if args.baseline:
         plain = PLAIN | ({"dtype": "float32"} if pick_device("auto").type == "cpu" else {})
-        runs = {"plain recipe": [args.config, *options, *as_options(plain), *args.plain.split()], **runs}
+        runs = {"plain recipe": [args.config, *as_options(plain), *options, *args.plain.split()], **runs}
     runs = {name: with_whole_split(command) for name, command in runs.items()}
     rows = []
     for seed, (name, command) in itertools.product(args.seeds, runs.items()):

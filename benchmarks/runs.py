@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.report import parser
 from data.dataset import id_dtype, open_dataset
 from data.matching import model_vocab_size
 from model import GPT, GPTConfig
@@ -90,26 +87,3 @@ def vocab_size_of(settings: SimpleNamespace) -> int:
         return model_vocab_size(open_dataset(settings.dataset).vocab_size)
     except ValueError:
         return model_vocab_size(50257)
-
-
-def gpu_tables(argv: list[str]) -> int:
-    """Everything worth measuring on a GPU: runs scripts/gpu.sh, which prints each table below its commands. Needs the
-    datasets shakespeare_char, hongloumeng, cppcode and pycode (see the config files), and over an hour for all."""
-    script = ROOT / "scripts/gpu.sh"
-    names = re.findall(r'^table "(.+)" &&$', script.read_text(encoding="utf-8"), re.MULTILINE)
-    made = parser("gpu", gpu_tables.__doc__)
-    made.add_argument(
-        "--only", nargs="+", choices=names, default=names, help=f"some of, in this order: {', '.join(names)}"
-    )
-    made.add_argument("--peer", type=Path, help="a checkout of nanoGPT to compare with")
-    args = made.parse_args(argv)
-    bash = shutil.which("bash")
-    if bash is None:
-        raise ValueError("scripts/gpu.sh needs bash, which is not installed: run its commands one by one")
-    environment = {"PYTHON": sys.executable, "PEER": str(args.peer or ""), "JSON": "1" * args.json}
-    process = subprocess.Popen([bash, str(script), *args.only], env=os.environ | environment)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            pass  # the script got the Ctrl-C too, and ends once the command it runs has saved

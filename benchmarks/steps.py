@@ -156,7 +156,7 @@ def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Cal
         keep_memory()
     elif device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # as train.py does
-    compute = torch.compile(model) if pick_compile(settings.compile, device) else model
+    compute = torch.compile(model, dynamic=False) if pick_compile(settings.compile, device) else model
     x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
     loss = None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.file import save_checkpoint
+from system.device import make_current
 
 
 class Saver:
@@ -52,6 +53,7 @@ class Saver:
 
     def write(self, state: dict, paths: Sequence[Path], ready: "torch.cuda.Event | None" = None) -> None:
         try:
+            make_current(self.device)
             if not self.copied.is_set():
                 state = self.copy(state, ready)
                 self.copied.set()

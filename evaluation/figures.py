@@ -3,6 +3,7 @@
 import bz2
 import lzma
 import math
+import sys
 import zlib
 
 import numpy as np
@@ -59,13 +60,16 @@ def exp(x: float) -> float:
 
 
 def baselines(ids: np.ndarray, tokenizer) -> dict[str, float]:
-    """Bits per byte of general compressors for the text of ids (n,) without the first."""
-    import zstandard  # optional
-
+    """Bits per byte of general compressors for the text of ids (n,) without the first; zstd's if it is installed."""
     known = token_table(tokenizer)
     compressors = {"gzip -9": zlib.compressobj(9, wbits=31), "bzip2 -9": bz2.BZ2Compressor(9)}
-    zstd = zstandard.ZstdCompressor(level=19).compressobj()
-    compressors |= {"xz -9": lzma.LZMACompressor(preset=9), "zstd -19": zstd}
+    compressors["xz -9"] = lzma.LZMACompressor(preset=9)
+    try:
+        import zstandard
+
+        compressors["zstd -19"] = zstandard.ZstdCompressor(level=19).compressobj()
+    except ImportError:
+        print("note: without zstd, which needs the package zstandard", file=sys.stderr)
     size, compressed = 0, dict.fromkeys(compressors, 0)
     for part in tqdm(parts(ids), desc="compressing", unit="M tokens", disable=None):
         text = b"".join([known[id] for id in part[part < len(known)].tolist()])

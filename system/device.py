@@ -9,18 +9,24 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from contextlib import suppress
 from typing import Literal
 
 import torch
 
 # Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
-# that is a word of the device's name counts.
+# that is in the device's name as words counts. MI250X: one of the two devices on a card.
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148,
-    "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
-    "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
+    "GB300": 2500, "GB200": 2500, "B300": 2250, "B200": 2250, "GH200": 989, "H200 NVL": 835, "H200": 989,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148, "A100": 312, "A800": 312,
+    "L40S": 362, "L40": 181, "L20": 120, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "V100": 125,
+    "T4": 65, "RTX 6000 Ada": 364, "RTX A6000": 155, "5090": 209, "5080": 113, "5070 Ti": 88, "5070": 62, "4090": 165,
+    "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
+    "MI355X": 2517, "MI350X": 2307, "MI325X": 1307, "MI300X": 1307, "MI300A": 981, "MI250X": 192, "MI210": 181,
 }  # fmt: skip
+OTHER_MODELS = r"(?! (Ti|SUPER|D)\b)"  # behind a GeForce's number: another GPU
+SLOWER = re.compile(r"Laptop|MIG")  # a laptop's GPU is named after the desktop's, a slice of a GPU after the whole
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -37,17 +43,24 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = local_rank if local_rank is not None else device.index or 0
-        highest = int(os.environ["LOCAL_WORLD_SIZE"]) - 1 if local_rank is not None else index  # all ranks agree
+        # torchrun tells all ranks how many there are, so that they agree; srun alone does not
+        highest = int(os.environ.get("LOCAL_WORLD_SIZE", index + 1)) - 1 if local_rank is not None else index
         if highest >= found:
             raise ValueError(
                 f"device={name}: GPU {highest} is needed, PyTorch finds {found} GPUs: use --device=cpu or fewer "
                 "processes, or install a CUDA build of PyTorch"
             )
         device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
+        make_current(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps needs a Mac with a GPU: use --device=auto")
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Makes `device` this thread's own. A new thread begins with GPU 0, on which it would take memory for a context."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def keep_memory() -> None:
@@ -91,6 +104,8 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     missing, on_cuda = None, device.type == "cuda"
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         missing = "a C compiler"
+    elif not has_python_headers():
+        missing = "Python.h (the package python3-dev or python3-devel)"
     elif on_cuda and importlib.util.find_spec("triton") is None:
         missing = "the package triton"
     elif on_cuda and torch.cuda.get_device_capability(device) < (7, 0):
@@ -100,11 +115,19 @@ def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     return missing is None
 
 
+def has_python_headers() -> bool:
+    """Whether a C compiler finds Python.h, which the code that torch.compile generates includes."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's default has no headers
+    folders = [sysconfig.get_path("include", scheme)]
+    folders += [folder for key in ("CPATH", "C_INCLUDE_PATH") for folder in os.environ.get(key, "").split(os.pathsep)]
+    return any(os.path.exists(os.path.join(folder, "Python.h")) for folder in folders)
+
+
 def peak_flops_of(device: torch.device, override: float | None) -> float | None:
     """Dense FLOP/s of the device, or None if unknown. override: TFLOP/s."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    known = [peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)]
-    if known and "Laptop" not in name:  # laptop GPUs are slower than the desktop ones they are named after
+    known = [peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b{OTHER_MODELS}", name)]
+    if known and not SLOWER.search(name):
         override = override or known[0]
     return override and override * 1e12
 

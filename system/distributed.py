@@ -55,6 +55,8 @@ class Ranks:
         dist.init_process_group(backend, **options)
 
     def stop(self) -> None:
+        """Leaves the process group, after success only. While other ranks are in a collective that this one will never
+        join, NCCL would wait for them: a process that fails just ends, and they notice."""
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -5,14 +5,18 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_train import write_dataset
 
 import bench
+import train
+from benchmarks import gpu
+from benchmarks.gpu import STEPS, words_of
+from configurator import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "config/speed_shakespeare_char.py")
@@ -29,49 +33,98 @@ def rows_of(capsys, *argv: str) -> list[dict]:
     return json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
 
 
-def gpu_commands() -> list[str]:
-    """What scripts/gpu.sh runs, without `python`."""
-    text = (ROOT / "scripts/gpu.sh").read_text(encoding="utf-8").replace("\\\n", "")
-    return re.findall(r"^ +python (.+?)(?: &&)?$", text.replace('"--peer=$PEER"', "--peer=nanoGPT"), re.MULTILINE)
+NAMES = {"folder": "out-gpu", "shakespeare": None, "hongloumeng": "--input=novel.txt", "peer": "--peer=nanoGPT"}
+GPU_COMMANDS = [words_of(command, NAMES, False, False) for _, commands in STEPS.values() for command in commands]
 
 
-@pytest.mark.parametrize("line", gpu_commands())
-def test_the_gpu_list_has_commands_whose_options_there_are(line):
+@pytest.mark.parametrize("words", [words for words in GPU_COMMANDS if "/" not in words[0] and words[0] != "-m"])
+def test_the_gpu_list_has_commands_whose_options_there_are(words):
     """One option more is all that is refused, and that before any work."""
-    script, *words = shlex.split(line.replace("${PEER:+--peer=nanoGPT}", "--peer=nanoGPT"))
-    main = importlib.import_module(Path(script).stem).main
+    main = importlib.import_module(Path(words[0]).stem).main
     with pytest.raises(ValueError, match="nonsense") as refused:
-        main([*words, "--nonsense=1"])
+        main([*words[1:], "--nonsense=1"])
     assert not re.search(r"--(?!nonsense)\w+=", str(refused.value).split("nonsense")[0]), refused.value
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_ctrl_c_ends_the_gpu_list(tmp_path):
-    stub = tmp_path / "python"
-    stub.write_text("#!/bin/bash\necho ran\nexit 130\n", encoding="utf-8")  # as a script that has saved
-    stub.chmod(0o755)
-    command = ["bash", ROOT / "scripts/gpu.sh", "Python", "generation"]
-    done = subprocess.run(command, env={**os.environ, "PYTHON": str(stub)}, capture_output=True, encoding="utf-8")
-    assert done.returncode == 130 and done.stdout.count("ran") == 1
+def test_the_plan_for_a_gpu_has_steps_of_at_most_ten_minutes_and_runs_none(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "run_step", None)
+    assert bench.main(["gpu", "--plan"]) == 0
+    rows = dict(re.findall(r"^\| (.+) \| (\d+) \|$", capsys.readouterr().out, re.MULTILINE))
+    assert list(rows) == [*STEPS, "in all"]
+    assert all(0 < int(minutes) <= 10 for name, minutes in rows.items() if name != "in all")
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_the_gpu_list_goes_on_after_a_table_that_failed(tmp_path):
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/bash\necho "ran $*"\n[[ $1 != eval.py ]]\n', encoding="utf-8")
-    stub.chmod(0o755)
-    names = ["Python", "124M", "红楼梦, deep", "generation"]
-    command = ["bash", ROOT / "scripts/gpu.sh", *names]
-    environment = {**os.environ, "PYTHON": str(stub), "PEER": str(tmp_path), "JSON": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert done.returncode == 2 and done.stderr == "error: failed: 红楼梦, deep (see the errors above)\n"
-    assert sorted(re.findall("^## (.*)", done.stdout, re.MULTILINE)) == sorted(names)
-    printed, ran = (re.findall(f"^{prefix} (.*)", done.stdout, re.MULTILINE) for prefix in (r"\$ python", "ran"))
-    assert len(printed) == len(ran) == 5 and f"--peer={tmp_path}" in ran[0]
-    for line, words in zip(printed, ran, strict=True):  # as it was printed, with --json for a benchmark
-        assert words == " ".join(shlex.split(line)) + " --json" * line.startswith("bench.py")
-    done = subprocess.run([*command, "nosuch"], env=environment, capture_output=True, encoding="utf-8")
-    assert done.returncode == 2 and "error: no table 'nosuch'" in done.stderr and "C++ by bytes" in done.stderr
+@pytest.fixture
+def ran(monkeypatch) -> tuple[list[list[str]], dict[str, int]]:
+    """The commands of bench.py gpu, here not run, and the exit status of each script, 0 if not named."""
+    commands, statuses = [], {}
+
+    class Process:
+        def __init__(self, words, cwd):
+            commands.append(words[1:])
+            self.status = statuses.get(words[1], 0)
+
+        def wait(self):
+            return self.status
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", Process)
+    return commands, statuses
+
+
+def test_ctrl_c_ends_the_gpu_list(ran):
+    commands, statuses = ran
+    statuses["bench.py"] = 130  # as a script that has saved
+    assert bench.main(["gpu", "--only", "Python", "generation"]) == 130 and len(commands) == 1
+
+
+def test_the_gpu_list_goes_on_after_a_step_that_failed_and_each_step_starts_by_itself(ran, tmp_path, capsys):
+    commands, statuses = ran
+    statuses["eval.py"] = 2
+    names = ["data: hongloumeng", "data: pycode", "Python", "124M", "红楼梦, deep", "generation"]
+    (tmp_path / "pycode").mkdir()
+    (tmp_path / "pycode" / "train.bin").touch()
+    options = [f"--folder={tmp_path}", f"--texts={tmp_path}", f"--peer={tmp_path}", "--json"]
+    with pytest.raises(ValueError, match="^failed: 红楼梦, deep \\("):
+        bench.main(["gpu", "--only", *names, *options])
+    out = capsys.readouterr().out
+    assert re.findall("^## (.*)", out, re.MULTILINE) == names
+    assert [shlex.split(line) for line in re.findall(r"^\$ python (.*)", out, re.MULTILINE)] == commands
+    assert [words[0].rpartition("/")[2] for words in commands] == [
+        "prepare.py", "bench.py", "bench.py", "train.py", "eval.py", "bench.py"]  # fmt: skip
+    assert f"--input={tmp_path / 'hongloumeng.txt'}" in commands[0] and f"--peer={tmp_path}" in commands[2]
+    assert all(("--json" in words) == (words[0] == "bench.py") for words in commands)
+    assert f"--dataset={tmp_path}/hongloumeng" in commands[3]
+    with pytest.raises(ValueError, match="nosuch"):
+        bench.main(["gpu", "--only", "nosuch"])
+
+
+def test_a_dry_run_goes_through_every_step_for_a_gpu():
+    """In processes of their own, on what this machine has."""
+    command = [sys.executable, str(ROOT / "bench.py"), "gpu", "--dry_run"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = re.split("^## (.*)\n", done.stdout, flags=re.MULTILINE)
+    assert parts[1::2] == list(STEPS)
+    for name, output in zip(parts[1::2], parts[2::2], strict=True):
+        assert output.count("\n$ python ") == len(STEPS[name][1])
+        assert re.search(rf"^{re.escape(name)}: [\d.]+ minutes, expected {STEPS[name][0]}$", output, re.MULTILINE)
+
+
+def test_options_of_time_to_loss_go_to_the_plain_recipe_too(letters, monkeypatch, capsys):
+    """Whose own dropout of 0 must not undo --dropout=0.2."""
+    commands = []
+
+    def run_train(command, kind):
+        commands.append(configure(train.TrainConfig, command)[0])
+        return [{"tokens": 1, "seconds": 1.0, "eval_seconds": 0.5, "val_loss": 1.0}]
+
+    monkeypatch.setattr("benchmarks.recipes.run_train", run_train)
+    options = [CONFIG, *SMALL, f"--dataset={letters}", "--dropout=0.2", "--max_iters=9"]
+    bench.main(["time_to_loss", *options, "--target=1", "--baseline", "--plain=--max_iters=7"])
+    plain, ours = commands
+    assert plain.dropout == ours.dropout == 0.2 and (plain.max_iters, ours.max_iters) == (7, 9)
+    assert (plain.optimizer, plain.pos, ours.optimizer) == ("adamw", "learned", "muon")
 
 
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):

@@ -1,8 +1,14 @@
 """device.py: what 'auto' stands for, and what is refused."""
 
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from checkpoints.load import load_checkpoint
+from checkpoints.saver import Saver
 from system import device as module
 from system.device import peak_flops_of, pick_compile, pick_device, pick_dtype
 
@@ -27,6 +33,18 @@ def test_more_processes_than_gpus_is_refused_by_all_of_them(monkeypatch):
             pick_device("cuda", local_rank=rank)
 
 
+def test_without_torchrun_each_process_looks_for_its_own_gpu(monkeypatch):
+    """srun sets no LOCAL_WORLD_SIZE, and RANK and the rest only as its user does."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert pick_device("cuda", local_rank=3) == torch.device("cuda", 3) and used == [torch.device("cuda", 3)]
+    with pytest.raises(ValueError, match="GPU 4 is needed, PyTorch finds 4"):
+        pick_device("cuda", local_rank=4)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_cpu_takes_bfloat16_only_where_it_is_native(monkeypatch, native):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
@@ -49,13 +67,47 @@ def test_compile_is_off_on_a_cpu_unless_asked_for_and_noted_where_it_cannot_work
     assert pick_compile(True, CPU)
 
 
+@pytest.mark.parametrize("scheme", ["posix_prefix", "posix_local"])  # the second is Debian's
+def test_compile_is_off_with_a_note_where_python_h_is_missing(monkeypatch, capsys, tmp_path, scheme):
+    paths = {"posix_prefix": tmp_path, "posix_local": tmp_path / "local"}
+    monkeypatch.setattr(module.shutil, "which", lambda name: name)
+    monkeypatch.setattr(module.sysconfig, "get_default_scheme", lambda: scheme)
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda _, scheme: str(paths[scheme]))
+    assert not pick_compile(True, CPU) and "torch.compile needs Python.h" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "Python.h").touch()
+    monkeypatch.setenv("CPATH", f"/none:{tmp_path / 'elsewhere'}")
+    assert pick_compile(True, CPU)
+    monkeypatch.delenv("CPATH")
+    (tmp_path / "Python.h").touch()
+    assert pick_compile(True, CPU) and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, tflops",
     [("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362),
      ("NVIDIA GeForce RTX 3060", 25), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA RTX A4000", None),
-     ("NVIDIA RTX A1000", None), ("NVIDIA T400", None)],
+     ("NVIDIA RTX A1000", None), ("NVIDIA T400", None), ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 480GB", 989),
+     ("NVIDIA GB200", 2500), ("NVIDIA B200", 2250), ("AMD Instinct MI300X", 1307), ("NVIDIA GeForce RTX 3080 Ti", None),
+     ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4080 SUPER", None), ("NVIDIA GeForce RTX 5070 Ti", 88),
+     ("NVIDIA GeForce RTX 5070", 62), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
 )  # fmt: skip
 def test_the_peak_is_known_or_not_told(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert peak_flops_of(torch.device("cuda", 0), None) == (tflops and tflops * 1e12)
     assert peak_flops_of(CPU, None) is None and peak_flops_of(CPU, 2.0) == 2e12
+
+
+def test_the_thread_that_saves_uses_the_gpu_of_the_run(tmp_path, monkeypatch):
+    """With stand-ins for CUDA's calls: else the first pinned buffer would take memory on GPU 0."""
+    event, used = object(), []
+    stream = SimpleNamespace(wait_event=used.append, synchronize=lambda: None, record_event=lambda: event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((threading.current_thread().name, device)))
+    saver = Saver(torch.device("cuda", 1), keep=2)
+    saver.save({"model": {"weight": torch.ones(2)}, "model_args": {}}, tmp_path / "last.pt")
+    saver.wait()
+    assert used == [("save", torch.device("cuda", 1)), event]
+    assert load_checkpoint(tmp_path / "last.pt")["model"]["weight"].tolist() == [1, 1]

@@ -1,5 +1,7 @@
 """Several processes: the losses of one, half the memory under FSDP, one kind of checkpoint, restarts by themselves."""
 
+import itertools
+import json
 import multiprocessing
 import os
 import pickle
@@ -13,11 +15,13 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from test_train import ROOT, SMALL, assert_equal_states, timeless, write_dataset
 
+import configurator
 import sample
 import train
 from checkpoints.build import build_model
@@ -26,10 +30,15 @@ from checkpoints.folder import find_newest, lock_folder
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
 from checkpoints.sharded import save_sharded
+from model import GPT, GPTConfig
 from system import distributed
+from system.distributed import Ranks
 from training import start as starting
-from training.check import validate
+from training.batches import Batches
+from training.health import Health
 from training.metrics import read_metrics
+from training.optim import make_optimizer, set_rates
+from training.outputs import Outputs
 from training.start import continues
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="starts processes by fork")
@@ -41,12 +50,20 @@ MODELS = {
 }  # fmt: skip
 
 
-def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
-    """One process of a run; leaves the bytes of its weights and of its optimizer's state in `folder`."""
+def become(rank: int, world_size: int, port: int, folder: Path) -> None:
+    """Makes this process one of several, which writes to a log in `folder`."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
+def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
+    """One process of a run; leaves the bytes of its weights and of its optimizer's state in `folder`."""
+    become(rank, world_size, port, folder)
     made = []
 
     def make_optimizer(*args):
@@ -54,9 +71,6 @@ def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -
         return made[0]
 
     make, starting.make_optimizer = starting.make_optimizer, make_optimizer
-    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     status = train.main(argv)
     parameters = [p for group in made[0].param_groups for p in group["params"]]
     tensors = [*parameters, *(v for slot in made[0].state.values() for v in slot.values() if v.dim())]
@@ -64,6 +78,20 @@ def work(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -
     size = sum(t.untyped_storage().nbytes() for t in locals_)
     (folder / f"bytes-{rank}").write_text(str(size), encoding="utf-8")
     os._exit(status)  # without the interpreter's teardown
+
+
+def work_compiled(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
+    """As work; each graph of torch.compile, which is run as it is, leaves the shapes of its inputs in `folder`."""
+    plain = torch.compile
+
+    def note(graph, inputs):
+        shapes = [[size if type(size) is int else "dynamic" for size in getattr(x, "shape", [x])] for x in inputs]
+        with open(folder / f"graphs-{rank}", "a", encoding="utf-8") as file:
+            print(json.dumps(shapes), file=file)
+        return graph.forward
+
+    torch.compile = lambda function, **options: plain(function, backend=note, **options)
+    work(rank, world_size, port, [*argv, "--compile=True"], folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +115,8 @@ def run(processes, dataset, tmp_path_factory):
     there before is not repeated."""
     done = {}
 
-    def run(world_size: int, *options: str, after: Path | None = None) -> Path:
-        key = (world_size, options, after)
+    def run(world_size: int, *options: str, after: Path | None = None, work=work) -> Path:
+        key = (world_size, options, after, work)
         if key in done:
             return done[key]
         folder = tmp_path_factory.mktemp("run")
@@ -146,6 +174,20 @@ def test_plain_ddp_and_fsdp_agree_over_20_steps(run, model):
     plain = run(1, *options)
     assert_close(plain, run(2, *options))
     assert_close(plain, run(2, *options, "--parallel=fsdp"))
+
+
+def test_compiled_fsdp_has_one_graph_for_all_blocks_and_one_for_the_loss(run):
+    """The second begins at the blocks' output, so that the logits, which are what is largest, are inside it."""
+    options = ("--max_iters=4", "--n_layer=12", "--parallel=fsdp", "--eval_iters=200")  # Dynamo stops after 8 versions
+    plain, compiled = run(2, *options), run(2, *options, work=work_compiled)
+    lines = (compiled / "graphs-0").read_text(encoding="utf-8").splitlines()
+    shapes = [json.loads(line) for line in lines]
+    hidden, vocab_size = [2, 16, 16], state_of(plain)["model_args"]["vocab_size"]
+    assert len(shapes) == 4 and "dynamic" not in str(shapes)  # for evaluation and for training
+    for blocks, tail in (shapes[:2], shapes[2:]):
+        assert hidden in blocks and hidden in tail and [vocab_size, 16] in tail
+    assert not [shape for graph in shapes for shape in graph if len(shape) == 3 and shape[-1] == vocab_size]
+    assert_close(plain, compiled)
 
 
 def test_fsdp_halves_the_memory_of_weights_and_optimizer(run):
@@ -231,11 +273,70 @@ def test_processes_that_share_muons_work_step_as_one(run, n_layer):
     assert_close(alone, run(1, *options, after=half), 5e-3)
 
 
-def test_muon_is_refused_under_fsdp_in_one_line(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = train.TrainConfig(optimizer="muon", parallel="fsdp")
-    with pytest.raises(ValueError, match="^optimizer=muon .* use --parallel=ddp or --optimizer=adamw$"):
-        validate(config, distributed.Ranks())
+def move(rank: int, world_size: int, port: int, out: Path) -> None:
+    """Leaves the weights after four steps of Muon under FSDP with gradients that are the same for any world_size."""
+    become(rank, world_size, port, out)
+    ranks = Ranks()
+    ranks.start("gloo", torch.device("cpu"))
+    model = muon_model()
+    model = ranks.shard(model, torch.device("cpu"), torch.float32) if world_size > 1 else model
+    state = four_muon_steps(model)
+    if ranks.is_main:
+        torch.save(state, out / "state.pt")
+    os._exit(0)
+
+
+def muon_model() -> GPT:
+    """Matrices of 14, 21, 28 and 40 rows, tall ones and wide ones, with scales other than 1."""
+    config = GPTConfig(8, 16, n_layer=3, n_head=2, n_embd=14, head_dim=14, n_kv_head=1, mlp="swiglu", mlp_hidden=40)
+    return GPT(config, torch.Generator().manual_seed(0))
+
+
+def four_muon_steps(model: GPT) -> dict:
+    optimizer = make_optimizer(model, 1e-2, 0.1, (0.9, 0.95), muon_learning_rate=0.02)
+    generator = torch.Generator().manual_seed(1)
+    for iter_num in range(4):
+        set_rates(optimizer, 0.8, iter_num)
+        for p in model.parameters():
+            p.grad = distributed.place(torch.randn(p.shape, generator=generator), p)
+        optimizer.step()
+    return distributed.gather({"model": model.state_dict(keep_vars=True), "optimizer": optimizer.state_dict()}, True)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_muon_of_shards_moves_as_muon_of_whole_matrices(processes, tmp_path, world_size):
+    port = free_port()
+    ranks = [processes.Process(target=move, args=(r, world_size, port, tmp_path)) for r in range(world_size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    logs = [(tmp_path / f"log-{rank}").read_text(encoding="utf-8") for rank in range(world_size)]
+    assert [process.exitcode for process in ranks] == [0] * world_size, "\n".join(logs)
+    found, expected = torch.load(tmp_path / "state.pt"), four_muon_steps(muon_model())
+    start = muon_model().state_dict()
+    assert all((expected["model"][name] - start[name]).abs().max() > 1e-3 for name in start)
+    for name, value in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], value, atol=1e-5, rtol=0, msg=name)
+    for number, slot in expected["optimizer"]["state"].items():
+        for key, value in slot.items():
+            torch.testing.assert_close(found["optimizer"]["state"][number][key], value, atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_run_with_muon_goes_on_in_any_mode(run, world_size):
+    """FSDP stops, one process goes on, then DDP, then FSDP in shards: as FSDP, and as one process, without a stop."""
+    options = ("--optimizer=muon", "--gradient_accumulation_steps=6", "--muon_learning_rate=0.01")
+    fsdp, whole = "--parallel=fsdp", run(1, "--max_iters=8", *options)
+    undisturbed = run(world_size, "--max_iters=8", *options, fsdp)
+    assert_close(whole, undisturbed, 5e-3)  # a gradient's last bit is 0.002 after Muon
+    first = run(world_size, "--max_iters=2", *options, fsdp)
+    again = run(world_size, "--max_iters=8", *options, fsdp, after=first)
+    assert_equal_states(state_of(undisturbed), state_of(again))
+    second = run(1, "--max_iters=4", *options, after=first)
+    third = run(world_size, "--max_iters=6", *options, "--parallel=ddp", after=second)
+    last = run(world_size, "--max_iters=8", *options, fsdp, "--checkpoint_format=sharded", after=third)
+    assert_close(whole, last, 5e-3)
 
 
 # ---- the sharded format ----------------------------------------------------------------------------------
@@ -357,6 +458,59 @@ def test_an_error_of_one_rank_is_told_by_rank_0(dataset, tmp_path):
     assert result.returncode == 1 and "[rank" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert errors == ["error: rank 1: not on this machine"]
+
+
+def fail(rank: int, port: int, argv: list[str], folder: Path, error: Exception, number: int) -> None:
+    """One of two processes that run train.py; the second raises `error` at the given one of many places in its loop.
+    Leaving the process group takes forever, as with NCCL while a collective waits for a peer."""
+    become(rank, 2, port, folder)
+    places = itertools.count()
+
+    def failing(function):
+        def call(*args, **kwargs):
+            if rank == 1 and next(places) == number:
+                raise error
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (Batches, "next"), (Ranks, "sum"), (Ranks, "reduce_gradients"), (torch.nn.utils, "get_total_norm"),
+        (Health, "note"), (Outputs, "before_update"), (Outputs, "save"), (torch.optim.AdamW, "step"),
+    ):  # fmt: skip
+        setattr(owner, name, failing(getattr(owner, name)))
+    dist.destroy_process_group = lambda: time.sleep(10**6)
+    configurator.WAIT_FOR_RANK_ZERO = 10**6
+    sys.argv = ["train.py", *argv]
+    configurator.exit_on_error(train.main)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("error", [ValueError("token 7 is bad"), RuntimeError("token 7 is bad")])
+def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(processes, dataset, tmp_path, error, parallel):
+    argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", "--max_iters=8", f"--parallel={parallel}"]
+    numbers = np.random.default_rng().integers(0, 60, 2).tolist()
+    for number in numbers:
+        folder = tmp_path / str(number)
+        folder.mkdir(exist_ok=True)
+        port = free_port()
+        both = [processes.Process(target=fail, args=(rank, port, [*argv, f"--out_dir={folder}"], folder, error, number))
+                for rank in (0, 1)]  # fmt: skip
+        for process in both:
+            process.start()
+        try:
+            for process in both:
+                process.join(60)
+            logs = [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in (0, 1)]
+            assert None not in [process.exitcode for process in both], (number, *logs)
+            assert both[1].exitcode == (2 if isinstance(error, ValueError) else 1), (number, *logs)
+            assert both[0].exitcode == 1 and "another process of this run has ended" in logs[0], (number, *logs)
+            last = logs[1].splitlines()[-1]
+            shown = "error (rank 1)" if isinstance(error, ValueError) else "RuntimeError"
+            assert last == f"{shown}: token 7 is bad", (number, *logs)
+        finally:
+            for process in both:
+                process.kill()
 
 
 def test_each_attempt_gets_a_store_of_its_own_and_all_its_ranks_the_same(monkeypatch):

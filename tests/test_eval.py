@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.util
 import json
 import lzma
 import math
@@ -279,6 +280,15 @@ def test_baselines_are_what_the_compressors_make_of_the_predicted_bytes(bytes_ru
     assert found.keys() == sizes.keys()
     for name, compressed in sizes.items():
         assert found[name] == pytest.approx(8 * len(compressed) / len(text), abs=8 * 4 / len(text)), name
+
+
+def test_without_zstandard_the_other_baselines_remain(bytes_run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    command.main([f"--out_dir={bytes_run[0]}", "--baselines", "--device=cpu"])
+    out, errors = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["baselines"].keys() == {"gzip -9", "bzip2 -9", "xz -9"}
+    assert "note: without zstd, which needs the package zstandard" in errors
 
 
 def test_bfloat16_stays_near_float32(bytes_run, capsys):

@@ -1,10 +1,15 @@
 """Optimizers against torch's own, the schedule against its definition."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+import train
 from model import GPT, GPTConfig
-from training.optim import learning_rate_at, load_optimizer, make_optimizer, orthogonalize, set_rates
+from training import muon
+from training.muon import orthogonalize
+from training.optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
 
 CONFIG = GPTConfig(block_size=8, vocab_size=16, n_layer=2, n_head=4, n_embd=16, n_kv_head=2, mlp="swiglu")
 
@@ -82,6 +87,56 @@ def test_orthogonalize_flattens_the_singular_values_and_keeps_their_directions(s
     values = torch.linalg.svdvals(result)
     assert values.max() < 1.3 and values.median() > 0.6
     assert torch.nn.functional.cosine_similarity(result.flatten(), (u @ vh).flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_orthogonalize_is_one_static_graph_that_computes_the_same(dtype):
+    torch._dynamo.reset()
+    compiled = torch.compile(orthogonalize, dynamic=False, fullgraph=True, backend="aot_eager")
+    for shape in ((3, 32, 32), (2, 64, 16), (1, 16, 64)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        assert torch.equal(compiled(matrices), orthogonalize(matrices)) and compiled(matrices).dtype == dtype
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_with_the_model_muon_is_compiled_too_but_not_on_a_cpu(monkeypatch, device):
+    model = model_with_gradients()
+    optimizer = make_optimizer(model, 0.1, 0.0, (0.8, 0.9), muon_learning_rate=0.02)
+    config, ranks = SimpleNamespace(optimizer="muon"), SimpleNamespace(say=lambda _: None)
+    device = torch.device(device)
+    run = SimpleNamespace(config=config, ranks=ranks, device=device, model=model, optimizer=optimizer, fsdp=False)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: (function, options))
+    assert train.compiled(run) == (model, {"dynamic": False})
+    expected = (orthogonalize, {"dynamic": False}) if device.type == "cuda" else orthogonalize
+    assert optimizer.orthogonalize == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processes_send_each_other_the_number_format_they_compute_in(monkeypatch, dtype):
+    """One of two that share the work, and is sent what it has itself."""
+    sent, models = [], []
+
+    def all_gather(parts, part):
+        sent.append(part.dtype)
+        parts.copy_(torch.cat([part, part]))
+
+    monkeypatch.setattr(muon, "pick_dtype", lambda *_: dtype)
+    for n_ranks in (1, 2):
+        monkeypatch.setattr(muon.dist, "is_initialized", lambda n_ranks=n_ranks: n_ranks > 1)
+        monkeypatch.setattr(muon.dist, "get_world_size", lambda n_ranks=n_ranks: n_ranks)
+        monkeypatch.setattr(muon.dist, "get_rank", lambda: 0)
+        monkeypatch.setattr(muon.dist, "all_gather_into_tensor", all_gather)
+        models.append(model_with_gradients())
+        for block in models[-1].transformer.h:  # all alike, so that what is sent is what the other would compute
+            block.load_state_dict(models[-1].transformer.h[0].state_dict())
+            for p, first in zip(block.parameters(), models[-1].transformer.h[0].parameters(), strict=True):
+                p.grad = first.grad.clone()
+            block.attn.c_proj.weight.grad = block.attn.c_attn.weight.grad[:16].clone()  # of the queries' shape
+        make_optimizer(models[-1], 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02).step()
+    assert set(sent) == {dtype}
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
 def test_loading_a_state_keeps_moments_and_takes_new_settings():

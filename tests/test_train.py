@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import train
+from checkpoints.build import build_model
 from configurator import configure
-from data.dataset import DatasetWriter, batch
+from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset
 from data.tokenizer import CharTokenizer
 from model import GPT
 from system.distributed import Ranks
@@ -148,6 +149,44 @@ def test_losses_fall_and_the_log_has_nanogpts_lines(dataset, tmp_path, capsys):
     assert [line.split(":")[0] for line in steps] == ["step 0", "step 30", "step 60"]
     assert losses[-1] < 0.6 * losses[0]
     assert sum(line.startswith("iter 7: loss ") and "ms, " in line for line in lines) == 1
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[torch.fx.GraphModule]:
+    """What torch.compile makes, here run as it is instead of as generated code."""
+    found, plain = [], torch.compile
+
+    def keep(graph, _inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=keep, **options))
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+def sizes(graph: torch.fx.GraphModule) -> list:
+    """All sizes of its inputs: numbers, or symbols if the graph is dynamic."""
+    inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+    return [size for value in inputs for size in (value.shape if torch.is_tensor(value) else [value])]
+
+
+@pytest.mark.parametrize("eval_iters", [1, 200])  # full batches alone, and the whole split, whose last one is short
+def test_one_static_graph_evaluates_and_one_trains(dataset, tmp_path, graphs, eval_iters):
+    run(dataset, tmp_path, "--compile=True", "--max_iters=3", "--batch_size=7", f"--eval_iters={eval_iters}")
+    assert len(graphs) == 2 and all(type(size) is int for graph in graphs for size in sizes(graph))
+
+
+def test_padding_changes_no_evaluated_loss(dataset, tmp_path):
+    """Batches of 7 windows, the last one short, against all windows at once by a plain mean."""
+    state = run(dataset, tmp_path, "--max_iters=3", "--batch_size=7", "--eval_iters=200")
+    model, opened = build_model(state).eval(), open_dataset(dataset)
+    windows = eval_windows(opened, "val", 16)
+    assert len(windows) % 7
+    x, y = (torch.from_numpy(part) for part in eval_batch(opened, "val", windows, 16))
+    logged = [r["val_loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    assert logged == pytest.approx(model(x, y)[1].item(), rel=1e-6)
 
 
 def test_ignored_targets_weigh_nothing_and_the_rest_equally(dataset, tmp_path, monkeypatch):
@@ -518,3 +557,21 @@ def test_too_little_memory_is_one_line_that_says_what_fits(dataset, tmp_path, mo
     assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]) == 2
     message = f"^error: cpu: too little memory for 4 sequences of 16 tokens: .*{advice}"
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_fits_is_tried_without_compiling_for_it(dataset, tmp_path, monkeypatch, capsys):
+    class Full(torch.nn.Module):
+        """A compiled model for which no batch is small enough."""
+
+        def __init__(self, model, **_):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args, **kwargs):
+            if self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+            return self.model(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", Full)
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", "--compile=True"]) == 2
+    assert "--batch_size=2 --gradient_accumulation_steps=4 fits; or lower" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data.dataset import batch
+from system.device import make_current
 from training.run import Run
 
 
@@ -16,17 +17,19 @@ class Batches:
 
     def __init__(self, run: Run):
         self.run, self.number, self.waited = run, run.iter_num * run.micro_steps, 0.0
-        self.thread = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1, initializer=make_current, initargs=(run.device,))
         self.coming = self.thread.submit(self.load, self.number)
 
     def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """What next() will return: x, y, both int64 (batch_size, block_size), and the number of targets in y."""
-        return self.coming.result()
+        x, y, n = self.coming.result()
+        return to_device(x, self.run.device), to_device(y, self.run.device), n
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         start = time.perf_counter()
-        ready = self.peek()
+        self.coming.result()
         self.waited += time.perf_counter() - start
+        ready = self.peek()
         self.number += 1
         self.coming = self.thread.submit(self.load, self.number)
         return ready
@@ -36,12 +39,18 @@ class Batches:
         first = run.shift + (number * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
         x, y = batch(run.dataset, "train", config.seed, index, config.block_size, config.sampling)
-        return to_device(x, run.device), to_device(y, run.device), int((y >= 0).sum())
+        return ready_to_send(x, run.device), ready_to_send(y, run.device), int((y >= 0).sum())
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def ready_to_send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array as a tensor in host memory that `device` can copy by itself: contiguous, on CUDA pinned."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Called by the main thread: MPS takes work from one thread only."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

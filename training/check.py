@@ -43,9 +43,6 @@ def validate(config, ranks: Ranks) -> None:
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
-    if config.parallel == "fsdp" and config.optimizer == "muon" and processes > 1:
-        problem = "optimizer=muon orthogonalises whole matrices, but parallel=fsdp gives each process only some rows"
-        problems.append(f"{problem}: use --parallel=ddp or --optimizer=adamw")
     if not -(2**62) < config.seed < 2**62:
         problems.append(f"seed={config.seed} must be within ±2^62")
     if problems:

@@ -1,9 +1,10 @@
 """The losses reported during training: means over fixed windows of each split. eval.py computes exact ones."""
 
+import numpy as np
 import torch
 
 from data.dataset import eval_batch, eval_windows
-from training.batches import to_device
+from training.batches import ready_to_send, to_device
 from training.run import Run
 
 
@@ -17,11 +18,14 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
         total, count = torch.zeros((), device=device), 0
         for first in range(0, len(windows), ranks.world_size * config.batch_size):
             mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]
-            chosen = mine if len(mine) else windows[:1]  # a rank with none still runs one: FSDP's gather is collective
-            x, y = eval_batch(dataset, split, chosen, config.block_size, config.sampling)
-            valid = int((y >= 0).sum()) if len(mine) else 0
+            # always a full batch: another size would make torch.compile's graphs dynamic, and FSDP's gather needs all
+            padding = np.full(config.batch_size - len(mine), windows[0])
+            x, y = eval_batch(dataset, split, np.append(mine, padding), config.block_size, config.sampling)
+            y[len(mine) :] = -1
+            valid = int((y >= 0).sum())
+            x, y = (to_device(ready_to_send(part, device), device) for part in (x, y))
             with autocast:
-                _, loss = model(to_device(x, device), to_device(y, device), return_logits=False)
+                _, loss = model(x, y, return_logits=False)
             total += loss * valid
             count += valid
         total, count = ranks.sum([total.item(), count])

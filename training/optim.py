@@ -1,15 +1,12 @@
-"""Parameter groups, AdamW, Muon, and the learning rate schedule."""
+"""Parameter groups, what is loaded into an optimizer, and the learning rate schedule."""
 
 import math
 
 import torch
-import torch.distributed as dist
 
 from model import GPT
-from system.device import pick_dtype
 from system.distributed import place
-
-MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # Muon's, as in its author's speed runs
+from training.muon import MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP, MuonAdamW
 
 
 def make_optimizer(
@@ -43,79 +40,6 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> 
         group["lr"] = share * group["max_lr"]
         if group["muon"]:
             group["momentum"] = MOMENTUM - (MOMENTUM - MOMENTUM_START) * max(0.0, 1 - iter_num / MOMENTUM_WARMUP)
-
-
-class MuonAdamW(torch.optim.AdamW):
-    """AdamW, except that groups with muon=True are updated by Muon (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon): a matrix moves along its Nesterov momentum, orthogonalised, so that all its
-    directions move alike. With DDP, each process orthogonalises its share of the matrices of a shape, and they exchange
-    the results. All keep the whole momentum, so a checkpoint fits any number of processes."""
-
-    def __init__(self, groups: list[dict], **adamw):
-        super().__init__(groups, **adamw)
-        self._step_supports_amp_scaling = False  # GradScaler must skip steps itself, although AdamW is fused
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        assert closure is None
-        groups = self.param_groups
-        for group in groups:
-            if group["muon"]:
-                self.muon_step(group)
-        try:
-            self.param_groups = [group for group in groups if not group["muon"]]
-            return super().step()
-        finally:
-            self.param_groups = groups
-
-    def muon_step(self, group: dict) -> None:
-        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for p in group["params"]:
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-                state["step"] = torch.zeros(())  # load_state_dict of AdamW requires one
-            state["step"] += 1
-            state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            update = p.grad.lerp(state["momentum_buffer"], group["momentum"])
-            parts = getattr(p, "parts", p.size(0))  # queries, keys and values count as separate matrices
-            for weight, part in zip(p.split(parts), update.split(parts), strict=True):
-                by_shape.setdefault(part.shape, []).append((weight, part))
-        for (rows, columns), pairs in by_shape.items():
-            scale = group["lr"] * max(1, rows / columns) ** 0.5
-            updates = share_out(orthogonalize, torch.stack([part for _, part in pairs]))
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
-
-
-def share_out(function, stacked: torch.Tensor) -> torch.Tensor:
-    """function(stacked), each process computing a part of it; `stacked` (n, ...) is the same in all processes."""
-    n_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if n_ranks == 1:
-        return function(stacked)
-    share = math.ceil(len(stacked) / n_ranks)
-    mine = stacked[dist.get_rank() * share :][:share]
-    part = torch.zeros(share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
-    if len(mine):
-        part[: len(mine)] = function(mine)
-    parts = torch.empty(n_ranks * share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
-    dist.all_gather_into_tensor(parts, part)
-    return parts[: len(stacked)]
-
-
-def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Approximately the nearest semi-orthogonal matrices to `matrices` (n, rows, columns): singular values end between
-    0.7 and 1.2. A quintic Newton-Schulz iteration with Muon's coefficients, in bfloat16 where that is native (on a CPU
-    without native support it took four times float32's time)."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices.size(1) > matrices.size(2)
-    native = pick_dtype("auto", matrices.device) == torch.bfloat16
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if native else torch.float32)  # wide: the smaller product
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
