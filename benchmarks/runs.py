@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import numpy as np
 from data.dataset import id_dtype, open_dataset
 from data.matching import model_vocab_size
 from model import GPT, GPTConfig
+from training.check import MODEL_KEYS
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def random_dataset(folder: Path, vocab_size: int, n_tokens: int) -> None:
 
 def model_of(settings: SimpleNamespace) -> GPT:
     """A new model with the shape that train.py would give it."""
-    shape = {field.name: getattr(settings, field.name) for field in fields(GPTConfig)}
+    shape = {key: getattr(settings, key) for key in MODEL_KEYS}
     return GPT(GPTConfig(**shape | {"vocab_size": vocab_size_of(settings)}))
 
 
