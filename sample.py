@@ -67,7 +67,7 @@ class SampleConfig:
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
-    quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU
+    quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU; on a GPU slower
     batch_size: int = 16  # samples computed together; lower saves memory
     compile: bool | Literal["auto"] = "auto"  # torch.compile with CUDA graphs (takes a minute); auto = off
 

@@ -16,8 +16,9 @@ from benchmarks import inference
 from inference.bind import bind
 from inference.cache import KVCache
 from inference.generate import CompiledStep, Decoder, generate, stream
+from inference.load import make_ready
 from inference.pack import can_pack, pack
-from inference.quantize import quantize
+from inference.quantize import Int8Linear, quantize
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT, GPTConfig
 
@@ -354,6 +355,15 @@ def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
     expected = run(model, prompts, 20)
     torch._dynamo.reset()
     assert torch.equal(run(model, prompts, 20, compiled=CompiledStep(model, 3, backend="eager")), expected)
+
+
+def test_int8_weights_come_with_a_note_where_they_only_save_memory(capsys):
+    for device, noted in (("cpu", False), ("meta", True)):
+        model = make_ready(build(), torch.device(device), "float32", "int8")
+        assert isinstance(model.lm_head, Int8Linear)
+        assert ("note: int8 weights save memory on meta, but cost time" in capsys.readouterr().err) == noted
+        make_ready(build(), torch.device(device), "float32")
+        assert not capsys.readouterr().err
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_filters():
