@@ -88,9 +88,7 @@ class GPTConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.head_dim is None and self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: change one or set head_dim"
-            )
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}: change one, or head_dim")
         if self.n_head % self.kv_heads:
             raise ValueError(f"n_head={self.n_head} is not a multiple of n_kv_head={self.kv_heads}")
         if self.pos == "rope" and self.head_size % 2:
@@ -224,10 +222,8 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        if self.kind == "swiglu":  # Shazeer 2020 (arXiv:2002.05202)
-            h = self.activate(self.c_gate(x)) * self.c_fc(x)
-        else:
-            h = self.activate(self.c_fc(x))
+        is_gated = self.kind == "swiglu"  # Shazeer 2020 (arXiv:2002.05202)
+        h = self.activate(self.c_gate(x)) * self.c_fc(x) if is_gated else self.activate(self.c_fc(x))
         h = self.c_proj(h)
         return self.dropout(h) if self.training else h
 
@@ -262,8 +258,7 @@ class GPT(nn.Module):
         self.transformer["h"] = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.transformer["ln_f"] = norm_layer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # training keeps only the input of each block and computes the rest again in backward: a third more work
-        # for a fraction of the memory
+        # whether training keeps each block's input alone and computes the rest again in backward, a third more work
         self.checkpoint_activations = False
         self.make_derived()
         self.init_weights(generator)
@@ -284,11 +279,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights. Embeddings N(0, 0.02); linear layers by `init`; biases 0; norms 1.
-
-        Projections that write into the residual stream are scaled by 1/sqrt(2 n_layer), since 2 n_layer of
-        them add up there (Radford et al. 2019, section 2.3).
-        """
+        """Fresh weights: embeddings N(0, 0.02), linear layers by `init`, biases 0, norms 1. Projections that write into
+        the residual stream are scaled by 1/sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019,
+        section 2.3)."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 if module is self.lm_head and self.config.tie_weights:
@@ -307,11 +300,8 @@ class GPT(nn.Module):
             nn.init.zeros_(self.transformer.smear)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
-        """Parameters, each tensor once.
-
-        `non_embedding` leaves out the position table and, where the head is a matrix of its own, the token
-        table: a tied table does the head's work, so it counts (as in nanoGPT).
-        """
+        """Parameters, each tensor once. `non_embedding` leaves out the position table and, where the head is a matrix
+        of its own, the token table: a tied table does the head's work, so it counts (as in nanoGPT)."""
         total = sum(p.numel() for p in self.parameters())
         if non_embedding:
             if self.config.pos == "learned":
@@ -321,12 +311,10 @@ class GPT(nn.Module):
         return total
 
     def flops_per_token(self, block_size: int | None = None) -> int:
-        """Training FLOPs (forward + backward) a token at context length block_size (default: the config's).
-
-        6 per weight that is multiplied (all linear layers with the head; a table look-up is none) plus
-        attention's 12 n_layer nh hs T, the convention of PaLM (arXiv:2204.02311, appendix B): the causal half
-        that a flash kernel skips is counted, so that the MFU compares with published ones.
-        """
+        """Training FLOPs (forward + backward) a token at context length block_size (default: the config's): 6 per
+        weight that is multiplied (all linear layers with the head; a table look-up is none) plus attention's 12 n_layer
+        nh hs T, as in PaLM (arXiv:2204.02311, appendix B): the causal half that a flash kernel skips is counted, so
+        that the MFU compares with published ones."""
         T = self.config.block_size if block_size is None else block_size
         matmul = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matmul + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
@@ -356,11 +344,8 @@ class GPT(nn.Module):
         return x + self.transformer.smear * before
 
     def hidden(self, idx: torch.Tensor, cache=None) -> torch.Tensor:
-        """idx (B, T) int64 -> the last block's output (B, T, C): to be normed by ln_f, then read by the head.
-
-        cache: an inference.cache.KVCache, whose positions idx follows and is added to. Raises ValueError if the
-        positions exceed block_size.
-        """
+        """idx (B, T) int64 -> the last block's output (B, T, C): to be normed by ln_f, then read by the head. cache: an
+        inference.cache.KVCache, which idx follows and is added to. Raises ValueError beyond block_size positions."""
         positions = slice(idx.size(1)) if cache is None else cache.positions(idx.size(1))
         if isinstance(positions, slice) and positions.stop > self.config.block_size:
             raise ValueError(f"{positions.stop} positions do not fit into block_size={self.config.block_size}")
@@ -386,20 +371,14 @@ class GPT(nn.Module):
         return x
 
     def forward(
-        self,
-        idx: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        cache=None,
-        return_logits: bool = True,
-        last: torch.Tensor | None = None,
+        self, idx: torch.Tensor, targets: torch.Tensor | None = None, cache=None, return_logits=True, last=None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """idx (B, T) int64 -> (logits, loss).
 
-        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1
-        (0 if there is none). Without: logits of the last position only, (B, 1, V), and None; `last` (B,) says
-        which that is in rows with padding behind it. cache: see hidden. return_logits=False lets the loss be
-        computed without ever holding all logits; the first result is then None. Raises ValueError if the
-        positions exceed block_size.
+        With targets (B, T): logits (B, T, V) and the mean cross-entropy in nats over targets that are not -1 (0 if
+        there is none). Without: logits of the last position only, (B, 1, V), and None; `last` (B,) int64 says which
+        that is in rows with padding behind it. return_logits=False lets the loss be computed without ever holding all
+        logits; the first result is then None. cache, and errors: see hidden.
         """
         x = self.hidden(idx, cache)
         if targets is None:
@@ -427,19 +406,12 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        idx: torch.Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
+        self, idx: torch.Tensor, max_new_tokens: int, temperature=1.0, top_k: int | None = None, generator=None
     ) -> torch.Tensor:
-        """idx (B, T) and max_new_tokens sampled ids behind it, (B, T + max_new_tokens); temperature 0 is greedy.
-
-        The plain way: the whole context again for every token. inference.generate.generate draws the same ids from
-        the same generator, much faster. As there, a full context is cut to its second half. Raises ValueError for an
-        empty prompt, and numbers out of range.
-        """
+        """idx (B, T) and max_new_tokens sampled ids behind it, (B, T + max_new_tokens); temperature 0 is greedy. The
+        plain way: the whole context again for every token. inference.generate.generate draws the same ids from the same
+        torch.Generator, much faster. As there, a full context is cut to its second half. Raises ValueError for an empty
+        prompt, and numbers out of range."""
         if idx.size(1) == 0:
             raise ValueError("the prompt is empty: start from at least one token, e.g. the end-of-text id")
         if not (temperature == 0 or 1e-5 <= temperature < math.inf) or (top_k or 0) < 0:
@@ -469,8 +441,6 @@ class GPT(nn.Module):
 
 # ---- the same in less memory, or faster on a CPU --------------------------------------------------------------------
 
-DENSE_ATTENTION = 256  # longest context trained with all scores in memory, in bfloat16 on a CPU
-
 
 class Dropout(nn.Dropout):
     """nn.Dropout, on a CPU at a sixth of its cost (most of which is drawing numbers): each decision takes 8 random
@@ -488,7 +458,7 @@ class Dropout(nn.Dropout):
 def dense_is_faster(q: torch.Tensor, dropout: float) -> bool:
     """PyTorch's flash kernel for CPUs is slow in bfloat16, above all backward: 16 x 4 heads x 256 positions x 64 took
     28 ms, in float32 26, and densely 10 (2 cores with AVX512-BF16, torch 2.13). With dropout it has none."""
-    return dropout > 0 or (q.dtype == torch.bfloat16 and q.size(2) <= DENSE_ATTENTION)
+    return dropout > 0 or (q.dtype == torch.bfloat16 and q.size(2) <= 256)  # all scores are held in memory
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
@@ -509,10 +479,10 @@ def logits_at_once(device: torch.device) -> int:
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
-    The logits of a batch are its largest tensor by far ((B T) x V float32). Here each chunk of them is used
-    while it is still in the processor's cache, for the loss and (if need_grad) at once for both gradients,
-    and then dropped; backward only scales. x (N, C), weight (V, C), targets (N,) with -1 ignored; matrices
-    multiply in `dtype`, the loss and weight's gradient add up in float32.
+    The logits of a batch are its largest tensor by far ((B T) x V float32). Here each chunk of them is used (on a CPU
+    while it is still in its cache) for the loss and, if need_grad, at once for both gradients, and then dropped;
+    backward only scales. x (N, C), weight (V, C), targets (N,) with -1 ignored; matrices multiply in `dtype`, the loss
+    and weight's gradient add up in float32.
     """
 
     @staticmethod
@@ -521,8 +491,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
-            grad_x = torch.empty_like(x)
-            grad_w = torch.zeros_like(weight, dtype=torch.float32)
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, x.size(0), rows):
             chunk = slice(start, start + rows)
             xc = x[chunk].to(dtype)
@@ -540,8 +509,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
-                if dtype == torch.float16:  # would lose small numbers here, before GradScaler's factor reaches them
-                    # as large as allows no element of grad_w's product to overflow, nor, for weights up to 32, grad_x's
+                if dtype == torch.float16:  # loses small numbers before GradScaler's factor reaches them: scaled here,
+                    # but so that no sum over rows can overflow, nor one over ids with weights up to 32
                     factor = (2**15 / (grad.norm(1, dim=0).amax() * xc.abs().amax())).clamp(max=2**10)
                     grad *= factor
                 grad = grad.to(dtype)

@@ -31,10 +31,11 @@ from tqdm import tqdm
 from checkpoints.build import build_model
 from configurator import configure, exit_on_error
 from data.tokenizer import EOT
-from inference.generate import CompiledStep, stream
+from inference.generate import stream
 from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
 from inference.sampling import Sampling
+from inference.static import CompiledStep, RecordedStep
 from model import GPT
 from system.device import DTypeName, pick_compile, pick_device
 
@@ -71,9 +72,9 @@ class SampleConfig:
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
-    quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU
+    quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU; on a GPU slower
     batch_size: int = 16  # samples computed together; lower saves memory
-    compile: bool | Literal["auto"] = "auto"  # torch.compile with CUDA graphs (takes a minute); auto = off
+    compile: bool | Literal["auto"] = "auto"  # torch.compile (takes a minute); auto = on a GPU, CUDA graphs (at once)
 
 
 def main(argv: list[str]) -> None:
@@ -88,8 +89,9 @@ def main(argv: list[str]) -> None:
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt, config.special) for prompt in prompts]
     model = build_model(state, dropout=0.0)
     del state
-    config.compile = config.compile is True and can_compile(device)
-    make_ready(model, device, config.dtype, config.quantize, plain=config.compile)
+    if config.compile is True and not can_compile(device):
+        config.compile = "auto"
+    make_ready(model, device, config.dtype, config.quantize, plain=config.compile is True)
     writer = Writer(config, model, tokenizer)
     if config.interactive:
         converse(writer, prompts[0] if config.start != SampleConfig.start else "")
@@ -179,7 +181,7 @@ class Writer:
     def __init__(self, config: SampleConfig, model: GPT, tokenizer):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.device = model.transformer.wte.weight.device
-        self.compiled: dict[int, CompiledStep] = {}  # by batch size
+        self.steps: dict[int, CompiledStep | RecordedStep | None] = {}  # by batch size, of which one is kept
         self.stops = read_stops(config.stop)
         filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
         logprobs = config.logprobs or config.best_of > 1
@@ -187,15 +189,15 @@ class Writer:
 
     def write(self, texts: list[Continuation]) -> Iterator[None]:
         """Generates the texts together, and yields whenever they have grown."""
-        if self.config.compile is True and len(texts) not in self.compiled:
-            options = {"mode": "reduce-overhead"} if self.device.type == "cuda" else {}
-            self.compiled[len(texts)] = CompiledStep(self.model, len(texts), **options)
+        if len(texts) not in self.steps:
+            self.steps.clear()  # before the next one's cache is allocated
+            self.steps[len(texts)] = self.static_step(len(texts))
         prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # reading results stalls a GPU
         pending, limit = [], self.config.max_new_tokens
-        compiled = self.compiled.get(len(texts))
-        for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), compiled):
+        step = self.steps[len(texts)]
+        for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), step):
             pending.append(pair)
             limit -= 1
             if limit and len(pending) < every:
@@ -214,6 +216,13 @@ class Writer:
         for text in texts:
             text.complete("length")
         yield
+
+    def static_step(self, batch_size: int) -> CompiledStep | RecordedStep | None:
+        """What --compile asks for; None for the plain way."""
+        on_cuda = self.device.type == "cuda"
+        if self.config.compile is True:
+            return CompiledStep(self.model, batch_size, **({"mode": "reduce-overhead"} if on_cuda else {}))
+        return RecordedStep(self.model, batch_size) if self.config.compile == "auto" and on_cuda else None
 
     def heal(self, texts: list[Continuation]):
         """The `constrain` of stream() that makes the ids drawn begin with the healed texts; None if there are none."""

@@ -15,9 +15,10 @@ from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
 from checkpoints.file import save_checkpoint
 from checkpoints.huggingface import hf_config, hf_tensors
-from inference.generate import CompiledStep, stream
+from inference.generate import stream
 from inference.load import make_ready
 from inference.sampling import Sampling
+from inference.static import CompiledStep
 from model import GPT, GPTConfig
 from system.device import pick_device
 
@@ -103,7 +104,7 @@ def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callabl
     def write(prompts: torch.Tensor, tokens: int) -> list[list[int]]:
         if compiled and len(prompts) not in steps_of:
             steps_of[len(prompts)] = CompiledStep(ready, len(prompts), mode="reduce-overhead")
-        pairs = stream(ready, prompts, tokens, Sampling(temperature=0), compiled=steps_of.get(len(prompts)))
+        pairs = stream(ready, prompts, tokens, Sampling(temperature=0), static=steps_of.get(len(prompts)))
         steps = (ids for ids, _ in pairs)
         # on a CPU read after every step, as if shown token by token; that would stall a GPU
         return [ids.tolist() for ids in steps] if device.type == "cpu" else torch.stack(list(steps)).tolist()

@@ -15,6 +15,7 @@ import torch.nn as nn
 
 from inference.cache import KVCache
 from inference.sampling import Generators, Sampling, sample_next, uniforms
+from inference.static import CompiledStep, RecordedStep, reach_for
 from model import GPT
 
 Prompts = torch.Tensor | Sequence[torch.Tensor]
@@ -49,7 +50,7 @@ def stream(
     sampling: Sampling | None = None,
     generator: Generators = None,
     constrain: Callable[[torch.Tensor | None], torch.Tensor | None] | None = None,
-    compiled: "CompiledStep | None" = None,
+    static: CompiledStep | RecordedStep | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Continues the prompts; yields (ids (B,), their log-probabilities (B,)) for each new position as soon as drawn.
 
@@ -66,10 +67,10 @@ def stream(
     sampling.validate()
     if any(len(row) == 0 for row in prompts):
         raise ValueError("the prompt is empty: expected at least one token, e.g. the end-of-text id")
-    decoder, new = Decoder(model, prompts, compiled), None
+    decoder, new = Decoder(model, prompts, static), None
     B, V, device = len(prompts), sampling.vocab_size or model.config.vocab_size, prompts[0].device
     draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
-    seen = None  # (B, vocab_size) bool
+    sample, seen = static.sample if static else sample_next, None  # seen: (B, vocab_size) bool
     if sampling.repetition_penalty != 1:
         seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
         for row, ids in zip(seen, prompts, strict=True):
@@ -80,43 +81,25 @@ def stream(
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
         uniform = next(draws) if draws else None
-        new = sample_next(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
+        new = sample(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
         if seen is not None:
             seen.scatter_(1, new[:, None], True)
         scores = logits.log_softmax(-1).gather(1, new[:, None])[:, 0] if sampling.logprobs else None
         yield new, scores
 
 
-class CompiledStep:
-    """The forward pass of one id in each of `batch_size` rows, by torch.compile with static shapes; prompts, of any
-    shape, are encoded without. Its only cache is allocated here, since CUDA graphs record addresses, so only one stream
-    at a time can use it. Options go to torch.compile, e.g. mode="reduce-overhead" for CUDA graphs."""
-
-    def __init__(self, model: GPT, batch_size: int, **options):
-        weight = model.transformer.wte.weight
-        self.cache = cache = KVCache(model.config, batch_size, weight.device, weight.dtype, ragged=True)
-        cache.length = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
-        for tensor in (*cache.kv, cache.length, *([] if cache.ids is None else [cache.ids])):
-            torch._dynamo.mark_static_address(tensor)  # written to by the graph
-        self.forward = torch.compile(lambda idx: model(idx, cache=cache)[0], fullgraph=True, dynamic=False, **options)
-
-    def __call__(self, idx: torch.Tensor) -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return self.forward(idx)
-
-
 class Decoder:
     """Logits of the next id of B rows, step by step: stream() without the drawing. Ragged prompts are padded on the
     right, where causal attention does not see it and new positions overwrite it, so rows do not affect each other."""
 
-    def __init__(self, model: GPT, prompts: Prompts, compiled: CompiledStep | None = None):
+    def __init__(self, model: GPT, prompts: Prompts, static: CompiledStep | RecordedStep | None = None):
         B, weight = len(prompts), model.transformer.wte.weight
-        self.model, self.prompts, self.block_size, self.compiled = model, prompts, model.config.block_size, compiled
+        self.model, self.prompts, self.block_size, self.static = model, prompts, model.config.block_size, static
         self.lengths = [0] * B  # of the rows in the cache: cache.length without reading from a GPU
         self.recent = deque(maxlen=max(1, self.block_size // 2))  # the last ids (B,) that followed the prompts
-        if compiled:
-            self.cache = compiled.cache
-            assert len(self.cache.kv[0]) == B, f"compiled for {len(self.cache.kv[0])} rows, not {B}"
+        if static:
+            self.cache = static.cache
+            assert len(self.cache.kv[0]) == B, f"made for {len(self.cache.kv[0])} rows, not {B}"
         else:
             ragged = len({min(len(row), self.block_size) for row in prompts}) > 1
             self.cache = KVCache(model.config, B, weight.device, weight.dtype, ragged=ragged)
@@ -133,10 +116,12 @@ class Decoder:
             for row in full:
                 self.cache.length[row] = 0  # its result is discarded: it is encoded again below
             self.lengths = [length % self.block_size + 1 for length in self.lengths]
-            if self.compiled:
-                logits = self.compiled(ids[:, None])[:, -1]
+            longest = max(self.lengths)
+            if self.static:
+                self.cache.reach = reach_for(longest, self.block_size)
+                logits = self.static(ids[:, None])[:, -1]
             else:
-                self.cache.reach = max(self.lengths)
+                self.cache.reach = longest
                 logits = self.model(ids[:, None], cache=self.cache)[0][:, -1]
         if full:
             recent, half = torch.stack(tuple(self.recent), dim=1), self.recent.maxlen

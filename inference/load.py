@@ -7,6 +7,7 @@
 sample.py, eval.py, complete.py and export.py start here.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -68,6 +69,9 @@ def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", 
     torch.backends.cuda.enable_cudnn_sdp(False)
     model = model.to(device, picked).eval()
     if is_int8:
+        if device.type != "cpu":  # Int8Linear turns all weights back into floats for every product
+            note = f"int8 weights save memory on {device.type}, but cost time: leave them out for speed"
+            print(f"note: {note}", file=sys.stderr)
         round_weights(model, round_inputs=not plain)
     elif not plain:
         pack(model)

@@ -4,20 +4,19 @@ import copy
 import itertools
 import json
 import math
-import shutil
 import weakref
 
 import pytest
 import torch
-from torch._inductor.utils import run_and_get_code
 
 import bench
 from benchmarks import inference
 from inference.bind import bind
 from inference.cache import KVCache
-from inference.generate import CompiledStep, Decoder, generate, stream
+from inference.generate import Decoder, generate, stream
+from inference.load import make_ready
 from inference.pack import can_pack, pack
-from inference.quantize import quantize
+from inference.quantize import Int8Linear, quantize
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT, GPTConfig
 
@@ -318,42 +317,13 @@ def test_a_seed_means_the_same_ids_in_any_batch():
     assert torch.equal(run(model, prompt[None], 9, filters, seeded(3))[0], eight[3, :9])  # nor on the number of tokens
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_static_shapes_give_the_same_ids_from_one_graph_and_again_from_the_same_cache(backend):
-    model, prompts = build(**SHAPES[-1], n_layer=1), rows(3, 16, 5)
-    expected, uniform = run(model, prompts, 40), run(model, [prompts[0]] * 3, 40)
-    torch._dynamo.reset()
-    compiled = CompiledStep(model, 3, backend=backend)  # fullgraph: a break would be an error
-    memory = compiled.cache.kv[0].data_ptr()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
-        assert torch.equal(run(model, [prompts[0]] * 3, 40, compiled=compiled), uniform)
-        assert torch.equal(run(model, prompts, 40, compiled=compiled), expected)
-    assert compiled.cache.kv[0].data_ptr() == memory
-
-
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
-def test_a_compiled_step_writes_into_the_cache_and_copies_none_of_it():
-    """Read in inductor's code: no memory of a layer's size, and no loop over as many elements."""
-    model, idx = build(block_size=40, pos="rope"), torch.zeros(2, 1, dtype=torch.int64)
-    torch._dynamo.reset()
-    step = CompiledStep(model, 2)
-    shape = step.cache.kv[0].shape
-    with torch._inductor.config.patch(force_disable_caches=True), torch.no_grad():
-        logits, (code,) = run_and_get_code(step, idx)
-    torch.testing.assert_close(logits, model(idx)[0], atol=1e-5, rtol=0)
-    assert all(keys.count_nonzero() == 2 * 4 * 8 for keys in step.cache.kv)  # one position
-    assert "scaled_dot_product" in code and f"empty_strided_cpu({tuple(shape)}" not in code
-    assert f"{shape.numel()}L" not in code and "select_scatter" not in code
-
-
-def test_int8_weights_compile_where_activations_are_not_rounded(monkeypatch):
-    monkeypatch.setattr("inference.quantize.ROUNDED_SIZE", 0)
-    model, prompts = build(**OTHERS[0]), rows(3, 16, 5)
-    quantize(model, round_inputs=False)
-    expected = run(model, prompts, 20)
-    torch._dynamo.reset()
-    assert torch.equal(run(model, prompts, 20, compiled=CompiledStep(model, 3, backend="eager")), expected)
+def test_int8_weights_come_with_a_note_where_they_only_save_memory(capsys):
+    for device, noted in (("cpu", False), ("meta", True)):
+        model = make_ready(build(), torch.device(device), "float32", "int8")
+        assert isinstance(model.lm_head, Int8Linear)
+        assert ("note: int8 weights save memory on meta, but cost time" in capsys.readouterr().err) == noted
+        make_ready(build(), torch.device(device), "float32")
+        assert not capsys.readouterr().err
 
 
 def test_log_probabilities_are_the_models_own_whatever_the_filters():

@@ -58,7 +58,7 @@ def dictate(monkeypatch):
 
     def dictate(ids):
         class Dictated:
-            def __init__(self, model, prompts, compiled=None):
+            def __init__(self, model, prompts, static=None):
                 self.shape, self.ids = (len(prompts), model.config.vocab_size), iter(ids)
 
             def start(self, _=None):
@@ -354,6 +354,20 @@ def test_compiled_texts_are_the_same(out_dir, capsys, monkeypatch):
     assert write(out_dir, capsys, *options, "--compile") == expected and not compiled  # slower on a CPU
     monkeypatch.setattr(sample, "can_compile", lambda device: True)
     assert write(out_dir, capsys, *options, "--compile") == expected and compiled
+
+
+def test_a_gpu_records_its_step_unless_it_is_compiled_or_told_not_to(monkeypatch):
+    monkeypatch.setattr(sample, "RecordedStep", lambda model, batch_size: ("recorded", batch_size))
+    monkeypatch.setattr(sample, "CompiledStep", lambda model, batch_size, **options: ("compiled", options))
+    writer, found = object.__new__(sample.Writer), {}
+    writer.model = None
+    for device in ("cuda", "cpu"):
+        for compile in ("auto", True, False):
+            writer.device, writer.config = torch.device(device), sample.SampleConfig(compile=compile)
+            found[device, compile] = writer.static_step(3)
+    assert found["cuda", "auto"] == ("recorded", 3) and found["cpu", "auto"] is None
+    assert found["cuda", True] == ("compiled", {"mode": "reduce-overhead"}) and found["cpu", True] == ("compiled", {})
+    assert found["cuda", False] is None and found["cpu", False] is None
 
 
 @pytest.mark.parametrize(
