@@ -81,9 +81,9 @@ class MuonAdamW(torch.optim.AdamW):
 
             stacked = torch.stack([directions[i] for i in numbers])
             updates = on_owners(whole, stacked.to(iteration_dtype(stacked.device)), n_rows).to(stacked.dtype)
-            scales = torch.cat([torch.full((rows, 1), scale_of(rows, columns)) for rows in parts])
+            scales = [torch.full((rows, 1), scale_of(rows, columns), device=stacked.device) for rows in parts]
             first = dist.get_rank() * math.ceil(n_rows / dist.get_world_size())
-            updates *= scales[first:][: updates.size(1)].to(updates.device)
+            updates *= torch.cat(scales)[first:][: updates.size(1)]
             torch._foreach_sub_([weights[i] for i in numbers], updates.unbind(), alpha=lr)
 
 
