@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.build import shapes_only
 from model import GPT, GPTConfig
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -190,10 +191,8 @@ def our_tensors(tensors: dict[str, torch.Tensor], config: GPTConfig, kind: str) 
     tensors = dict(tensors)
     if config.tie_weights:
         tensors["lm_head.weight"] = tensors.get(weight_names("transformer.wte.weight", kind)[0])
-    with torch.device("meta"):  # names and shapes only
-        model = GPT(config)
     weights = {}
-    for name, ours in model.state_dict().items():
+    for name, ours in shapes_only(config).state_dict().items():
         parts = []
         for theirs, shape in zip(weight_names(name, kind), part_shapes(name, ours, config, kind), strict=True):
             part = tensors.pop(theirs, None)

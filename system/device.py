@@ -10,9 +10,10 @@ import re
 import shutil
 import sys
 from contextlib import suppress
-from typing import Literal
 
 import torch
+
+from system.dtypes import DTYPES
 
 # Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
 # that is a word of the device's name counts.
@@ -21,9 +22,6 @@ PEAK_TFLOPS = {
     "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125,
     "V100": 125, "T4": 65, "5090": 209, "4090": 165, "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
 }  # fmt: skip
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:

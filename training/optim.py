@@ -8,6 +8,7 @@ import torch.distributed as dist
 from model import GPT
 from system.device import pick_dtype
 from system.distributed import place
+from training.adamw import AdamW
 
 MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # Muon's, as in its author's speed runs
 
@@ -27,7 +28,7 @@ def make_optimizer(
     ]
     fused = named[0][1].device.type in ("cuda", "cpu")
     if not in_muon:
-        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+        return AdamW(groups, betas=betas, fused=fused)
     for module in model.modules():
         if hasattr(module, "c_attn"):
             module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]
@@ -45,7 +46,7 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, iter_num: int) -> 
             group["momentum"] = MOMENTUM - (MOMENTUM - MOMENTUM_START) * max(0.0, 1 - iter_num / MOMENTUM_WARMUP)
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(AdamW):
     """AdamW, except that groups with muon=True are updated by Muon (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): a matrix moves along its Nesterov momentum, orthogonalised, so that all its
     directions move alike. With DDP, each process orthogonalises its share of the matrices of a shape, and they exchange
