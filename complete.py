@@ -22,12 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from completion.completer import MAX_BYTES, MIN_CONFIDENCE, Completer, apart, load_completer, whole_suggestion
-from completion.textfile import TextFile
-from configurator import configure, exit_on_error
-from system.device import DTypeName
+from completion import MAX_BYTES, MIN_CONFIDENCE
+from configurator import configure, exit_on_error, read_early
+from system.dtypes import DTypeName
 
 REQUEST_TYPES = {"prompt": str, "suffix": str, "max_bytes": int, "max_tokens": int, "min_confidence": (int, float)}
 TYPE_NAMES = {str: "text", int: "a whole number", (int, float): "a number"}
@@ -55,8 +52,26 @@ class CompleteConfig:
     threads: int | None = None  # CPU threads; None = one per core
 
 
+def joined(argv: list[str]) -> list[str]:
+    """argv with `--prompt TEXT` and `--file PATH` as the single words `--prompt=TEXT` and `--file=PATH`."""
+    words = list(argv)
+    for i in range(len(words) - 2, -1, -1):
+        if words[i] in ("--prompt", "--file"):
+            words[i : i + 2] = [f"{words[i]}={words[i + 1]}"]
+    return words
+
+
+if __name__ == "__main__":
+    read_early(CompleteConfig, joined(sys.argv[1:]))  # --help and mistakes are answered before the slow imports
+
+import torch
+
+from completion.completer import Completer, apart, load_completer, whole_suggestion
+from completion.textfile import TextFile
+
+
 def main(argv: list[str]) -> int:
-    config, _ = configure(CompleteConfig, joined(argv, "--prompt", "--file"))
+    config, _ = configure(CompleteConfig, joined(argv))
     validate(config)
     is_editor = config.prompt is None and not config.stdin and not config.jsonl
     if is_editor:
@@ -83,15 +98,6 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"standard input is not UTF-8 text: {error}") from error
     print(whole_suggestion(completer, before, **options).text)
     return 0
-
-
-def joined(argv: list[str], *keys: str) -> list[str]:
-    """argv with `--key value` as the single word `--key=value` for these keys."""
-    words = list(argv)
-    for i in range(len(words) - 2, -1, -1):
-        if words[i] in keys:
-            words[i : i + 2] = [f"{words[i]}={words[i + 1]}"]
-    return words
 
 
 def validate(config: CompleteConfig) -> None:

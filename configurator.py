@@ -37,6 +37,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 WAIT_FOR_RANK_ZERO = 20  # seconds, for torchrun to end the other ranks
 BOOL_WORDS = {"true": True, "1": True, "false": False, "0": False}
+EARLY: dict[tuple, tuple[Any, set[str]]] = {}  # what read_early() has read, until configure() is asked for it
 
 
 def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
@@ -46,6 +47,8 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
     the default is explicit too. `--help` or `-h` prints the keys and raises SystemExit(0). Every field of `cls` needs
     a default. Raises ValueError for everything a user can get wrong, with all unknown keys and wrong values at once.
     """
+    if (cls, *argv) in EARLY:
+        return EARLY.pop((cls, *argv))
     if "--help" in argv or "-h" in argv:
         print(help_text(cls))
         raise SystemExit(0)
@@ -68,6 +71,12 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
     if problems:
         raise ValueError("; ".join(problems))
     return cls(**values), explicit
+
+
+def read_early(cls: type, argv: list[str]) -> None:
+    """Reads the settings of a command before its slow imports, so that --help and mistakes are answered at once. The
+    next configure(cls, argv) returns them: a config file runs once."""
+    answer_early(lambda _: EARLY.update({(cls, *argv): configure(cls, argv)}))
 
 
 def read_option(item: str, following: str, kinds: dict[str, Any]) -> tuple[str, str, str]:
@@ -217,9 +226,6 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     A ValueError or a full disk is one line on stderr and exit status 2, Ctrl-C a silent 130. TRACEBACK=1 in the
     environment shows the traceback too.
     """
-    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may use an encoding without Chinese
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         status = run_command(main)
     except Exception:
@@ -227,6 +233,17 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         traceback.print_exc()  # now: Python's shutdown may wait for ranks that wait for this one
         status = 1
+    leave(status)
+
+
+def answer_early(parse: Callable[[list[str]], object]) -> None:
+    """Runs parse(sys.argv[1:]), which answers --help, and exits as exit_on_error() does if it raises an error."""
+    status = run_command(lambda argv: parse(argv) and None)
+    if status is not None:
+        leave(status)
+
+
+def leave(status: int | None) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, already reported
@@ -241,6 +258,9 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def run_command(main: Callable[[list[str]], int | None]) -> int | None:
     """Runs main(sys.argv[1:]) and reports the errors that a user can cause; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may use an encoding without Chinese
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()  # here a full disk can still be reported

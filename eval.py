@@ -29,19 +29,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from checkpoints.build import build_model
-from configurator import exit_on_error
+from configurator import answer_early, exit_on_error
 from data.source import Parser
 from data.tokenizer import EOT
 from evaluation import tasks
 from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perplexity
-from evaluation.scoring import CPU_BATCH, FIRST, GPU_BATCH, STOP, score
-from evaluation.text import AS_BYTES, Text, open_task, open_text
-from inference.load import make_ready, open_trained
-from system.device import DTYPES, pick_device, pick_dtype
-from system.distributed import Ranks
+from evaluation.windows import CPU_BATCH, FIRST, GPU_BATCH, STOP
+from system.dtypes import DTYPES
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -71,6 +66,19 @@ def arguments() -> argparse.ArgumentParser:
     precision = "of the matrix products; the 16-bit formats are faster on a GPU and change the loss by about 0.001"
     add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32", help=precision)
     return parser
+
+
+if __name__ == "__main__":
+    answer_early(arguments().parse_args)  # --help and mistakes, before the slow imports
+
+import torch
+
+from checkpoints.build import build_model
+from evaluation.scoring import score
+from evaluation.text import AS_BYTES, Text, open_task, open_text
+from inference.load import make_ready, open_trained
+from system.device import pick_device, pick_dtype
+from system.distributed import Ranks
 
 
 def main(argv: list[str]) -> None:

@@ -18,20 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors.torch import save_file
-
-from checkpoints.build import build_model
-from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
-from configurator import configure, exit_on_error
-from data.bpe import TRAIN_PATTERN
-from data.model_tokenizer import SPECIAL_IDS, VOCABULARY_FILES
-from data.tokenizer import EOT
-from data.vocabulary import to_symbols
-from inference.load import find_tokenizer, open_trained
-from model import GPT, GPTConfig
-from system.device import pick_dtype
-from system.files import sync_file
+from configurator import configure, exit_on_error, read_early
 
 
 @dataclass
@@ -40,6 +27,24 @@ class ExportConfig:
     out_dir: str = "out"  # folder of the run
     hf_dir: str = ""  # folder to write; it must not exist, or be empty
     dtype: Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"] = "float32"  # of the weights in the file
+
+
+if __name__ == "__main__":
+    read_early(ExportConfig, sys.argv[1:])  # --help and mistakes are answered before the slow imports
+
+import torch
+from safetensors.torch import save_file
+
+from checkpoints.build import build_model
+from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
+from data.bpe import TRAIN_PATTERN
+from data.model_tokenizer import SPECIAL_IDS, VOCABULARY_FILES
+from data.tokenizer import EOT
+from data.vocabulary import to_symbols
+from inference.load import find_tokenizer, open_trained
+from model import GPT, GPTConfig
+from system.device import pick_dtype
+from system.files import sync_file
 
 
 def main(argv: list[str]) -> None:

@@ -7,9 +7,7 @@ Reads metrics.jsonl in each folder, writes <first folder>/loss.png or --output, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from matplotlib.figure import Figure
+from typing import Any, Literal
 
 from configurator import configure, exit_on_error
 from training.metrics import read_metrics
@@ -22,9 +20,11 @@ class PlotConfig:
     output: str = ""  # picture to write (.png, .svg, .pdf); empty: <first folder>/loss.png
 
 
-def draw(runs: dict[str, list[dict]], x: str) -> Figure:
-    """Loss against `x`, one colour per run: training as a light line, validation as a line with points. runs: the
-    records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw."""
+def draw(runs: dict[str, list[dict]], x: str) -> Any:
+    """A Figure: loss against `x`, one colour per run, training as a light line, validation as a line with points. runs:
+    the records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw."""
+    from matplotlib.figure import Figure  # here: --help and mistakes need not wait for it
+
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="iteration" if x == "iter" else x, ylabel="loss (nats per token)")
     light, marked = {"alpha": 0.4, "linewidth": 1}, {"marker": "o", "markersize": 3.5, "linewidth": 1.5}

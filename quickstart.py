@@ -28,6 +28,9 @@ PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    fo
 def main(argv: list[str]) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036  one clear line instead of a syntax error
         return fail(f"this is Python {sys.version.split()[0]}, but 3.10 or newer is needed: use a newer python3")
+    if argv in (["--help"], ["-h"]):
+        print(__doc__.strip())
+        return 0
     if argv not in ([], ["test"], ["report"]):
         return fail(f"unknown arguments {' '.join(argv)}: use `quickstart.py` alone or `quickstart.py test`")
     os.chdir(ROOT)

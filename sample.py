@@ -24,20 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from checkpoints.build import build_model
-from configurator import configure, exit_on_error
-from data.tokenizer import EOT
-from inference.generate import stream
-from inference.healing import prefix_index
-from inference.load import find_tokenizer, make_ready, open_trained
-from inference.sampling import Sampling
-from inference.static import CompiledStep, RecordedStep
-from model import GPT
-from system.device import DTypeName, pick_compile, pick_device
+from configurator import configure, exit_on_error, read_early
+from system.dtypes import DTypeName
 
 HELP = """Type a prompt and press Enter; then more text, or Enter alone to let the model write. \\n is a new line.
 Ctrl-C ends the model's turn, /new starts over, Ctrl-D (Windows: Ctrl-Z, Enter) leaves."""
@@ -75,6 +63,24 @@ class SampleConfig:
     quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: 1.5-2.6 times as fast on a CPU; on a GPU slower
     batch_size: int = 16  # samples computed together; lower saves memory
     compile: bool | Literal["auto"] = "auto"  # torch.compile (takes a minute); auto = on a GPU, CUDA graphs (at once)
+
+
+if __name__ == "__main__":
+    read_early(SampleConfig, sys.argv[1:])  # --help and mistakes are answered before the slow imports
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from checkpoints.build import build_model
+from data.tokenizer import EOT
+from inference.generate import stream
+from inference.healing import prefix_index
+from inference.load import find_tokenizer, make_ready, open_trained
+from inference.sampling import Sampling
+from inference.static import CompiledStep, RecordedStep
+from model import GPT
+from system.device import pick_compile, pick_device
 
 
 def main(argv: list[str]) -> None:

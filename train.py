@@ -22,20 +22,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from configurator import ReportedByRankZero, configure, exit_on_error
-from system.device import DTypeName, memory_used, peak_flops_of, pick_compile, pick_device, prepare
-from system.distributed import Ranks, full, is_loss_of_peer
-from training import memory
-from training.batches import Batches
-from training.evaluate import estimate_loss
-from training.health import Health
-from training.optim import learning_rate_share, set_rates
-from training.outputs import Outputs
-from training.run import Run
-from training.signals import StopSignals
-from training.start import start
+from configurator import ReportedByRankZero, configure, exit_on_error, read_early
+from system.dtypes import DTypeName
 
 
 @dataclass
@@ -118,6 +106,24 @@ class TrainConfig:
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more compute
     seed: int = 1337  # for weights, batches and dropout
     peak_tflops: float | None = None  # the device's dense peak, for MFU; None = look it up
+
+
+if __name__ == "__main__":
+    read_early(TrainConfig, sys.argv[1:])  # --help and mistakes are answered before the slow imports
+
+import torch
+
+from system.device import memory_used, peak_flops_of, pick_compile, pick_device, prepare
+from system.distributed import Ranks, full, is_loss_of_peer
+from training import memory
+from training.batches import Batches
+from training.evaluate import estimate_loss
+from training.health import Health
+from training.optim import learning_rate_share, set_rates
+from training.outputs import Outputs
+from training.run import Run
+from training.signals import StopSignals
+from training.start import start
 
 
 def main(argv: list[str]) -> int:

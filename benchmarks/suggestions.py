@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import parser, print_table
-from completion.completer import MAX_BYTES, MIN_CONFIDENCE, Completer, apart, load_completer
+from completion import MAX_BYTES, MIN_CONFIDENCE
+from completion.completer import Completer, apart, load_completer
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer
 from inference.load import make_ready

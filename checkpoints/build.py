@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from model import GPT, GPTConfig
 
@@ -21,8 +22,7 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     unknown = state["model_args"].keys() - {field.name for field in fields(GPTConfig)}
     if unknown:
         raise ValueError(f"the checkpoint's model_args has {sorted(unknown)}, which this version does not support")
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
-        model = GPT(GPTConfig(**{**state["model_args"], **changes}))
+    model = shapes_only(GPTConfig(**{**state["model_args"], **changes}))
     weights, expected = clean_weights(state["model"]), model.state_dict()
     if model.config.tie_weights:
         fill_in(weights, "lm_head.weight", "transformer.wte.weight")
@@ -38,8 +38,30 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         model.make_derived()
     elif device.type != "meta":
-        model.to_empty(device=device).load_state_dict(weights)
+        # as GPT.allocate does, but without to_empty(), which imports sympy to make a tensor like one on the meta device
+        places = {name: torch.empty(p.shape, device=device) for name, p in model.named_parameters()}
+        model.load_state_dict(places, strict=False, assign=True)
+        model.make_derived()
+        model.load_state_dict(weights)
     return model
+
+
+def shapes_only(config: GPTConfig) -> GPT:
+    """A model whose parameters are on the meta device: names and shapes, no memory, no random numbers."""
+    with ShapesOnly():
+        return GPT(config)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Puts what torch.empty makes on the meta device, and initializes nothing. Within torch.device("meta"), arange
+    and normal_ are Python code that imports torch._dynamo, which takes as long as torch itself."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        if function is torch.empty:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return function(*args, **(kwargs or {}))
 
 
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

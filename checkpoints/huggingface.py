@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.build import fill_in
+from checkpoints.build import fill_in, shapes_only
 from data.vocabulary import read_json
 from model import GPT, ROPE_SCALING, GPTConfig
 
@@ -241,10 +241,8 @@ def our_tensors(tensors: dict[str, torch.Tensor], config: GPTConfig, kind: str) 
         (wte,) = weight_names("transformer.wte.weight", kind)
         fill_in(tensors, wte, "lm_head.weight")
         tensors["lm_head.weight"] = tensors.get(wte)
-    with torch.device("meta"):  # names and shapes only
-        model = GPT(config)
     weights = {}
-    for name, ours in model.state_dict().items():
+    for name, ours in shapes_only(config).state_dict().items():
         parts = []
         for theirs, shape in zip(weight_names(name, kind), part_shapes(name, ours, config, kind), strict=True):
             part = tensors.pop(theirs, None)

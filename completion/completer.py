@@ -10,14 +10,13 @@ from itertools import islice
 import torch
 
 from checkpoints.build import build_model
+from completion import MAX_BYTES
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
 from model import GPT
 from system.device import pick_device
 
-MAX_BYTES = 32  # of a suggestion
-MIN_CONFIDENCE = 0.2  # of a suggestion: its probability
 ENCODE_STEP = 64  # tokens encoded between checks for cancellation
 MAX_CHARS_PER_TOKEN = 32  # on average over a context
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.tokenizer import token_table
-from evaluation.scoring import FIRST, START, STOP
+from evaluation.windows import FIRST, START, STOP
 
 
 def bits_per_unit(nats: np.ndarray, ids: np.ndarray, tokenizer) -> dict:

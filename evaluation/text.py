@@ -13,7 +13,7 @@ from data.dataset import GPT2_VOCAB_SIZE, display_path, find_folder, open_datase
 from data.matching import has_ids_of
 from data.tokenizer import EOT, Tokenizer
 from evaluation import tasks
-from evaluation.scoring import document_edges, plan_windows
+from evaluation.windows import document_edges, plan_windows
 from inference.load import find_tokenizer
 
 AS_BYTES = " (not UTF-8: read as bytes)"

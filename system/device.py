@@ -11,9 +11,10 @@ import shutil
 import sys
 import sysconfig
 from contextlib import suppress
-from typing import Literal
 
 import torch
+
+from system.dtypes import DTYPES
 
 # Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
 # that is in the device's name as words counts. MI250X: one of the two devices on a card.
@@ -27,9 +28,6 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 OTHER_MODELS = r"(?! (Ti|SUPER|D)\b)"  # behind a GeForce's number: another GPU
 SLOWER = re.compile(r"Laptop|MIG")  # a laptop's GPU is named after the desktop's, a slice of a GPU after the whole
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -22,10 +22,8 @@ from tokenizers import processors
 import complete
 from benchmarks import suggestions as bench
 from checkpoints.file import save_checkpoint
-from completion import textfile
+from completion import MAX_BYTES, MIN_CONFIDENCE, textfile
 from completion.completer import (
-    MAX_BYTES,
-    MIN_CONFIDENCE,
     Cancelled,
     Completer,
     Suggestion,

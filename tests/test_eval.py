@@ -24,8 +24,9 @@ from checkpoints.file import save_checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, TiktokenTokenizer
 from evaluation import tasks
-from evaluation.scoring import cut, document_edges, losses, plan_windows
+from evaluation.scoring import losses
 from evaluation.text import open_file
+from evaluation.windows import cut, document_edges, plan_windows
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]

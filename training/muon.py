@@ -8,11 +8,12 @@ import torch.distributed as dist
 
 from system.device import pick_dtype
 from system.distributed import is_shard
+from training.adamw import AdamW
 
 MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP = 0.95, 0.85, 300  # as in its author's speed runs
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(AdamW):
     """AdamW, except that groups with muon=True are updated by Muon: a matrix moves along its Nesterov momentum,
     orthogonalised, so that all its directions move alike. A parameter with `parts` counts as separate matrices of that
     many rows. Every process has the momentum of the rows it has, with DDP of all, so a checkpoint fits any number of

@@ -6,6 +6,7 @@ import torch
 
 from model import GPT
 from system.distributed import place
+from training.adamw import AdamW
 from training.muon import MOMENTUM, MOMENTUM_START, MOMENTUM_WARMUP, MuonAdamW
 
 
@@ -24,7 +25,7 @@ def make_optimizer(
     ]
     fused = named[0][1].device.type in ("cuda", "cpu")
     if not in_muon:
-        return torch.optim.AdamW(groups, betas=betas, fused=fused)
+        return AdamW(groups, betas=betas, fused=fused)
     for module in model.modules():
         if hasattr(module, "c_attn"):
             module.c_attn.weight.parts = [h * module.head_dim for h in (module.n_head, *[module.n_kv_head] * 2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.build import build_model
+from checkpoints.build import build_model, shapes_only
 from checkpoints.folder import (
     best_val_loss_of,
     find_checkpoint,
@@ -147,8 +147,8 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
     if state is None:
         vocab_size = config.vocab_size or model_vocab_size(dataset.vocab_size)
         shape = {key: getattr(config, key) for key in MODEL_KEYS}
-        with torch.device("meta" if device == "meta" else "cpu"):
-            return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size}), torch.Generator().manual_seed(config.seed))
+        shape = GPTConfig(**{**shape, "vocab_size": vocab_size})
+        return shapes_only(shape) if device == "meta" else GPT(shape, torch.Generator().manual_seed(config.seed))
     model = build_model(state, device, take=config.init_from == "resume", dropout=config.dropout)
     for key in MODEL_KEYS:
         saved, wanted = getattr(model.config, key), getattr(config, key)
