@@ -98,18 +98,18 @@ def with_settings(text: str, settings: dict, source: str) -> str:
 
     library = load_library(text, source)
     before = library.to_str()
-    added = {token.content: token for token in library.get_added_tokens_decoder().values()}
+    added = {token.content: token.special for token in library.get_added_tokens_decoder().values()}
     for _, token in sorted((settings.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
-        if token["content"] not in added:
+        name, is_special = token["content"], bool(token.get("special"))
+        if name not in added:
             flags = {key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in token}
-            add = library.add_special_tokens if token.get("special") else library.add_tokens
-            add([AddedToken(token["content"], special=bool(token.get("special")), **flags)])
-            added[token["content"]] = token
+            add = library.add_special_tokens if is_special else library.add_tokens
+            add([AddedToken(name, special=is_special, **flags)])
+            added[name] = is_special
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     named = [*(settings.get(key) for key in NAMED), *(extra.values() if isinstance(extra, dict) else extra)]
     for name in filter(None, map(spelling, named)):
-        known = added.get(name)
-        if library.token_to_id(name) is not None and not getattr(known, "special", known):
+        if library.token_to_id(name) is not None and not added.get(name):
             library.add_special_tokens([AddedToken(name, special=True, normalized=False)])
     return text if library.to_str() == before else library.to_str()
 

@@ -8,9 +8,8 @@ from data.matching import has_ids_of
 from model import GPTConfig
 from system.distributed import Ranks
 
-MODEL_KEYS = [
-    field.name for field in fields(GPTConfig) if field.name != "rope_scaling"
-]  # which only comes with weights
+# a setting of train.py each; rope_scaling comes with the weights of others
+MODEL_KEYS = [field.name for field in fields(GPTConfig) if field.name != "rope_scaling"]
 # of the machine or the command: a resumed run does not inherit these
 MACHINE_KEYS = "device compile backend init_from allow_changed out_dir eval_only print_params peak_tflops".split()
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # with the dataset, what a step sees
