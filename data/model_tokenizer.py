@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "chat_template.json", "generation_config.json",
 )  # fmt: skip
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+DEFAULT_IDS = {"gpt2": (50256, 50256), "llama": (1, 2), "mistral": (1, 2)}  # of bos and eos
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -46,7 +47,9 @@ def read_model_tokenizer(folder: Path) -> Tokenizer:
         if ends is None and (name := spelling(settings.get("eos_token"))):
             ends = spelled(name)
         if isinstance(bos, list):
-            bos = bos[0] if bos else None
+            bos = bos[0]
+        if ends is None and is_model_folder(folder):
+            ends = []  # it has had its say
         tokenizer = JsonTokenizer(text, bos, [ends] if isinstance(ends, int) else ends, source)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source} is not a tokenizer.json: {error!r}") from None
@@ -71,8 +74,12 @@ def read_settings(path: Path) -> dict:
 
 
 def special_ids(folder: Path) -> dict[str, Any]:
-    """SPECIAL_IDS -> an id, a list of them or None: generation_config.json's, else config.json's."""
-    found = [read_settings(folder / file) for file in ("generation_config.json", "config.json")]
+    """SPECIAL_IDS -> an id, a list of them or None: generation_config.json's, else config.json's. Where there is only
+    the latter and it does not mention one, transformers' default for that model_type."""
+    generation, config = found = [read_settings(folder / f) for f in ("generation_config.json", "config.json")]
+    if not generation:
+        defaults = zip(SPECIAL_IDS, DEFAULT_IDS.get(config.get("model_type"), ()), strict=False)
+        found.append({key: id for key, id in defaults if key not in config and id < config.get("vocab_size", 0)})
     ids = {}
     for key in SPECIAL_IDS:
         values = [value for config in found if is_ids(value := config.get(key))]
@@ -98,18 +105,18 @@ def with_settings(text: str, settings: dict, source: str) -> str:
 
     library = load_library(text, source)
     before = library.to_str()
-    added = {token.content: token for token in library.get_added_tokens_decoder().values()}
+    added = {token.content: token.special for token in library.get_added_tokens_decoder().values()}
     for _, token in sorted((settings.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
-        if token["content"] not in added:
+        name, is_special = token["content"], bool(token.get("special"))
+        if name not in added:
             flags = {key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in token}
-            add = library.add_special_tokens if token.get("special") else library.add_tokens
-            add([AddedToken(token["content"], special=bool(token.get("special")), **flags)])
-            added[token["content"]] = token
+            add = library.add_special_tokens if is_special else library.add_tokens
+            add([AddedToken(name, special=is_special, **flags)])
+            added[name] = is_special
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     named = [*(settings.get(key) for key in NAMED), *(extra.values() if isinstance(extra, dict) else extra)]
     for name in filter(None, map(spelling, named)):
-        known = added.get(name)
-        if library.token_to_id(name) is not None and not getattr(known, "special", known):
+        if library.token_to_id(name) is not None and not added.get(name):
             library.add_special_tokens([AddedToken(name, special=True, normalized=False)])
     return text if library.to_str() == before else library.to_str()
 

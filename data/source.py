@@ -555,6 +555,7 @@ def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
 
 def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:
     """The first `left` characters as train, the rest as val; the last piece of each ends a document."""
+    begins = False  # whether val begins with the next piece
     for piece in pieces:
         if whole_words and 0 < left < len(piece.text):
             at = find_cut(piece.text, left)
@@ -565,7 +566,9 @@ def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Pi
         if head:
             left -= len(head)
             yield replace(piece, text=head, ends=piece.ends and not tail or not left, split="train")
+            begins = not left
         if tail:
-            yield replace(piece, text=tail, split="val", begins=piece.begins or bool(head))
+            yield replace(piece, text=tail, split="val", begins=piece.begins or begins or bool(head))
+            begins = False
         elif not head and piece.ends:  # only the end of the document
             yield replace(piece, split="train" if left else "val")

@@ -28,7 +28,7 @@ from data.build import Fold, Seen, build, find_limit, split_texts
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
-Piece = namedtuple("Piece", "document text ends split")
+Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
 FILES = ("train.bin", "val.bin", "meta.json")
 
 
@@ -295,7 +295,7 @@ from pathlib import Path
 from configurator import exit_on_error
 from data.build import BYTES_PER_WORKER, build
 from data.tokenizer import CharTokenizer
-Piece = namedtuple("Piece", "document text ends split")
+Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
 @dataclass(frozen=True)
 class Unit:
     key: str

@@ -177,7 +177,11 @@ ENDS = {
     "tokenizer_config": (dict(config={}, tokenizer_config={"eos_token": {"content": "[EOS]"}, "bos_token": "<s>"}),
                          3, [5]),
     "special_tokens_map": (dict(special_tokens_map={"eos_token": "</s>", "bos_token": None}), None, [4]),
-    "nothing": (dict(config={"eos_token_id": "5"}), None, [4]),
+    "nothing": (dict(config={"eos_token_id": "5"}), None, []),
+    "no other file": (dict(), None, [4]),
+    "defaults": (dict(config={"model_type": "llama", "vocab_size": 7}), 1, [2]),
+    "defaults, but null": (dict(config={"model_type": "llama", "vocab_size": 7, "eos_token_id": None}), 1, []),
+    "defaults out of range": (dict(config={"model_type": "gpt2", "vocab_size": 7}), None, []),
 }  # fmt: skip
 
 

@@ -399,6 +399,8 @@ def test_pieces_say_where_a_document_begins_in_each_split(tmp_path, small_parts,
     assert [piece.begins for piece in pieces] == after_an_end and sum(after_an_end) == 3
     halves = list(cut_at([Piece("a", "one two", False, None), Piece("a", " three", True, None, False)], 3, True))
     assert [(piece.text, piece.begins) for piece in halves] == [("one", True), (" two", True), (" three", False)]
+    halves = list(cut_at([Piece("a", text, False, None, text == "one") for text in ("one", " two", " six")], 3, False))
+    assert [(piece.text, piece.begins) for piece in halves] == [("one", True), (" two", True), (" six", False)]
 
 
 def test_the_key_changes_with_whatever_changes_the_text(tmp_path):
