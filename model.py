@@ -13,7 +13,7 @@ Parameter names are nanoGPT's, so GPT-2-shaped checkpoints move in both directio
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -103,22 +103,6 @@ class GPTConfig:
         if self.softcap < 0:
             raise ValueError(f"softcap={self.softcap} must be positive, or 0 for off")
 
-    def to_args(self) -> dict:
-        """model_args for a checkpoint: nanoGPT's seven keys, and of ours those that differ from their defaults, so
-        that nanoGPT can read the checkpoint of any model it could have built."""
-        spelled_out = {  # what None stands for
-            "n_kv_head": self.n_head,
-            "head_dim": self.n_embd // self.n_head,
-            "mlp_hidden": replace(self, mlp_hidden=None).mlp_width,
-        }
-        args = {}
-        for i, field in enumerate(fields(self)):
-            value = getattr(self, field.name)
-            is_default = value in (field.default, spelled_out.get(field.name, field.default))
-            if i < 7 or (not is_default and field.name != "init"):  # init is history once there are weights
-                args[field.name] = value
-        return args
-
 
 def norm_layer(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
@@ -156,7 +140,7 @@ def scale_frequencies(frequencies: torch.Tensor, scaling: dict, theta: float) ->
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates x (heads, B, T, hs) by its positions' angles, in the wider type; rope: cos, sin, (T, hs) or (B, T, hs)."""
+    """Rotates x (heads, B, T, hs) by its positions' angles, in the wider type. rope: cos, sin, (T or B, T, hs)."""
     return x * rope[0] + x.roll(x.size(-1) // 2, dims=-1) * rope[1]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
+from checkpoints.build import model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.huggingface import hf_config, hf_tensors
 from inference.generate import stream
@@ -154,7 +155,9 @@ def evaluation_speed(argv: list[str]) -> None:
     model = GPT(GPTConfig(**{key: getattr(args, key) for key in EVAL_SHAPE}), torch.Generator().manual_seed(0))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model.config.to_args()})
+        save_checkpoint(
+            Path(folder) / "ckpt.pt", {"model": model.state_dict(), "model_args": model_args_of(model.config)}
+        )
         random_dataset(Path(folder), args.vocab_size, args.tokens)
         command = [str(ROOT / "eval.py"), f"--out_dir={folder}", f"--dataset={folder}", "--split=train", "--device=cpu"]
         command += [f"--stride={args.stride}"] * (args.stride is not None)

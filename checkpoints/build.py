@@ -1,6 +1,6 @@
-"""The model in a checkpoint."""
+"""The model in a checkpoint, and its model_args."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -44,6 +44,23 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
         model.make_derived()
         model.load_state_dict(weights)
     return model
+
+
+def model_args_of(config: GPTConfig) -> dict:
+    """model_args for a checkpoint: nanoGPT's seven keys, and of ours those that differ from their defaults, so that
+    nanoGPT can read the checkpoint of any model it could have built."""
+    spelled_out = {  # what None stands for
+        "n_kv_head": config.n_head,
+        "head_dim": config.n_embd // config.n_head,
+        "mlp_hidden": replace(config, mlp_hidden=None).mlp_width,
+    }
+    args = {}
+    for i, field in enumerate(fields(config)):
+        value = getattr(config, field.name)
+        is_default = value in (field.default, spelled_out.get(field.name, field.default))
+        if i < 7 or (not is_default and field.name != "init"):  # init is history once there are weights
+            args[field.name] = value
+    return args
 
 
 def shapes_only(config: GPTConfig) -> GPT:

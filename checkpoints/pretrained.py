@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from checkpoints.build import clean_weights
+from checkpoints.build import clean_weights, model_args_of
 from checkpoints.folder import find_checkpoint
 from checkpoints.huggingface import our_tensors, read_config
 from checkpoints.load import load_checkpoint
@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> dict:
     if any(name.endswith(".bias") and tensor.any() for name, tensor in tensors.items() if tensor.dim() == 1):
         config = replace(config, bias=True)  # not just the zeros that export.py writes for a model without biases
     try:
-        state = {"model": our_tensors(tensors, config, kind), "model_args": config.to_args()}
+        state = {"model": our_tensors(tensors, config, kind), "model_args": model_args_of(config)}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     tokenizer = read_tokenizer(folder, config.vocab_size)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoints.build import build_model
+from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.folder import find_checkpoint, find_newest, lock_folder, set_aside, write_run_id
 from checkpoints.load import Damaged, load_checkpoint
@@ -26,7 +26,7 @@ CONFIG = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, b
 
 
 def state_of(model: GPT, **more) -> dict:
-    return {"model": model.state_dict(), "model_args": model.config.to_args(), "iter_num": 3, **more}
+    return {"model": model.state_dict(), "model_args": model_args_of(model.config), "iter_num": 3, **more}
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -63,9 +63,9 @@ def test_a_checkpoint_as_nanogpt_writes_it_is_read(tmp_path):
 
 def test_model_args_of_a_gpt2_shape_are_nanogpts_seven_and_no_more():
     names = ["block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"]
-    assert list(CONFIG.to_args()) == names
+    assert list(model_args_of(CONFIG)) == names
     spelled_out = GPTConfig(**{**vars(CONFIG), "n_kv_head": 2, "head_dim": 4, "mlp_hidden": 32})
-    assert list(spelled_out.to_args()) == names
+    assert list(model_args_of(spelled_out)) == names
 
 
 class Payload:

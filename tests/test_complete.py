@@ -21,6 +21,7 @@ from tokenizers import processors
 
 import complete
 from benchmarks import suggestions as bench
+from checkpoints.build import model_args_of
 from checkpoints.file import save_checkpoint
 from completion import MAX_BYTES, MIN_CONFIDENCE, textfile
 from completion.completer import (
@@ -97,7 +98,7 @@ def out_dir(learned, tmp_path_factory) -> Path:
 
 
 def save(folder: Path, model: GPT, tokenizer, **config) -> Path:
-    state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(model.config), "tokenizer": tokenizer.to_json()}
     save_checkpoint(folder / "ckpt.pt", state | {"config": config})
     return folder
 

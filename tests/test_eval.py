@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 import eval as command
+from checkpoints.build import model_args_of
 from checkpoints.file import save_checkpoint
 from data.dataset import DatasetWriter
 from data.tokenizer import EOT, BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, TiktokenTokenizer
@@ -48,7 +49,7 @@ def build(seed=0, **shape) -> GPT:
 
 def save(folder: Path, model: GPT, tokenizer, **more) -> Path:
     folder.mkdir(exist_ok=True)
-    state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(model.config), "tokenizer": tokenizer.to_json()}
     save_checkpoint(folder / "ckpt.pt", state | more)
     return folder
 
@@ -303,7 +304,7 @@ def test_a_nanogpt_dataset_without_meta_takes_the_models_vocabulary(tmp_path, ca
     for split in ("train", "val"):
         ids.astype("<u2").tofile(tmp_path / f"{split}.bin")
     model = build()
-    state = {"model": model.state_dict(), "model_args": model.config.to_args()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(model.config)}
     save_checkpoint(tmp_path / "ckpt.pt", state)
     result = run(capsys, f"--out_dir={tmp_path}", f"--dataset={tmp_path}")
     assert result["loss"] == pytest.approx(np.mean(reference(exact_logits(model), ids, 8, 8)), abs=1e-6)

@@ -26,7 +26,7 @@ from transformers import (
 
 import export
 import train
-from checkpoints.build import build_model
+from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
@@ -62,7 +62,7 @@ def random_model(config: GPTConfig, seed: int = 0) -> GPT:
 
 def save_run(folder, model: GPT, tokenizer) -> str:
     folder.mkdir(exist_ok=True)
-    state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json(),
+    state = {"model": model.state_dict(), "model_args": model_args_of(model.config), "tokenizer": tokenizer.to_json(),
              "iter_num": 7, "best_val_loss": 1.5, "config": {"dataset": "novel"}}  # fmt: skip
     save_checkpoint(folder / "ckpt.pt", state)
     return f"--out_dir={folder}"
@@ -115,7 +115,7 @@ def test_a_random_model_survives_ours_to_hugging_face_to_ours(seed, tmp_path, re
     assert back["model"].keys() == weights.keys()
     for name, weight in weights.items():
         assert torch.equal(back["model"][name], weight), name
-    assert GPTConfig(**back["model_args"]) == GPTConfig(**model.config.to_args())
+    assert GPTConfig(**back["model_args"]) == GPTConfig(**model_args_of(model.config))
     again = tokenizer_from_json(back["tokenizer"])
     assert again.encode(text).tolist() == ids.tolist()
     assert (again.vocab_size, again.eot) == (tokenizer.vocab_size, tokenizer.eot)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import model as model_file
+from checkpoints.build import model_args_of
 from inference.cache import KVCache
 from model import GPT, Dropout, GPTConfig, LinearCrossEntropy
 
@@ -601,8 +602,8 @@ def test_too_long_input_is_refused_with_both_lengths():
 
 def test_model_args_are_nanogpts_seven_keys_for_gpt2_and_round_trip():
     seven = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
-    assert set(GPTConfig().to_args()) == set(GPTConfig(**TINY, bias=False, dropout=0.1).to_args()) == seven
-    assert set(GPTConfig(**LLAMA).to_args()) == seven | set(LLAMA)
+    assert set(model_args_of(GPTConfig())) == set(model_args_of(GPTConfig(**TINY, bias=False, dropout=0.1))) == seven
+    assert set(model_args_of(GPTConfig(**LLAMA))) == seven | set(LLAMA)
     for shape in covering_set():
         config = GPTConfig(**TINY | shape)
-        assert replace(GPTConfig(**config.to_args()), init=config.init) == config  # init is not kept
+        assert replace(GPTConfig(**model_args_of(config)), init=config.init) == config  # init is not kept

@@ -18,7 +18,7 @@ import complete
 import eval as evaluate
 import sample
 import train
-from checkpoints.build import build_model
+from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
@@ -38,7 +38,7 @@ def out_dir(tmp_path) -> Path:
 def save(folder: Path, tokenizer, vocab_size: int, block_size: int = 16) -> None:
     config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=1, n_head=2, n_embd=8)
     model = GPT(config, torch.Generator().manual_seed(1))
-    state = {"model": model.state_dict(), "model_args": config.to_args(), "tokenizer": tokenizer.to_json()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(config), "tokenizer": tokenizer.to_json()}
     save_checkpoint(folder / "ckpt.pt", state)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from checkpoints.build import model_args_of
 from checkpoints.folder import set_aside
 from checkpoints.load import FORMAT
 from checkpoints.saver import Saver
@@ -58,7 +59,7 @@ class Outputs:
         state = {
             "model": run.model.state_dict(keep_vars=run.fsdp or in_shards),
             "optimizer": run.optimizer.state_dict(),
-            "model_args": run.model.config.to_args(),
+            "model_args": model_args_of(run.model.config),
             "iter_num": run.iter_num,
             "best_val_loss": run.best_val_loss,
             "config": asdict(run.config),
