@@ -105,7 +105,7 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it (FSDP2)
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more compute
     seed: int = 1337  # for weights, batches and dropout
-    peak_tflops: float | None = None  # the device's dense peak, for MFU; None = look it up
+    peak_tflops: float | None = None  # the device's dense peak, for MFU; None = look it up, on a CPU measure it
 
 
 if __name__ == "__main__":
@@ -154,7 +154,7 @@ def train(run: Run) -> int:
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
         f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
-    peak_flops = peak_flops_of(device, config.peak_tflops)
+    peak_flops = peak_flops_of(device, run.dtype, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
     stop, batches, has_room = StopSignals(), Batches(run), True

@@ -20,7 +20,8 @@ from benchmarks.runs import as_options, model_of, random_dataset, run_python, ru
 from checkpoints.saver import Saver
 from data.dataset import id_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy
-from system.device import keep_memory, pick_compile, pick_device, pick_dtype
+from system.cpu import keep_memory
+from system.device import pick_compile, pick_device, pick_dtype
 from training.optim import make_optimizer
 
 WARMUP = 5  # steps of a run that do not count

@@ -3,7 +3,6 @@
 'auto' means the best that the machine supports.
 """
 
-import ctypes
 import importlib.util
 import os
 import re
@@ -14,6 +13,7 @@ from contextlib import suppress
 
 import torch
 
+from system.cpu import keep_memory, limit_threads, measured_flops
 from system.dtypes import DTYPES
 
 # Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
@@ -52,6 +52,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         make_current(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device=mps needs a Mac with a GPU: use --device=auto")
+    elif device.type == "cpu":
+        limit_threads()
     return device
 
 
@@ -59,18 +61,6 @@ def make_current(device: torch.device) -> None:
     """Makes `device` this thread's own. A new thread begins with GPU 0, on which it would take memory for a context."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-
-def keep_memory() -> None:
-    """Makes glibc keep freed memory for the next training step on a CPU. By default large tensors go back to the system
-    and return as fresh pages, which cost as much as computing on them: the loss over 50,304 ids took twice as long."""
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h; older glibc takes at most 32 MiB for the first
-        if mallopt(-3, 2**31 - 1) or mallopt(-3, 2**25):
-            mallopt(-1, 2**31 - 1)
 
 
 def prepare(device: torch.device) -> None:
@@ -121,8 +111,10 @@ def has_python_headers() -> bool:
     return any(os.path.exists(os.path.join(folder, "Python.h")) for folder in folders)
 
 
-def peak_flops_of(device: torch.device, override: float | None) -> float | None:
-    """Dense FLOP/s of the device, or None if unknown. override: TFLOP/s."""
+def peak_flops_of(device: torch.device, dtype: torch.dtype, override: float | None) -> float | None:
+    """Dense FLOP/s of the device, of a CPU as measured with dtype; None if unknown. override: TFLOP/s."""
+    if device.type == "cpu" and not override:
+        return measured_flops(dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     known = [peak for part, peak in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b{OTHER_MODELS}", name)]
     if known and not SLOWER.search(name):

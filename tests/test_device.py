@@ -9,6 +9,7 @@ import torch
 
 from checkpoints.load import load_checkpoint
 from checkpoints.saver import Saver
+from system import cpu
 from system import device as module
 from system.device import peak_flops_of, pick_compile, pick_device, pick_dtype
 
@@ -94,8 +95,40 @@ def test_compile_is_off_with_a_note_where_python_h_is_missing(monkeypatch, capsy
 )  # fmt: skip
 def test_the_peak_is_known_or_not_told(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    assert peak_flops_of(torch.device("cuda", 0), None) == (tflops and tflops * 1e12)
-    assert peak_flops_of(CPU, None) is None and peak_flops_of(CPU, 2.0) == 2e12
+    assert peak_flops_of(torch.device("cuda", 0), torch.bfloat16, None) == (tflops and tflops * 1e12)
+    assert peak_flops_of(CPU, torch.float32, 2.0) == 2e12 and 1e9 < peak_flops_of(CPU, torch.float32, None) < 1e15
+
+
+@pytest.mark.parametrize(
+    "files, cores",
+    [
+        ({}, None),
+        ({"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ({"sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "200000 100000",
+          "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 2),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "800000 100000",
+          "sys/fs/cgroup/a/b/cpu.max": "50000 100000"}, 0.5),
+    ],
+)  # fmt: skip
+def test_the_quota_of_a_container_is_the_least_of_its_groups(monkeypatch, tmp_path, capsys, files, cores):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert cpu.cpu_quota(tmp_path) == cores
+    chosen = []
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1] if chosen else 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    pick_device("cpu")
+    assert chosen == ([max(1, int(cores))] if cores else []) and ("threads" in capsys.readouterr().out) == bool(cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    chosen.clear()
+    pick_device("cpu")
+    assert not chosen
 
 
 def test_the_thread_that_saves_uses_the_gpu_of_the_run(tmp_path, monkeypatch):

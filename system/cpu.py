@@ -1,0 +1,64 @@
+"""What training on a CPU needs of the machine: memory that stays, threads within a quota, its peak speed."""
+
+import ctypes
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed memory for the next training step on a CPU. By default large tensors go back to the system
+    and return as fresh pages, which cost as much as computing on them: the loss over 50,304 ids took twice as long."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h; older glibc takes at most 32 MiB for the first
+        if mallopt(-3, 2**31 - 1) or mallopt(-3, 2**25):
+            mallopt(-1, 2**31 - 1)
+
+
+def limit_threads() -> None:
+    """No more threads than a container may run at once: PyTorch starts one per core of the machine, and those that wait
+    for the next share of time hold up the others. OMP_NUM_THREADS decides where it is set."""
+    quota = cpu_quota()
+    if quota and quota < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, int(quota)))
+        if os.environ.get("RANK", "0") == "0":
+            print(f"note: this container has {quota:g} of {os.cpu_count()} cores: {torch.get_num_threads()} threads")
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores that Linux's control groups, version 2 or 1, let this process use; None if they set no limit."""
+    quotas, group = [], Path()
+    with suppress(OSError, StopIteration):
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        group = Path(next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/"))
+    for folder in (group, *group.parents):  # each limits the groups in it; a container sees its own as the root
+        with suppress(OSError, ValueError):
+            quota, period = (root / "sys/fs/cgroup" / folder / "cpu.max").read_text(encoding="ascii").split()
+            quotas.append(int(quota) / int(period))  # "max" is no number
+    with suppress(OSError, ValueError):
+        quota, period = (
+            int((root / "sys/fs/cgroup/cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii"))
+            for name in ("quota", "period")
+        )
+        if quota > 0:  # -1: no limit
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def measured_flops(dtype: torch.dtype, n: int = 2048) -> float:
+    """FLOP/s of the product of two n x n matrices, the best of two: what this CPU can do with its threads."""
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    a[:64, :64] @ b[:64, :64]  # loads the kernels
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
