@@ -285,8 +285,8 @@ class GPT(nn.Module):
     def flops_per_token(self, block_size: int | None = None) -> int:
         """Training FLOPs (forward + backward) a token at context length block_size (default: the config's): 6 per
         weight that is multiplied (all linear layers with the head; a table look-up is none) plus attention's 12 n_layer
-        nh hs T, the convention of PaLM (arXiv:2204.02311, appendix B): the causal half that a flash kernel skips is counted,
-        so that the MFU compares with published ones."""
+        nh hs T, the convention of PaLM (arXiv:2204.02311, appendix B): the causal half that a flash kernel skips
+        is counted, so that the MFU compares with published ones."""
         T = self.config.block_size if block_size is None else block_size
         matmul = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
         return 6 * matmul + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
