@@ -85,9 +85,7 @@ class Recorded:
         self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
         before = [tensor.clone() for tensor in changed]
         try:
-            side = (
-                torch.cuda.Stream()
-            )  # tried out on another stream, as recording requires: libraries set themselves up
+            side = torch.cuda.Stream()  # tried out first, and not on the main stream: libraries set themselves up
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 function(*self.inputs)
