@@ -33,7 +33,7 @@ ROPE_SCALING = {  # rope_type: its numbers, by Hugging Face's names
     "yarn": "factor original_max_position_embeddings beta_fast beta_slow attention_factor",
 }
 # devices where training under bfloat16's autocast keeps the residual stream in bfloat16 too: less memory to read
-NARROW_STREAM = ("cuda",)
+NARROW_STREAM = ("cuda", "cpu")
 
 
 @dataclass
@@ -346,8 +346,7 @@ class GPT(nn.Module):
         device = x.device.type
         if self.training and torch.is_autocast_enabled(device):
             dtype = torch.promote_types(torch.get_autocast_dtype(device), torch.bfloat16)  # float16 overflows
-            if device in NARROW_STREAM:
-                x = x.to(dtype)
+            x = x.to(dtype) if device in NARROW_STREAM else x
             if device == "cpu" and rope is not None:
                 rope = rope[0].to(dtype), rope[1].to(dtype)
         if self.training:

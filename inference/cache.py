@@ -136,7 +136,7 @@ def attend_with_prefix(
     S, T = shared_k.size(1), k.size(2)
     q = q * hs**-0.5
     shared = q.transpose(0, 1).reshape(nkv, B * n, hs).bmm(shared_k.mT)  # (nkv, B n, S)
-    own = k.flatten(0, 1).bmm(q.view(B * nkv, n, hs).mT)  # (B nkv, T, n): q k^T would take a third more time
+    own = k.flatten(0, 1).bmm(q.reshape(B * nkv, n, hs).mT)  # (B nkv, T, n): q k^T would take a third more time
     p = torch.cat((shared.view(nkv, B, n, S).transpose(0, 1), own.view(B, nkv, T, n).mT), dim=-1).softmax(-1)
     shared = p[..., :S].transpose(0, 1).reshape(nkv, B * n, S).bmm(shared_v)  # (nkv, B n, hs)
     own = p[..., S:].reshape(B * nkv, n, T).bmm(v.flatten(0, 1))  # (B nkv, n, hs)
