@@ -102,6 +102,7 @@ class TrainConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # auto = bfloat16 where the processor supports it natively
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
+    threads: int | Literal["auto"] = "auto"  # of a CPU; auto = OMP_NUM_THREADS, or the fastest in a trial of a second
     parallel: Literal["ddp", "fsdp"] = "ddp"  # each process holds the whole model, or a shard of it (FSDP2)
     checkpoint_activations: bool = False  # recompute activations in backward: less memory, a third more compute
     seed: int = 1337  # for weights, batches and dropout

@@ -10,7 +10,8 @@ from system.distributed import Ranks
 
 MODEL_KEYS = [field.name for field in fields(GPTConfig) if field.name != "rope_scaling"]  # it comes with weights only
 # of the machine or the command: a resumed run does not inherit these
-MACHINE_KEYS = "device compile backend init_from allow_changed out_dir eval_only print_params peak_tflops".split()
+MACHINE_KEYS = ["device", "compile", "backend", "threads", "init_from", "allow_changed", "out_dir", "eval_only"]
+MACHINE_KEYS += ["print_params", "peak_tflops"]
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # with the dataset, what a step sees
 OTHER_TEXT = "ids stand for other text; use the dataset the model was trained on, or one with the same tokenizer"
 
@@ -41,6 +42,8 @@ def validate(config, ranks: Ranks) -> None:
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
+    if config.threads != "auto" and config.threads < 1:
+        problems.append(f"threads={config.threads} must be at least 1, or auto")
     if not -(2**62) < config.seed < 2**62:
         problems.append(f"seed={config.seed} must be within ±2^62")
     if problems:

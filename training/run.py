@@ -26,7 +26,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     resumed: bool
-    progress: dict  # the checkpoint's "run": seconds, last_eval_iter, clipped, skipped, id, fingerprint, samples
+    progress: dict  # the checkpoint's "run": seconds, last_eval_iter, clipped, skipped, id, threads, …
     start: dict  # of the checkpoint it started from: "tokenizer", and "folder" (see checkpoints/pretrained.py)
     iter_num: int = 0  # steps done
     best_val_loss: float = 1e9

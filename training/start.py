@@ -28,6 +28,7 @@ from system.distributed import Ranks
 from training.check import MODEL_KEYS, OTHER_TEXT, check_changes, reshapes, take_saved_config, validate
 from training.optim import load_optimizer, make_optimizer
 from training.run import Run
+from training.threads import choose_threads
 
 
 def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: ExitStack) -> Run | None:
@@ -77,6 +78,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     if resumed:
         restore(run, state, newest)
     progress["fingerprint"] = dataset.fingerprint()
+    choose_threads(run)
     return run
 
 
