@@ -5,6 +5,8 @@
     python sample.py --start=FILE:prompt.txt --max_new_tokens=200 --seed=7
     python sample.py --prompts=prompts.txt --num_samples=1 --output=texts.jsonl --quantize=int8
     python sample.py --interactive
+    python sample.py --out_dir=out-chat --chat                        # with a model trained by config/chat.py
+    python sample.py --out_dir=out-chat --messages=questions.jsonl --output=answers.jsonl
 
 Samples are computed in batches and shown in order, the first unfinished one as it grows. --help lists every key.
 
@@ -19,7 +21,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,7 +32,9 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from configurator import configure, exit_on_error
+from data.conversations import chat_prompt
 from data.tokenizer import EOT
+from inference.chat import Chat, answer_all, chat_tokenizer_of, read_questions, talk
 from inference.generate import CompiledStep, stream
 from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -58,6 +62,9 @@ class SampleConfig:
     stop: str = ""  # end a sample before this string; for several, a JSON list: '["\n\n", "def "]'
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
+    chat: bool = False  # talk to a model that was trained on conversations
+    system: str = ""  # with --chat, what the conversation is told first
+    messages: str | None = None  # a file of conversations to answer, as data/chat/prepare.py reads them
     # Sampling
     temperature: float = 0.8  # 1 = the model's own probabilities, lower = safer, 0 = always the likeliest token
     top_k: int | None = 200  # keep only the k likeliest tokens; None or 0 = all
@@ -80,6 +87,8 @@ def main(argv: list[str]) -> None:
     config, _ = configure(SampleConfig, argv)
     validate(config)
     device = pick_device(config.device)
+    if config.chat or config.messages:
+        return converse_in_turns(config, device)
     prompts = read_prompts(config)
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
@@ -95,6 +104,30 @@ def main(argv: list[str]) -> None:
         converse(writer, prompts[0] if config.start != SampleConfig.start else "")
     else:
         write_all(writer, beginnings)
+
+
+def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
+    """--chat and --messages."""
+    questions = read_questions(Path(config.messages)) if config.messages else []
+    _, state = open_trained(config.init_from, config.out_dir)
+    tokenizer = chat_tokenizer_of(state)
+    model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize)
+    del state
+    filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
+    sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size)
+    if config.chat:
+        return talk(Chat(model, tokenizer, sampling, config.max_new_tokens), config.system, config.seed)
+    to_file = config.output not in (None, "-")
+    with open(config.output, "w", encoding="utf-8", newline="\n") if to_file else nullcontext(sys.stdout) as lines:
+        for first in range(0, len(questions), config.batch_size):
+            asked = questions[first : first + config.batch_size]
+            prompts = [chat_prompt(messages, tokenizer, model.config.block_size - 1) for messages in asked]
+            seeds = [config.seed + first + i for i in range(len(asked))]
+            found = answer_all(model, tokenizer, prompts, sampling, config.max_new_tokens, seeds)
+            for messages, (text, finish, n) in zip(asked, found, strict=True):
+                record = {"messages": [*messages, {"role": "assistant", "content": text}]}
+                lines.write(json.dumps(record | {"finish": finish, "num_tokens": n}, ensure_ascii=False) + "\n")
+            lines.flush()
 
 
 def can_compile(device: torch.device) -> bool:
@@ -349,6 +382,15 @@ def validate(config: SampleConfig) -> None:
         raise ValueError(f"best_of={config.best_of} with temperature=0 gives the same text every time: use one of them")
     if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
         raise ValueError("--interactive cannot be combined with --prompts, --output, --logprobs or --best_of")
+    if (config.chat or config.messages) and (
+        config.interactive or config.prompts or config.stop or config.logprobs or config.best_of > 1
+    ):
+        others = "--interactive, --prompts, --stop, --logprobs or --best_of"
+        raise ValueError(f"--chat and --messages cannot be combined with {others}")
+    if config.chat and (config.messages or config.output):
+        raise ValueError("--chat answers what you type: leave --messages and --output out")
+    if config.system and not config.chat:
+        raise ValueError("--system needs --chat; in --messages it is a turn of its own")
     if config.interactive and config.start == "-":
         raise ValueError("--interactive reads what you type: give the prompt with --start=TEXT or --start=FILE:PATH")
     if config.output not in (None, "-"):

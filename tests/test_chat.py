@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -19,7 +20,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+import eval as command
 import export
+import sample
 import train
 from checkpoints.build import add_rows, build_model
 from checkpoints.file import save_checkpoint
@@ -27,6 +30,8 @@ from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
 from data.dataset import batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
+from inference.chat import Chat, answer_all, chat_tokenizer_of
+from inference.sampling import Sampling
 from model import GPT, GPTConfig
 
 TEXT = "宝玉笑道：“来了。” The cat sat on a mat, and <|user|> is text. what say you 0123456789\n"
@@ -332,3 +337,131 @@ def test_ids_and_mask_are_those_of_transformers_with_the_exported_template(kind,
         assert chat_prompt(messages[:-1], ours, 1000) == prompt["input_ids"]
     end = json.loads((folder / "generation_config.json").read_text("utf-8"))["eos_token_id"]
     assert ours.special_tokens["<|end|>"] in (end if isinstance(end, list) else [end])
+
+
+# ---- answering ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, base, tmp_path_factory):
+    """The out_dir of a model that has learned to end its answers."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--max_iters=60", "--lr_decay_iters=60", "--eval_interval=60", "--learning_rate=3e-2"]
+    run(dataset, folder, f"--init_from={base}", *options)
+    return folder
+
+
+def naive_answer(model, tokenizer, prompt, most):
+    """Greedy, one whole forward pass per token; (ids, whether it ended)."""
+    ids, markers = list(prompt), {tokenizer.special_tokens[f"<|{name}|>"] for name in ("system", "user", "assistant")}
+    for _ in range(min(most, model.config.block_size - len(prompt))):
+        id = int(model(torch.tensor([ids]))[0][0, -1, : tokenizer.vocab_size].argmax())
+        if id in tokenizer.ends or id in markers:
+            return ids[len(prompt) :], id in tokenizer.ends
+        ids.append(id)
+    return ids[len(prompt) :], False
+
+
+@torch.no_grad()
+def test_turns_with_a_kept_cache_are_those_of_whole_forward_passes(trained):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    chat, messages, encoded = Chat(model, tokenizer, Sampling(temperature=0), 12), [], []
+    forward = model.forward
+    model.forward = lambda idx, **options: encoded.append(idx.numel()) or forward(idx, **options)
+    for question in ("what cat", "you", "mat", "sat you", "cat", "mat mat", "what"):  # more than the context holds
+        messages.append({"role": "user", "content": question})
+        prompt = chat_prompt(messages, tokenizer, 96 - 12)
+        encoded.clear()
+        text = "".join(chat.answer(messages))
+        if len(messages) == 3:
+            assert encoded[0] < len(prompt) / 2  # only what is new
+        ids, ended = naive_answer(model, tokenizer, prompt, 12)
+        assert (text, chat.finish == "end") == (tokenizer.decode(ids), ended)
+        messages.append({"role": "assistant", "content": text})
+    assert len(prompt) < len(encode_turns(messages[:-1], tokenizer)[0])
+
+
+def test_history_is_cut_at_whole_turns_and_the_system_turn_stays():
+    tokenizer = chat_tokenizer(TOKENIZERS["char"])
+    messages = turns("what", "cat", "you", "mat", "sat", system="say")
+    whole = chat_prompt(messages, tokenizer, 1000)
+    for room in range(12, len(whole) + 1):
+        ids = chat_prompt(messages, tokenizer, room)
+        assert len(ids) <= room and tokenizer.decode(ids) in ("saysat", "sayyoumatsat", "saywhatcatyoumatsat")
+    assert ids == whole
+    with pytest.raises(ValueError, match="the last turn has 5 tokens, but the model's context has room for 4"):
+        chat_prompt(messages, tokenizer, 10)
+
+
+def test_answers_drawn_together_do_not_depend_on_each_other(trained):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    prompts = [chat_prompt(turns(*said), tokenizer, 90) for said in (["what"], ["cat mat", "sat", "you"], ["mat"])]
+    together = answer_all(model, tokenizer, prompts, Sampling(), 20, [1, 2, 3])
+    alone = [answer_all(model, tokenizer, [prompts[i]], Sampling(), 20, [i + 1])[0] for i in range(3)]
+    assert together == alone and any(text for text, *_ in alone)
+
+
+def test_the_terminal_answers_saves_and_resets(trained, tmp_path, monkeypatch, capsys):
+    lines = f"what <|end|> cat\n你\n/save {tmp_path / 'a.jsonl'}\n/reset\nyou\n/save {tmp_path / 'a.jsonl'}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines.replace("<|end|>", "<|user|>")))
+    sample.main([f"--out_dir={trained}", "--chat", "--system=say", "--max_new_tokens=9", "--device=cpu"])
+    assert "not in the vocabulary" in capsys.readouterr().err
+    saved = [json.loads(line)["messages"] for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
+    assert [[turn["content"] for turn in messages if turn["role"] != "assistant"] for messages in saved] == [
+        ["say", "what <|user|> cat"], ["say", "you"],
+    ]  # fmt: skip
+    assert [turn["role"] for turn in saved[0]] == ["system", "user", "assistant"]
+
+
+def test_a_file_of_questions_is_answered_and_bad_rows_are_named(trained, tmp_path):
+    rows = [{"messages": turns("what")}, {"messages": turns("cat", "sat", "you")}, {"prompt": "mat", "response": "x"}]
+    path = write_rows(tmp_path / "q.jsonl", rows)
+    options = [f"--out_dir={trained}", "--temperature=0", "--max_new_tokens=9", "--device=cpu"]
+    sample.main([*options, f"--messages={path}", f"--output={tmp_path / 'a.jsonl'}", "--batch_size=2"])
+    answers = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
+    assert [[turn["content"] for turn in a["messages"][:-1]] for a in answers] == [
+        ["what"],
+        ["cat", "sat", "you"],
+        ["mat"],
+    ]
+    assert all(a["finish"] in ("end", "length", "marker") for a in answers)
+    bad = write_rows(tmp_path / "bad.jsonl", [rows[0], {"messages": [{"role": "tool", "content": "x"}]}])
+    with pytest.raises(ValueError, match="bad.jsonl:2: unknown role 'tool'"):
+        sample.main([*options, f"--messages={bad}"])
+
+
+def test_a_model_without_markers_is_refused(base):
+    for argv in (["--chat"], ["--messages=q.jsonl"]):
+        with pytest.raises(ValueError, match="not trained on conversations|cannot be read"):
+            sample.main([f"--init_from={base}", *argv, "--device=cpu"])
+
+
+@torch.no_grad()
+def test_eval_counts_what_a_naive_loop_counts(trained, dataset, tmp_path, capsys):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    ids, mask = np.array(open_dataset(dataset).array("val")).tolist(), open_dataset(dataset).mask("val")
+    nats, exact, ended, n, start = 0.0, [], [], 0, 0
+    for i in range(len(ids)):
+        start = i if mask[i] & 2 else start
+        if mask[i] & 1 and not mask[i - 1] & 1:
+            stop = next(j for j in range(i, len(ids) + 1) if j == len(ids) or not mask[j] & 1)
+            logits = model.logits(model.transformer.ln_f(model.hidden(torch.tensor([ids[start : stop - 1]]))))[0]
+            target = torch.tensor(ids[i:stop])
+            nats += F.cross_entropy(logits[i - start - 1 :].double(), target, reduction="sum").item()
+            n += stop - i
+            answer, has_ended = naive_answer(model, tokenizer, ids[start:i], 512)
+            exact.append(has_ended and answer == ids[i : stop - 1])
+            ended.append(has_ended)
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    for options in ([], [f"--input={rows}"]):
+        command.main([f"--out_dir={trained}", "--task=chat", "--device=cpu", *options])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        if not options:
+            assert (found["questions"], found["tokens"]) == (len(exact), n)
+            assert found["loss"] == pytest.approx(nats / n, abs=1e-5)
+            assert (found["exact_match"], found["ended"]) == (np.mean(exact), np.mean(ended))
+            assert 0 < found["ended"]
+    assert found["questions"] == sum(len(row["messages"]) // 2 for row in some_rows())
