@@ -32,9 +32,8 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from configurator import configure, exit_on_error
-from data.conversations import chat_prompt
 from data.tokenizer import EOT
-from inference.chat import Chat, answer_all, chat_tokenizer_of, read_questions, talk
+from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.generate import CompiledStep, stream
 from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -84,10 +83,11 @@ class SampleConfig:
 
 
 def main(argv: list[str]) -> None:
-    config, _ = configure(SampleConfig, argv)
+    config, explicit = configure(SampleConfig, argv)
     validate(config)
     device = pick_device(config.device)
     if config.chat or config.messages:
+        refuse_options_of_texts(config, explicit)
         return converse_in_turns(config, device)
     prompts = read_prompts(config)
     _, state = open_trained(config.init_from, config.out_dir)
@@ -106,6 +106,15 @@ def main(argv: list[str]) -> None:
         write_all(writer, beginnings)
 
 
+def refuse_options_of_texts(config: SampleConfig, explicit: set[str]) -> None:
+    """ValueError for what --chat or --messages does not use."""
+    unused = "start prompts num_samples special stop best_of interactive logprobs compile".split()
+    unused += ["messages", "output", "batch_size"] if config.chat else ["system"]
+    if found := [f"--{key}" for key in unused if key in explicit]:
+        option = "--chat" if config.chat else "--messages"
+        raise ValueError(f"{option} cannot be combined with {', '.join(found)}: leave one of them out")
+
+
 def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
     """--chat and --messages."""
     questions = read_questions(Path(config.messages)) if config.messages else []
@@ -121,12 +130,9 @@ def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
     with open(config.output, "w", encoding="utf-8", newline="\n") if to_file else nullcontext(sys.stdout) as lines:
         for first in range(0, len(questions), config.batch_size):
             asked = questions[first : first + config.batch_size]
-            prompts = [chat_prompt(messages, tokenizer, model.config.block_size - 1) for messages in asked]
             seeds = [config.seed + first + i for i in range(len(asked))]
-            found = answer_all(model, tokenizer, prompts, sampling, config.max_new_tokens, seeds)
-            for messages, (text, finish, n) in zip(asked, found, strict=True):
-                record = {"messages": [*messages, {"role": "assistant", "content": text}]}
-                lines.write(json.dumps(record | {"finish": finish, "num_tokens": n}, ensure_ascii=False) + "\n")
+            for record in answer_questions(model, tokenizer, asked, sampling, config.max_new_tokens, seeds):
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
 
 
@@ -382,15 +388,6 @@ def validate(config: SampleConfig) -> None:
         raise ValueError(f"best_of={config.best_of} with temperature=0 gives the same text every time: use one of them")
     if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
         raise ValueError("--interactive cannot be combined with --prompts, --output, --logprobs or --best_of")
-    if (config.chat or config.messages) and (
-        config.interactive or config.prompts or config.stop or config.logprobs or config.best_of > 1
-    ):
-        others = "--interactive, --prompts, --stop, --logprobs or --best_of"
-        raise ValueError(f"--chat and --messages cannot be combined with {others}")
-    if config.chat and (config.messages or config.output):
-        raise ValueError("--chat answers what you type: leave --messages and --output out")
-    if config.system and not config.chat:
-        raise ValueError("--system needs --chat; in --messages it is a turn of its own")
     if config.interactive and config.start == "-":
         raise ValueError("--interactive reads what you type: give the prompt with --start=TEXT or --start=FILE:PATH")
     if config.output not in (None, "-"):

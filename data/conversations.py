@@ -10,6 +10,8 @@ words and the <|end|> after them.
 
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data.extended import ExtendedTokenizer
-from data.formats import decompressed, import_pyarrow, kind_of
+from data.formats import cannot_read, decompressed, import_pyarrow, kind_of, parquet_errors
 from data.plain import Tokenizer
 from data.rows import json_rows
 
@@ -62,7 +64,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         if kind == ".parquet":
             pyarrow = import_pyarrow()
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with parquet_errors(path), pyarrow.parquet.ParquetFile(path) as file:
                 batches = file.iter_batches(batch_size=256)
                 yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
             return
@@ -75,8 +77,8 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, json_line(line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(cannot_read(path, error)) from error
 
 
 def json_line(line: bytes) -> Any:

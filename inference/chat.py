@@ -70,7 +70,7 @@ class Chat:
         """The answer to the last of `messages`, in pieces. Only the ids after those that it shares with the last
         conversation are encoded. ValueError if the last turn does not fit the context."""
         block_size, self.finish = self.model.config.block_size, None
-        prompt = chat_prompt(messages, self.tokenizer, block_size - min(self.max_new_tokens, block_size // 4))
+        prompt = chat_prompt(messages, self.tokenizer, room_for_prompt(block_size, self.max_new_tokens))
         keep = min(shared(self.cached, prompt), len(prompt) - 1)
         self.cache.length, self.cached, new = keep, self.cached[:keep], prompt[keep:]
         decoder, V = self.tokenizer.decoder(prompt), self.tokenizer.vocab_size
@@ -90,6 +90,11 @@ class Chat:
         else:
             self.finish = "length"
         yield decoder.finish()
+
+
+def room_for_prompt(block_size: int, most: int) -> int:
+    """Ids of a prompt that leave room for an answer of `most`, but at most a quarter of the context."""
+    return block_size - min(most, block_size // 4)
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -120,6 +125,19 @@ def answer_all(
         decoder = tokenizer.decoder(prompt)
         texts.append("".join(map(decoder.push, row)) + decoder.finish())
     return list(zip(texts, finish, map(len, rows), strict=True))
+
+
+def answer_questions(
+    model: GPT, tokenizer: ExtendedTokenizer, asked: list[Messages], sampling: Sampling, most: int, seeds: list[int]
+) -> Iterator[dict]:
+    """For each conversation {"messages", with the answer, "finish", "num_tokens"}, as answer_all."""
+    room = room_for_prompt(model.config.block_size, most)
+    prompts = [chat_prompt(messages, tokenizer, room) for messages in asked]
+    found = answer_all(model, tokenizer, prompts, sampling, most, seeds)
+    for messages, (text, finish, n) in zip(asked, found, strict=True):
+        yield {
+            "messages": [*messages, {"role": "assistant", "content": text}], "finish": finish, "num_tokens": n,
+        }  # fmt: skip
 
 
 def read_questions(path: Path) -> list[Messages]:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -432,10 +433,11 @@ def test_a_file_of_questions_is_answered_and_bad_rows_are_named(trained, tmp_pat
         sample.main([*options, f"--messages={bad}"])
 
 
-def test_a_model_without_markers_is_refused(base):
-    for argv in (["--chat"], ["--messages=q.jsonl"]):
-        with pytest.raises(ValueError, match="not trained on conversations|cannot be read"):
-            sample.main([f"--init_from={base}", *argv, "--device=cpu"])
+def test_a_model_without_markers_is_refused(base, tmp_path):
+    rows = write_rows(tmp_path / "q.jsonl", [{"messages": turns("what")}])
+    for option in ("--chat", f"--messages={rows}"):
+        with pytest.raises(ValueError, match="the model was not trained on conversations"):
+            sample.main([f"--init_from={base}", option, "--device=cpu"])
 
 
 @torch.no_grad()
@@ -465,3 +467,25 @@ def test_eval_counts_what_a_naive_loop_counts(trained, dataset, tmp_path, capsys
             assert (found["exact_match"], found["ended"]) == (np.mean(exact), np.mean(ended))
             assert 0 < found["ended"]
     assert found["questions"] == sum(len(row["messages"]) // 2 for row in some_rows())
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["--chat", "--start=x", "--output=a"], "--chat cannot be combined with --start, --output"),
+        (["--messages=q.jsonl", "--system=say"], "--messages cannot be combined with --system"),
+    ],
+)
+def test_options_that_a_chat_would_ignore_are_refused(options, named, trained):
+    with pytest.raises(ValueError, match=named):
+        sample.main([f"--out_dir={trained}", "--device=cpu", *options])
+
+
+def test_damaged_files_are_refused_by_name(base, tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and more")
+    (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b nothing")
+    (tmp_path / "c.json").write_bytes(b'[{"prompt": ')
+    (tmp_path / "d.csv").write_bytes(b"prompt,response\n")
+    for path in [*sorted(tmp_path.iterdir()), tmp_path / "missing.jsonl"]:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            prepare.main(["--input", str(path), f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"])

@@ -33,6 +33,8 @@ from data.extended import ExtendedTokenizer
 from data.source import Parser, open_fraction
 from inference.load import find_tokenizer
 
+SHOWN_REASONS = 12
+
 
 def prepare_options() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
@@ -79,8 +81,8 @@ def main(argv: list[str]) -> None:
         for paths, fixed in ((args.input, "train" if args.val_input else None), (args.val_input, "val")):
             for path in paths:
                 for place, messages in read_conversations(path, counts.refuse):
-                    split = fixed or split_of_question(messages, args.val_fraction)
                     try:
+                        split = fixed or split_of_question(messages, args.val_fraction)
                         lengths[split] += write_conversation(writer, split, messages, tokenizer, block_size, counts)
                     except ValueError as error:  # a character the tokenizer lacks
                         counts.refuse(place, str(error))
@@ -109,8 +111,10 @@ def split_of_question(messages: Messages, val_fraction: float) -> str:
 
 
 def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, block_size: int) -> None:
-    for reason, n in counts.reasons.most_common():
+    for reason, n in counts.reasons.most_common(SHOWN_REASONS):
         print(f"left out {n:,} row{'s' * (n > 1)}: {reason} (first: {counts.first[reason]})")
+    if more := sum(n for _, n in counts.reasons.most_common()[SHOWN_REASONS:]):
+        print(f"left out {more:,} rows for other reasons; --bad_rows=stop shows the first")
     if counts.too_long:
         print(f"left out {counts.too_long:,} questions with their answers, longer than block_size={block_size}")
     for split, sizes in lengths.items():
