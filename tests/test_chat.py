@@ -489,3 +489,17 @@ def test_damaged_files_are_refused_by_name(base, tmp_path):
     for path in [*sorted(tmp_path.iterdir()), tmp_path / "missing.jsonl"]:
         with pytest.raises(ValueError, match=re.escape(str(path))):
             prepare.main(["--input", str(path), f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"])
+
+
+def test_an_exported_folder_answers_as_its_checkpoint_and_can_be_trained_on(trained, tmp_path, capsys):
+    folder, rows = tmp_path / "hf", write_rows(tmp_path / "q.jsonl", some_rows())
+    export.main([f"--out_dir={trained}", f"--hf_dir={folder}"])
+    answers = []
+    for source in ([f"--out_dir={trained}"], [f"--init_from={folder}"]):
+        capsys.readouterr()
+        sample.main([*source, f"--messages={rows}", "--temperature=0", "--max_new_tokens=9", "--device=cpu"])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[0].count("\n") == len(some_rows())
+    prepare.main(["--input", str(rows), f"--init_from={folder}", f"--out_dir={tmp_path / 'data'}"])
+    state = run(tmp_path / "data", tmp_path / "out", f"--init_from={folder}", "--max_iters=1")
+    assert state["model_args"]["vocab_size"] == TOKENIZERS["char"].vocab_size + 4
