@@ -7,6 +7,7 @@
     python eval.py --init_from=gpt2 --input=wiki.test.raw --join_rows --definition=huggingface --stride=512
     python eval.py --init_from=gpt2 --task=hellaswag --input=hellaswag_val.jsonl
     python eval.py --init_from=gpt2 --task=lambada --input=lambada_test.jsonl
+    python eval.py --out_dir=out-chat --task=chat               # answers in its dataset, or --input=chats.jsonl
 
 Every token of the text except the first is predicted exactly once. With context T (block_size) and stride S, window 0
 reads ids 0 to T-1 and predicts ids 1 to T; window k > 0 reads ids kS to kS+T-1 and scores its last S predictions, ids
@@ -34,6 +35,7 @@ from configurator import answer_early, exit_on_error
 from data.source import Parser
 from data.tokenizer import EOT
 from evaluation import tasks
+from evaluation.chat import count_chat, open_conversations, share_ended
 from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perplexity
 from evaluation.windows import CPU_BATCH, FIRST, GPU_BATCH, STOP
 from system.dtypes import DTYPES
@@ -49,7 +51,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--split", help="of the dataset (default: val)")
     text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
     add("--input", type=Path, metavar="FILE", help=text)
-    add("--task", choices=tuple(tasks.READ), help="the task in the .jsonl, in its official format")
+    task = "the task in the .jsonl, in its official format; chat: conversations, as data/chat/prepare.py reads them"
+    add("--task", choices=(*tasks.READ, "chat"), help=task)
     add("--stride", type=int, help="new tokens scored per window, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
     documents = f"context never crosses an end-of-text id, written {EOT} in a file (which is plain text otherwise)"
@@ -88,7 +91,10 @@ def main(argv: list[str]) -> None:
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
     source, state = open_trained(args.init_from, args.out_dir)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
-    text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
+    if args.task == "chat":
+        text = open_conversations(args, state, block_size)
+    else:
+        text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
     model = build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
@@ -101,6 +107,7 @@ def main(argv: list[str]) -> None:
     start_time = time.perf_counter()
     with torch.inference_mode(), autocast:
         nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
+        ended = share_ended(model, text, ranks) if args.task == "chat" else None
     ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
@@ -113,7 +120,9 @@ def main(argv: list[str]) -> None:
         "device": device.type, "dtype": str(dtype).removeprefix("torch."), "processes": ranks.world_size,
         "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
-    if args.task:
+    if args.task == "chat":
+        result |= {"questions": len(nats), **count_chat(nats, misses, n_tokens), "ended": ended}
+    elif args.task:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
@@ -144,7 +153,7 @@ def validate(args: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot be combined."""
     if args.input and (args.dataset or args.split):
         raise ValueError("--input replaces the dataset: leave --dataset and --split out")
-    if args.task and not args.input:
+    if args.task and args.task != "chat" and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
     for name in ("stride", "per_document", "join_rows", "baselines"):
         if args.task and getattr(args, name):
@@ -184,7 +193,8 @@ def table(result: dict) -> str:
         rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}"))
     speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
-    for key in "loss perplexity perplexity_weighted bits_per_byte bits_per_character acc acc_norm acc_bytes".split():
+    losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"
+    for key in f"{losses} acc acc_norm acc_bytes exact_match ended".split():
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))

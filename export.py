@@ -57,6 +57,8 @@ def main(argv: list[str]) -> None:
     _, state = open_trained(config.init_from, config.out_dir)
     files = state.get("folder", {}).get("files", {})
     kind = architecture(GPTConfig(**state["model_args"]))
+    has_added = (state.get("tokenizer") or {}).get("kind") == "extended"
+    files = {} if has_added else files  # they lack the tokens added here
     has_own = not files.keys().isdisjoint(VOCABULARY_FILES)
     # the files of a tokenizer that cannot be run here are passed on all the same
     tokenizer = None if has_own and not state.get("tokenizer") else find_tokenizer(state)
@@ -74,7 +76,8 @@ def main(argv: list[str]) -> None:
             write_json(temporary / "config.json", hf_config(model.config, kind, ids, dtype_name))
             write_json(temporary / "generation_config.json", generation_config(model.config, tokenizer, ids))
             if not has_own:
-                write_tokenizer(temporary, tokenizer, model.config.block_size)
+                template = ((state.get("meta") or {}).get("chat") or {}).get("template")
+                write_tokenizer(temporary, tokenizer, model.config.block_size, template)
             for name, content in files.items():
                 (temporary / name).write_bytes(content.encode("latin-1"))
             card = model_card(folder.resolve().name, kind, state, model, tokenizer)
@@ -97,11 +100,15 @@ def named(tokenizer) -> str:
 def special_ids_of(state: dict, tokenizer) -> dict:
     """SPECIAL_IDS as they came with a folder; else the tokenizer's, whose end of text also begins a text."""
     came = {key: state.get("folder", {}).get(key) for key in SPECIAL_IDS}
+    has_added = tokenizer is not None and tokenizer.kind == "extended"
     if tokenizer is None or any(value is not None for value in came.values()):
-        return {key: value for key, value in came.items() if value is not None or key != "pad_token_id"}
-    ids = dict.fromkeys(SPECIAL_IDS, tokenizer.eot)
-    if tokenizer.kind == "json":
-        ids |= {"bos_token_id": tokenizer.bos}
+        ids = {key: value for key, value in came.items() if value is not None or key != "pad_token_id"}
+        return ids | ({"eos_token_id": list(tokenizer.ends)} if has_added else {})
+    ids, base = dict.fromkeys(SPECIAL_IDS, tokenizer.eot), tokenizer.base if has_added else tokenizer
+    if base.kind == "json":
+        ids |= {"bos_token_id": base.bos}
+    if tokenizer.eot is None and has_added:
+        ids |= {"eos_token_id": list(tokenizer.ends)}
     if len(tokenizer.ends) > 1:
         ids |= {"eos_token_id": list(tokenizer.ends)}
     return ids
@@ -121,17 +128,20 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def write_tokenizer(folder: Path, tokenizer, block_size: int) -> None:
-    """tokenizer.json, tokenizer_config.json, special_tokens_map.json."""
+def write_tokenizer(folder: Path, tokenizer, block_size: int, template: str | None) -> None:
+    """tokenizer.json, tokenizer_config.json, special_tokens_map.json. template: of a chat."""
     (folder / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8", newline="\n")
     end = next((token for token, id in tokenizer.special_tokens.items() if id == tokenizer.eot), None)
     special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
     settings |= {"clean_up_tokenization_spaces": False, "add_prefix_space": False}
-    if tokenizer.kind == "json":
-        ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eot, "pad_token": tokenizer.eot}
-        special = {name: tokenizer.tokens[id] for name, id in ids.items() if id is not None}
+    base = tokenizer.base if tokenizer.kind == "extended" else tokenizer
+    if base.kind == "json":
+        ids = {"bos_token": base.bos, "eos_token": base.eot, "pad_token": base.eot}
+        special = {name: base.tokens[id] for name, id in ids.items() if id is not None}
         del settings["add_prefix_space"]  # tokenizer.json says it
+    if template:
+        settings["chat_template"] = template
     write_json(folder / "special_tokens_map.json", special)
     write_json(folder / "tokenizer_config.json", special | settings)
 
@@ -146,6 +156,8 @@ def tokenizer_json(tokenizer) -> str:
 
     if tokenizer.kind in ("bpe", "json"):
         return tokenizer.to_json()["tokenizer"]
+    if tokenizer.kind == "extended":
+        return with_added(tokenizer_json(tokenizer.base), tokenizer)
     if tokenizer.kind == "char":  # a word is a character
         vocab = {char: i for i, char in enumerate(tokenizer.chars)}
         made = Tokenizer(models.WordLevel(vocab | ({} if tokenizer.eot is None else {EOT: tokenizer.eot})))
@@ -177,11 +189,27 @@ def tokenizer_json(tokenizer) -> str:
     return made.to_str(pretty=False)
 
 
+def with_added(text: str, tokenizer) -> str:
+    """The text of a tokenizer.json with the special tokens that an ExtendedTokenizer adds. ValueError if Hugging Face's
+    library numbers them otherwise."""
+    from tokenizers import AddedToken, Tokenizer
+
+    made = Tokenizer.from_str(text)
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in tokenizer.added])
+    for name in tokenizer.added:
+        if made.token_to_id(name) != tokenizer.special_tokens[name]:
+            found = f"{made.token_to_id(name)}, but is {tokenizer.special_tokens[name]} here"
+            raise ValueError(f"the tokenizer cannot be exported: {name} would get the id {found}")
+    return made.to_str(pretty=False)
+
+
 def warn_llama_cpp(model: GPT, tokenizer) -> None:
     """Notes on stderr what llama.cpp cannot do with the folder: it knows tokenizers one by one, and GPT-2 with GELU."""
     notes = []
     if model.config.mlp == "relu2":
         notes.append("llama.cpp computes GPT-2 with GELU, but this model has relu2: do not convert it")
+    if tokenizer and tokenizer.kind == "extended":
+        tokenizer = tokenizer.base
     kind = tokenizer.kind if tokenizer else None
     if kind in ("char", "byte") or (kind == "bpe" and TRAIN_PATTERN in tokenizer_json(tokenizer)):
         notes.append(

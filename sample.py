@@ -5,6 +5,8 @@
     python sample.py --start=FILE:prompt.txt --max_new_tokens=200 --seed=7
     python sample.py --prompts=prompts.txt --num_samples=1 --output=texts.jsonl --quantize=int8
     python sample.py --interactive
+    python sample.py --out_dir=out-chat --chat                        # with a model trained by config/chat.py
+    python sample.py --out_dir=out-chat --messages=questions.jsonl --output=answers.jsonl
 
 Samples are computed in batches and shown in order, the first unfinished one as it grows. --help lists every key.
 
@@ -19,7 +21,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,9 @@ class SampleConfig:
     stop: str = ""  # end a sample before this string; for several, a JSON list: '["\n\n", "def "]'
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
+    chat: bool = False  # talk to a model that was trained on conversations
+    system: str = ""  # with --chat, what the conversation is told first
+    messages: str | None = None  # a file of conversations to answer, as data/chat/prepare.py reads them
     # Sampling
     temperature: float = 0.8  # 1 = the model's own probabilities, lower = safer, 0 = always the likeliest token
     top_k: int | None = 200  # keep only the k likeliest tokens; None or 0 = all
@@ -74,6 +79,7 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from data.tokenizer import EOT
+from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.generate import stream
 from inference.healing import prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -84,9 +90,12 @@ from system.device import pick_compile, pick_device
 
 
 def main(argv: list[str]) -> None:
-    config, _ = configure(SampleConfig, argv)
+    config, explicit = configure(SampleConfig, argv)
     validate(config)
     device = pick_device(config.device)
+    if config.chat or config.messages:
+        refuse_options_of_texts(config, explicit)
+        return converse_in_turns(config, device)
     prompts = read_prompts(config)
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
@@ -103,6 +112,36 @@ def main(argv: list[str]) -> None:
         converse(writer, prompts[0] if config.start != SampleConfig.start else "")
     else:
         write_all(writer, beginnings)
+
+
+def refuse_options_of_texts(config: SampleConfig, explicit: set[str]) -> None:
+    """ValueError for what --chat or --messages does not use."""
+    unused = "start prompts num_samples special stop best_of interactive logprobs compile".split()
+    unused += ["messages", "output", "batch_size"] if config.chat else ["system"]
+    if found := [f"--{key}" for key in unused if key in explicit]:
+        option = "--chat" if config.chat else "--messages"
+        raise ValueError(f"{option} cannot be combined with {', '.join(found)}: leave one of them out")
+
+
+def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
+    """--chat and --messages."""
+    questions = read_questions(Path(config.messages)) if config.messages else []
+    _, state = open_trained(config.init_from, config.out_dir)
+    tokenizer = chat_tokenizer_of(state)
+    model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize)
+    del state
+    filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
+    sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size)
+    if config.chat:
+        return talk(Chat(model, tokenizer, sampling, config.max_new_tokens), config.system, config.seed)
+    to_file = config.output not in (None, "-")
+    with open(config.output, "w", encoding="utf-8", newline="\n") if to_file else nullcontext(sys.stdout) as lines:
+        for first in range(0, len(questions), config.batch_size):
+            asked = questions[first : first + config.batch_size]
+            seeds = [config.seed + first + i for i in range(len(asked))]
+            for record in answer_questions(model, tokenizer, asked, sampling, config.max_new_tokens, seeds):
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            lines.flush()
 
 
 def can_compile(device: torch.device) -> bool:

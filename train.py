@@ -251,7 +251,7 @@ def train(run: Run) -> int:
                     "kind": "train", "iter": iter_num, "loss": loss_mean, "lr": lr, "grad_norm": grad_norm.item(),
                     "clipped": clipped, "skipped": skipped,
                     "loss_scale": scaler.get_scale() if scaler.is_enabled() else None,
-                    "tokens": tokens, "epochs": tokens / dataset.tokens("train"),
+                    "tokens": tokens, "epochs": tokens / run.epoch_tokens,
                     "seconds": elapsed, "time_ms": dt * 1000, "data_wait_ms": wait * 1000,
                     "tokens_per_second": tokens_per_second, "mfu": mfu, "memory_mb": memory_used(device),
                 })  # fmt: skip

@@ -81,6 +81,22 @@ class ShapesOnly(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def add_rows(state: dict, known: int, vocab_size: int) -> dict:
+    """The checkpoint with a vocabulary of at least vocab_size, whose ids from `known` on are new: their rows in the
+    embedding and the head are the mean of those before. Its own vocabulary may be padded: rows beyond `known` were
+    never an input, and are replaced too."""
+    weights, size = clean_weights(state["model"]), max(vocab_size, state["model_args"]["vocab_size"])
+    tied, made = {}, dict(weights)
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        if name in weights:
+            old = weights[name]
+            if old.data_ptr() not in tied:
+                mean = old[:known].float().mean(0, keepdim=True).to(old.dtype)
+                tied[old.data_ptr()] = torch.cat([old[:known], mean.expand(size - known, -1)])
+            made[name] = tied[old.data_ptr()]
+    return {**state, "model": made, "model_args": {**state["model_args"], "vocab_size": size}}
+
+
 def clean_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights by the plain model's names: no wrappers, and no causal masks, which nanoGPT saves on old PyTorch."""
     cleaned = {}

@@ -10,6 +10,9 @@
 A dataset is a folder with train.bin and val.bin (raw little-endian ids: uint16 for vocabularies up to 65,536, else
 uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or just the .bin files, are read
 too. A batch reads only its own windows from a .bin, never the whole file.
+
+Beside conversations (data/chat/prepare.py) there are train.mask and val.mask, a byte for each id: TARGET where it is to
+be learned, plus FIRST_ID where a conversation begins. Their windows hold one conversation each.
 """
 
 import hashlib
@@ -38,6 +41,7 @@ from system.files import sync_file, sync_folder
 DATA = Path(__file__).resolve().parent
 SPLITS = ("train", "val")
 GPT2_VOCAB_SIZE = 50257
+TARGET, FIRST_ID = 1, 2  # bits of a mask
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -62,6 +66,8 @@ class DatasetWriter:
         self.keeps_temp = temp is not None
         self.dtype = id_dtype(tokenizer.vocab_size)
         self.counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
+        self.extra: dict = {}  # more keys of meta.json
+        self.masks = {split: [] for split in SPLITS}  # of conversations, which are few enough to be held in memory
 
     def __enter__(self) -> "DatasetWriter":
         with os_errors(self.folder):
@@ -115,6 +121,14 @@ class DatasetWriter:
         for key, n in (("tokens", ids.size), ("bytes", n_bytes), ("documents", n_documents)):
             self.counts[split][key] += n
 
+    def write_conversation(self, split: str, ids: np.ndarray, targets: np.ndarray, n_bytes: int) -> None:
+        """Append a conversation, a window of its own. targets (bool): which of the ids are learned. All or none of a
+        dataset's texts are conversations."""
+        mask = np.where(targets, TARGET, 0).astype(np.uint8)
+        mask[0] |= FIRST_ID
+        self.write(split, ids, n_bytes)
+        self.masks[split].append(mask)
+
     def __exit__(self, failure: type | None, *_: object) -> None:
         self.thread.shutdown()
         try:
@@ -134,6 +148,11 @@ class DatasetWriter:
                 raise ValueError(
                     f"{self.folder}: the {split} split would be empty; use more text or another --val_fraction"
                 )
+            if self.masks[split]:
+                mask = np.concatenate(self.masks[split])
+                mask.tofile(self.temp / f"{split}.mask")
+                self.counts[split] |= {"targets": int((mask & TARGET).sum())}
+                self.counts[split] |= {"mask_sha256": hashlib.sha256(mask).hexdigest()}
         meta = {
             "format": 1,
             "dtype": self.dtype.name,
@@ -142,19 +161,21 @@ class DatasetWriter:
             "eot": self.tokenizer.eot,
             "splits": {s: self.counts[s] | {"sha256": self.hashes[s].hexdigest()} for s in SPLITS},
             "source": self.source,
+            **self.extra,
         }
         text = json.dumps(meta, ensure_ascii=False, indent=1)
         (self.temp / "meta.json").write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def move_in(temp: Path, folder: Path) -> None:
-    """Replace folder's dataset with the three files in temp.
+    """Replace folder's dataset with the files in temp.
 
     No .bin tells by itself whose ids it holds, so old and new files must never be seen together. The old
     train.bin goes first and the new one comes last, and a folder without train.bin is no dataset to
     open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none.
     """
-    names = ("val.bin", "meta.json", "train.bin")
+    masks = [f"{split}.mask" for split in SPLITS if (temp / f"{split}.mask").exists()]
+    names = ("val.bin", *masks, "meta.json", "train.bin")
     for name in names:
         sync_file(temp / name)
     had_old = (folder / "train.bin").exists()
@@ -194,6 +215,12 @@ class Dataset:
     meta: dict | None = None
     sizes: dict[str, int] = field(default_factory=dict)  # tokens per split when opened
     line_ends: tuple | None = None  # cache of the function line_ends
+    edges: dict[str, np.ndarray] = field(default_factory=dict)  # cache of the function conversation_edges
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it holds conversations, with a mask of what is learned."""
+        return bool(self.meta) and all("mask_sha256" in split for split in self.meta["splits"].values())
 
     @property
     def name(self) -> str:
@@ -208,22 +235,30 @@ class Dataset:
     def bytes(self, split: str) -> int | None:
         """UTF-8 bytes of the split's text; None if unknown, or if the ids do not stand for all of them."""
         self.tokens(split)
-        is_lossy = self.tokenizer is not None and self.tokenizer.lossy
+        is_lossy = self.tokenizer is not None and self.tokenizer.lossy or self.is_masked
         return self.meta["splits"][split]["bytes"] if self.meta and not is_lossy else None
 
     def array(self, split: str) -> np.memmap:
         """All ids of a split, mapped anew each time so that pages read earlier do not accumulate in resident memory."""
-        path, expected = self.folder / f"{split}.bin", self.tokens(split)
-        if not path.exists() or path.stat().st_size != expected * self.dtype.itemsize:
+        return self.mapped(split, "bin", self.dtype)
+
+    def mask(self, split: str) -> np.memmap:
+        """Of each id of a split, whether it is a TARGET and whether it is a conversation's FIRST_ID; as array()."""
+        return self.mapped(split, "mask", np.dtype(np.uint8))
+
+    def mapped(self, split: str, kind: str, dtype: np.dtype) -> np.memmap:
+        path, expected = self.folder / f"{split}.{kind}", self.tokens(split)
+        if not path.exists() or path.stat().st_size != expected * dtype.itemsize:
             raise ValueError(f"{path}: no longer the {expected:,} tokens it had when opened; start again")
-        return np.memmap(path, dtype=self.dtype, mode="r")
+        return np.memmap(path, dtype=dtype, mode="r")
 
     def fingerprint(self) -> str:
         """16 hex digits that depend on the ids: by the hashes in meta.json, else by samples of each .bin."""
         parts = [self.dtype.name, self.vocab_size]
         for split, n in self.sizes.items():
             if self.meta:
-                parts += [split, n, self.meta["splits"][split]["sha256"]]
+                hashes = self.meta["splits"][split]
+                parts += [split, n, *(hashes[key] for key in ("sha256", "mask_sha256") if key in hashes)]
             else:
                 ids, width = self.array(split), 2**15
                 starts = range(0, n, max(width, -(-n // 16)))
@@ -392,7 +427,10 @@ def scan_ids(path: Path, dtype: np.dtype, vocab_size: int, size: int, mtime_ns: 
 
 
 def windows_per_epoch(dataset: Dataset, split: str, block_size: int) -> int:
-    """Windows of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one."""
+    """Windows of block_size tokens in an epoch of `batch`. ValueError if the split is too short for one, or has a
+    conversation that is longer."""
+    if dataset.is_masked:
+        return len(conversation_edges(dataset, split, block_size)) - 1
     n = dataset.tokens(split)
     if n <= block_size:
         raise ValueError(
@@ -411,13 +449,16 @@ def batch(
     n = windows_per_epoch, are epoch e: they share no target, and their order and the offset of the whole grid (the
     phase) are drawn anew for every epoch, so that every token gets its turn.
 
-    sampling="line" moves each window on to the next start of a line: see line_windows.
+    sampling="line" moves each window on to the next start of a line: see line_windows. Of conversations, window k is a
+    whole one (see conversation_windows), and an epoch has each of them once.
     """
     index = np.asarray(index, dtype=np.int64)
     assert index.ndim == 1 and (index >= 0).all()
     n = windows_per_epoch(dataset, split, block_size)
     epoch, k = np.divmod(index.astype(np.uint64), np.uint64(n))
     key = mix(mix(epoch + np.uint64(zlib.crc32(split.encode()))) ^ mix(np.full(1, seed % 2**64, np.uint64)))
+    if dataset.is_masked:
+        return conversation_windows(dataset, split, permute(k, n, key).astype(np.int64), block_size)
     phase = mix(key) % np.uint64(dataset.tokens(split) - n * block_size)
     start = phase + permute(k, n, key) * np.uint64(block_size)
     if sampling == "line":
@@ -474,8 +515,12 @@ def eval_windows(dataset: Dataset, split: str, block_size: int, limit: int | Non
     """Indices of the windows to evaluate a split on, for eval_batch: all of them, or `limit` spread evenly.
 
     Window k predicts tokens k*T + 1 ... k*T + T. All windows together predict every token but the first exactly once;
-    the last may be short. A subset contains full windows only, so that all weigh the same.
+    the last may be short. A subset contains full windows only, so that all weigh the same. Of conversations, window k
+    is number k.
     """
+    if dataset.is_masked:
+        n = windows_per_epoch(dataset, split, block_size)
+        return np.arange(n) if limit is None or limit >= n else np.arange(limit) * n // limit
     n = dataset.tokens(split)
     if n < 2:
         raise ValueError(f"{dataset.folder}: {split} has 1 token, evaluation needs at least 2")
@@ -495,12 +540,48 @@ def eval_batch(
     """
     if sampling == "line":
         return line_windows(dataset, split, np.asarray(windows, dtype=np.int64) * block_size, block_size)
+    if dataset.is_masked:
+        return conversation_windows(dataset, split, np.asarray(windows, dtype=np.int64), block_size)
     ids = dataset.array(split)
     at = np.asarray(windows, dtype=np.int64)[:, None] * block_size + np.arange(block_size + 1)  # (B, T+1)
     inside = at < ids.size
     taken = check_ids(dataset, split, ids[np.minimum(at, ids.size - 1)])
     taken = np.where(inside, taken, 0).astype(np.int64)
     return taken[:, :-1], np.where(inside[:, 1:], taken[:, 1:], -1)
+
+
+# ---- windows that hold a conversation ----------------------------------------------------------------------
+
+
+def conversation_edges(dataset: Dataset, split: str, block_size: int) -> np.ndarray:
+    """Where the n conversations of a split begin, and the end of the last, (n + 1,) int64. ValueError if one does not
+    fit into a window of block_size tokens."""
+    if split not in dataset.edges:
+        starts = np.flatnonzero(dataset.mask(split) & FIRST_ID)
+        if not len(starts) or starts[0]:
+            raise ValueError(f"{dataset.folder / split}.mask is damaged: no conversation begins it; prepare it again")
+        dataset.edges[split] = np.append(starts, dataset.tokens(split))
+    longest = int(np.diff(dataset.edges[split]).max())
+    if longest > block_size + 1:
+        raise ValueError(
+            f"{dataset.folder}: {split} has a conversation of {longest:,} tokens, but block_size={block_size} has room "
+            f"for {block_size + 1:,}; use --block_size={longest - 1} or prepare it again with --block_size={block_size}"
+        )
+    return dataset.edges[split]
+
+
+def conversation_windows(
+    dataset: Dataset, split: str, numbers: np.ndarray, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Conversations (B,) -> x, y, both int64 (B, T): y is x shifted by one token, -1 where the mask has no TARGET; past
+    the end of the conversation x is 0 and y is -1, so that none sees another."""
+    edges, ids = conversation_edges(dataset, split, block_size), dataset.array(split)
+    at = edges[numbers, None] + np.arange(block_size + 1)  # (B, T+1)
+    inside = at < edges[numbers + 1, None]
+    at = np.minimum(at, ids.size - 1)
+    taken = np.where(inside, check_ids(dataset, split, ids[at]), 0).astype(np.int64)
+    is_target = inside & (dataset.mask(split)[at] & TARGET > 0)
+    return taken[:, :-1], np.where(is_target, taken, -1)[:, 1:]
 
 
 # ---- windows that start at a line --------------------------------------------------------------------------

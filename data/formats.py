@@ -598,14 +598,22 @@ def import_pyarrow() -> Any:
 
 
 @contextmanager
+def parquet_errors(name: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except import_pyarrow().ArrowException as error:
+        raise ValueError(cannot_read(name, error)) from error
+
+
+@contextmanager
 def open_parquet(part: Part) -> Iterator[Any]:
     pyarrow = import_pyarrow()
-    try:
-        # With a buffer, columns are read page by page, however large the row groups
-        with pyarrow.parquet.ParquetFile(part.path, buffer_size=READ_BYTES, pre_buffer=False) as file:
-            yield file
-    except pyarrow.ArrowException as error:
-        raise ValueError(cannot_read(part.where, error)) from error
+    # With a buffer, columns are read page by page, however large the row groups
+    with (
+        parquet_errors(part.where),
+        pyarrow.parquet.ParquetFile(part.path, buffer_size=READ_BYTES, pre_buffer=False) as file,
+    ):
+        yield file
 
 
 def parquet_rows(part: Part, reading: Reading, left_out: Counter) -> Iterator[Passage]:

@@ -1,9 +1,10 @@
 """The vocabulary a model needs for a dataset, and whether a dataset's ids stand for the same text as a checkpoint's."""
 
 import math
+from dataclasses import replace
 
 from data.dataset import GPT2_VOCAB_SIZE, Dataset
-from data.tokenizer import JsonTokenizer, Tokenizer, token_table, tokenizer_from_json
+from data.tokenizer import ExtendedTokenizer, Tokenizer, token_table, tokenizer_from_json
 
 
 def padded_vocab_size(n_ids: int) -> int:
@@ -35,8 +36,22 @@ def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> 
     return size in (vocab_size, dataset.vocab_size, padded_vocab_size(dataset.vocab_size))
 
 
+def ids_before_added(dataset: Dataset, state: dict) -> int | None:
+    """The number of ids that the dataset shares with the checkpoint `state`, if its tokenizer is the checkpoint's with
+    special tokens added; else None."""
+    tokenizer = dataset.tokenizer
+    if not isinstance(tokenizer, ExtendedTokenizer) or (state.get("tokenizer") and has_ids_of(dataset, state)):
+        return None
+    plain = replace(dataset, tokenizer=tokenizer.base, vocab_size=tokenizer.base.vocab_size)
+    return plain.vocab_size if has_ids_of(plain, state) else None
+
+
 def same_ids(a: Tokenizer, b: Tokenizer) -> bool:
     """Whether the ids of both stand for the same bytes, or, where bytes are not defined, for the same spellings."""
+    if isinstance(a, ExtendedTokenizer) or isinstance(b, ExtendedTokenizer):  # added tokens have no bytes to compare
+        if a.special_tokens != b.special_tokens:
+            return False
     if a.lossy or b.lossy:
-        return isinstance(a, JsonTokenizer) and isinstance(b, JsonTokenizer) and a.tokens == b.tokens
+        spelled = getattr(a, "tokens", None)
+        return spelled is not None and spelled == getattr(b, "tokens", None)
     return token_table(a) == token_table(b)

@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data.bpe import CUT, OPENAI_ENCODINGS, BPETokenizer, TiktokenTokenizer, TrimmedTokenizer, find_cut
+from data.extended import ExtendedTokenizer
 from data.json_tokenizer import JsonTokenizer
 from data.model_tokenizer import is_model_folder, read_model_tokenizer
 from data.plain import EOT, ByteTokenizer, CharTokenizer, IncrementalDecoder, Tokenizer, fingerprint, token_table
 from data.vocabulary import HUB, from_symbols, read_tokenizer_json
 
 __all__ = [  # all that the rest of the project needs
-    "CUT", "EOT", "OPENAI_ENCODINGS", "BPETokenizer", "ByteTokenizer", "CharTokenizer", "IncrementalDecoder",
-    "JsonTokenizer", "TiktokenTokenizer", "Tokenizer", "TrimmedTokenizer", "find_cut", "fingerprint", "make_tokenizer",
-    "read_model_tokenizer", "token_table", "tokenizer_from_json",
+    "CUT", "EOT", "OPENAI_ENCODINGS", "BPETokenizer", "ByteTokenizer", "CharTokenizer", "ExtendedTokenizer",
+    "IncrementalDecoder", "JsonTokenizer", "TiktokenTokenizer", "Tokenizer", "TrimmedTokenizer", "find_cut",
+    "fingerprint", "make_tokenizer", "read_model_tokenizer", "token_table", "tokenizer_from_json",
 ]  # fmt: skip
 
 
@@ -109,6 +110,9 @@ def tokenizer_from_json(d: dict) -> Tokenizer:
             return JsonTokenizer(d["tokenizer"], d["bos"], d["ends"])
         if kind == "trimmed":
             return TrimmedTokenizer(tokenizer_from_json(d["base"]), d["ids"])
+        if kind == "extended":
+            return ExtendedTokenizer(tokenizer_from_json(d["base"]), d["added"], d["ends"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"tokenizer description of kind {kind!r} is damaged: {error!r}") from None
-    raise ValueError(f"tokenizer description has kind {kind!r}; expected byte, char, bpe, tiktoken, json or trimmed")
+    kinds = "byte, char, bpe, tiktoken, json, trimmed or extended"
+    raise ValueError(f"tokenizer description has kind {kind!r}; expected {kinds}")

@@ -3,6 +3,7 @@
 import argparse
 import io
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
     """As open_file, for a split of a dataset. The tokenizer is None if unknown."""
     dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
     split, tokenizer = args.split or "val", dataset.tokenizer
+    if dataset.is_masked:
+        print("note: this is the loss of all words; --task=chat gives that of the assistant's", file=sys.stderr)
     name = f"{display_path(dataset.folder)} {split}"
     dataset.tokens(split)  # raises if there is no such split
     if tokenizer is None:

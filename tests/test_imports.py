@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 from test_train import write_dataset
 
-from bench import BENCHMARKS
-
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = {"torch", "transformers", "matplotlib", "prompt_toolkit"}  # from half a second to some
 COMPILER = {"torch._dynamo", "sympy"}  # takes as long as torch itself
 COMMANDS = ["train.py", "sample.py", "eval.py", "complete.py", "export.py", "plot.py", "bench.py", "quickstart.py"]
 COMMANDS += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("data/*/prepare.py"))
-COMMANDS += [f"bench.py {name}" for name in BENCHMARKS]
 
 
 def run(*words: str, folder: Path = ROOT) -> tuple[int, str, str, set[str]]:

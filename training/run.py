@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data.dataset import Dataset
+from data.dataset import Dataset, windows_per_epoch
 from model import GPT
 from system.distributed import Ranks
 
@@ -38,6 +38,9 @@ class Run:
         self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # per step, of this process
         self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes
         self.tokens_per_iter = self.samples * config.block_size
+        self.epoch_tokens = self.dataset.tokens("train")
+        if self.dataset.is_masked:  # every conversation is padded to a window
+            self.epoch_tokens = windows_per_epoch(self.dataset, "train", config.block_size) * config.block_size
         self.n_params = self.model.get_num_params(non_embedding=False)
         own = self.dataset.tokenizer
         self.tokenizer_json = own.to_json() if own else self.start.get("tokenizer")  # may be large
@@ -47,7 +50,7 @@ class Run:
         # samples seen beyond iter_num steps of this size; not 0 if earlier steps had another size
         self.shift = self.progress.get("samples", self.iter_num * self.samples) - self.iter_num * self.samples
         config, seen = self.config, self.shift * self.config.block_size
-        epochs = config.max_epochs and config.max_epochs * self.dataset.tokens("train")
+        epochs = config.max_epochs and config.max_epochs * self.epoch_tokens
         tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
         steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
         self.limit = min([config.max_iters, *steps])  # the step that reaches the first limit other than max_minutes

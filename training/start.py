@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.build import build_model, shapes_only
+from checkpoints.build import add_rows, build_model, shapes_only
 from checkpoints.folder import (
     best_val_loss_of,
     find_checkpoint,
@@ -21,7 +21,7 @@ from checkpoints.pretrained import load_pretrained
 from checkpoints.publish import saved_checkpoints
 from checkpoints.sharded import load_shards
 from data.dataset import Dataset, open_dataset, windows_per_epoch
-from data.matching import has_ids_of, model_vocab_size, only_counts_ids
+from data.matching import has_ids_of, ids_before_added, model_vocab_size, only_counts_ids
 from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.distributed import Ranks
@@ -41,6 +41,8 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
     needs_no_data = state is None and config.print_params and config.vocab_size is not None
     dataset = None if needs_no_data else ranks.on_all(lambda: open_dataset(config.dataset, config.vocab_size, resumed))
+    if state is not None and not resumed:
+        state = with_rows_for(dataset, state)
     changes = check_changes(config, explicit, state, dataset) if resumed else []
     if changes:
         ranks.say(f"changed on resume: {', '.join(changes)}")
@@ -57,8 +59,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
             f"note: {config.init_from} has no tokenizer, so only the number of ids was compared with those of dataset "
             f"{dataset.name}: make sure that both use the same tokenizer"
         )
-    for split in ("train", "val"):
-        windows_per_epoch(dataset, split, config.block_size)  # raises if a split is too short
+    check_split_lengths(config, dataset)
     if not locked:
         ranks.on_main(partial(lock_out_dir, config, run_id, held))
 
@@ -80,6 +81,22 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     progress["fingerprint"] = dataset.fingerprint()
     choose_threads(run)
     return run
+
+
+def with_rows_for(dataset: Dataset, state: dict) -> dict:
+    """The checkpoint, with rows for the special tokens that the dataset's tokenizer has beyond the checkpoint's."""
+    known = ids_before_added(dataset, state)
+    if known is None:
+        return state
+    return {**add_rows(state, known, model_vocab_size(dataset.vocab_size)), "tokenizer": dataset.tokenizer.to_json()}
+
+
+def check_split_lengths(config, dataset: Dataset) -> None:
+    """ValueError if a split has no window of block_size, or they cannot be drawn as `sampling` says."""
+    if config.sampling == "line" and dataset.is_masked:
+        raise ValueError(f"sampling=line is for text, but dataset {dataset.name} has conversations: leave it out")
+    for split in ("train", "val"):
+        windows_per_epoch(dataset, split, config.block_size)
 
 
 def find_state(

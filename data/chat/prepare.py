@@ -1,0 +1,131 @@
+"""Conversations for a trained model to answer like: data/chat/, in the tokens of that model.
+
+    python data/chat/prepare.py --input chats.jsonl more.parquet --init_from=out-x
+    python data/chat/prepare.py --input chats.jsonl --init_from=out-x --bad_rows=stop --out_dir=data/my_chat
+    python train.py config/chat.py --init_from=out-x
+
+A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these shapes:
+
+    {"messages": [{"role": "system", "content": "..."}, {"role": "user", ...}, {"role": "assistant", ...}]}
+    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
+    {"instruction": "...", "input": "...", "output": "..."}       or "prompt" and "response"
+
+After a system turn or none, user and assistant take turns. Only the assistant's words, and the marker that ends them,
+are learned. Each conversation is a window of its own: it sees no other, and is not cut but before a user's turn, if it
+is longer than the model's context. The first question decides whether it is train or val, so the same question is never
+in both.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from checkpoints.pretrained import load_pretrained
+from configurator import exit_on_error
+from data.conversations import Messages, chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
+from data.dataset import SPLITS, DatasetWriter, display_path
+from data.extended import ExtendedTokenizer
+from data.source import Parser, open_fraction
+from inference.load import find_tokenizer
+
+SHOWN_REASONS = 12
+
+
+def prepare_options() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=layout)
+    add = parser.add_argument
+    add("--input", nargs="+", type=Path, required=True, metavar="FILE", help="conversations, as above")
+    add("--val_input", nargs="+", type=Path, default=[], metavar="FILE", help="the same for the validation split")
+    add("--init_from", required=True, help="the model to be trained on them: a checkpoint, a folder, 'gpt2'")
+    share = "share of the questions for validation, without --val_input (default: %(default)s)"
+    add("--val_fraction", type=open_fraction, default=0.1, help=share)
+    add("--block_size", type=int, help="longest conversation in tokens (default: the model's context)")
+    bad = "skip rows that are no conversations, and count them, or stop at the first (default: skip)"
+    add("--bad_rows", choices=("skip", "stop"), default="skip", help=bad)
+    add("--out_dir", type=Path, default=HERE, help="where to write the dataset (default: beside the script)")
+    return parser
+
+
+class Counts:
+    """What became of the rows, for the report."""
+
+    def __init__(self, stop: bool):
+        self.stop, self.reasons, self.first, self.too_long = stop, Counter(), {}, 0
+
+    def refuse(self, place: str, reason: str) -> None:
+        if self.stop:
+            raise ValueError(f"{place}: {reason}; correct it, or leave such rows out with --bad_rows=skip")
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, place)
+
+
+def main(argv: list[str]) -> None:
+    args = prepare_options().parse_args(argv)
+    state = load_pretrained(args.init_from)
+    tokenizer, longest = chat_tokenizer(find_tokenizer(state)), state["model_args"]["block_size"]
+    block_size = args.block_size or longest
+    if not 8 <= block_size <= longest:
+        raise ValueError(f"block_size={block_size} must be 8 to {longest}, the context of {args.init_from}")
+    del state
+    counts = Counts(stop=args.bad_rows == "stop")
+    source = {"from": [path.name for path in [*args.input, *args.val_input]], "special": "text"}
+    lengths = {split: [] for split in SPLITS}
+    with DatasetWriter(args.out_dir, tokenizer, source) as writer:
+        writer.extra = {"chat": {"template": chat_template(tokenizer), "block_size": block_size}}
+        for paths, fixed in ((args.input, "train" if args.val_input else None), (args.val_input, "val")):
+            for path in paths:
+                for place, messages in read_conversations(path, counts.refuse):
+                    try:
+                        split = fixed or split_of_question(messages, args.val_fraction)
+                        lengths[split] += write_conversation(writer, split, messages, tokenizer, block_size, counts)
+                    except ValueError as error:  # a character the tokenizer lacks
+                        counts.refuse(place, str(error))
+        print_counts(counts, lengths, writer.counts, block_size)
+        if not any(lengths.values()):
+            raise ValueError(f"{args.input[0]}: no conversation that can be used; see the reasons above")
+    print(f"wrote {display_path(args.out_dir)}; next: python train.py config/chat.py --init_from={args.init_from}")
+
+
+def write_conversation(
+    writer: DatasetWriter, split: str, messages: Messages, tokenizer: ExtendedTokenizer, block_size: int, counts: Counts
+) -> list[int]:
+    """Writes the windows of a conversation; returns their lengths. A window's last id has nothing to predict."""
+    pieces, too_long = pieces_of_conversation(messages, tokenizer, block_size + 1)
+    counts.too_long += too_long
+    n_bytes = sum(len(message["content"].encode()) for message in messages)
+    for i, (ids, targets) in enumerate(pieces):
+        writer.write_conversation(split, ids, targets, 0 if i else n_bytes)
+    return [len(ids) for ids, _ in pieces]
+
+
+def split_of_question(messages: Messages, val_fraction: float) -> str:
+    question = next(message["content"] for message in messages if message["role"] == "user")
+    draw = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
+    return "val" if draw < val_fraction else "train"
+
+
+def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, block_size: int) -> None:
+    for reason, n in counts.reasons.most_common(SHOWN_REASONS):
+        print(f"left out {n:,} row{'s' * (n > 1)}: {reason} (first: {counts.first[reason]})")
+    if more := sum(n for _, n in counts.reasons.most_common()[SHOWN_REASONS:]):
+        print(f"left out {more:,} rows for other reasons; --bad_rows=stop shows the first")
+    if counts.too_long:
+        print(f"left out {counts.too_long:,} questions with their answers, longer than block_size={block_size}")
+    for split, sizes in lengths.items():
+        if sizes:
+            filled = (sum(sizes) - len(sizes)) / (len(sizes) * block_size)
+            tokens = f"{written[split]['tokens']:,} tokens, the longest {max(sizes):,}"
+            print(f"{split}: {len(sizes):,} windows with {tokens}; windows of {block_size} are filled to {filled:.0%}")
+    sizes = sorted(lengths["train"])
+    if sizes and sizes[-1] <= block_size // 2:
+        print(f"note: --block_size={sizes[-1] - 1} for train.py holds them all, and saves the time for the padding")
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
