@@ -31,6 +31,8 @@ def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> 
     size = state["model_args"]["vocab_size"]
     if size < dataset.vocab_size:
         return False
+    if dataset.meta and dataset.meta["tokenizer"] == state.get("tokenizer"):
+        return True  # as in every resume, and at once: the tables of 150,000 ids take seconds
     if dataset.tokenizer and state.get("tokenizer"):
         return same_ids(dataset.tokenizer, tokenizer_from_json(state["tokenizer"]))
     return size in (vocab_size, dataset.vocab_size, padded_vocab_size(dataset.vocab_size))

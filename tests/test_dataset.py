@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import dataset as module
+from data import matching
 from data.dataset import (
     DatasetWriter,
     batch,
@@ -556,3 +557,15 @@ def test_an_endless_line_is_started_where_it_is_met(tmp_path):
     dataset = code(tmp_path, ["a\n" + "b" * (2 * module.FAR) + "\n" + "c"])
     _, y = line_windows(dataset, "train", np.array([3, 2 * module.FAR - 100]), 4)
     assert y.tolist() == [list(b"bbbb"), [*b"c", 255, -1, -1]]
+
+
+def test_a_checkpoints_own_tokenizer_is_recognized_without_its_table(tmp_path, monkeypatch):
+    with DatasetWriter(tmp_path, CharTokenizer("abc"), {"from": "here"}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, np.arange(3), n_bytes=3)
+    dataset = open_dataset(tmp_path)
+    saved = {"model_args": {"vocab_size": 3}, "tokenizer": CharTokenizer("abc").to_json()}
+    other = saved | {"tokenizer": CharTokenizer("abd").to_json()}
+    assert matching.has_ids_of(dataset, saved) and not matching.has_ids_of(dataset, other)
+    monkeypatch.setattr(matching, "token_table", None)  # not called
+    assert matching.has_ids_of(dataset, saved)
