@@ -17,6 +17,7 @@ import ast
 import dataclasses
 import difflib
 import errno
+import gc
 import inspect
 import io
 import os
@@ -226,6 +227,8 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     A ValueError or a full disk is one line on stderr and exit status 2, Ctrl-C a silent 130. TRACEBACK=1 in the
     environment shows the traceback too.
     """
+    gc.freeze()  # what is imported stays to the end: the collector need not scan it again and again
+    gc.enable()
     try:
         status = run_command(main)
     except Exception:
@@ -237,13 +240,16 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
-    """Runs parse(sys.argv[1:]), which answers --help, and exits as exit_on_error() does if it raises an error."""
+    """Runs parse(sys.argv[1:]), which answers --help, and exits as exit_on_error() does if it raises an error. Until
+    exit_on_error() there are only imports, during which the garbage collector rests: a tenth of torch's time."""
     status = run_command(lambda argv: parse(argv) and None)
     if status is not None:
         leave(status)
+    gc.disable()
 
 
 def leave(status: int | None) -> NoReturn:
+    gc.freeze()  # else Python searches all memory for cycles before the system takes it back: a third of a second
     try:
         sys.stdout.flush()
     except OSError:  # a full disk, already reported

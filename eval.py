@@ -35,7 +35,6 @@ from configurator import answer_early, exit_on_error
 from data.source import Parser
 from data.tokenizer import EOT
 from evaluation import tasks
-from evaluation.chat import count_chat, open_conversations, share_ended
 from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perplexity
 from evaluation.windows import CPU_BATCH, FIRST, GPU_BATCH, STOP
 from system.dtypes import DTYPES
@@ -77,6 +76,7 @@ if __name__ == "__main__":
 import torch
 
 from checkpoints.build import build_model
+from evaluation.chat import count_chat, open_conversations, share_ended
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
 from inference.load import make_ready, open_trained

@@ -71,3 +71,38 @@ def test_a_plain_run_does_without_the_compiler(tmp_path, optimizer):
         status, _, error, modules = run(*words, f"--out_dir={tmp_path / 'out'}", "--device=cpu")
         assert status == 0, error
         assert "torch" in modules and not modules & COMPILER
+
+
+SCRIPT = """
+import gc, sys
+from dataclasses import dataclass
+from configurator import configure, exit_on_error, read_early
+
+@dataclass
+class Settings:
+    n: int = 1
+
+if __name__ == "__main__":
+    read_early(Settings, sys.argv[1:])
+print("importing", gc.isenabled())
+imported = [[]]
+imported.append(imported)
+
+def main(argv):
+    config, explicit = configure(Settings, argv)
+    print("main", config.n, explicit, gc.isenabled(), any(thing is imported for thing in gc.get_objects()))
+    again, _ = configure(Settings, argv)
+    assert again is not config and again == config
+
+exit_on_error(main)
+"""
+
+
+def test_the_collector_rests_during_imports_and_leaves_them_alone_afterwards(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), "--n=2"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "importing False\nmain 2 {'n'} True False\n"

@@ -25,13 +25,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from checkpoints.pretrained import load_pretrained
-from configurator import exit_on_error
+from configurator import answer_early, exit_on_error
 from data.conversations import Messages, chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
 from data.dataset import SPLITS, DatasetWriter, display_path
 from data.extended import ExtendedTokenizer
 from data.source import Parser, open_fraction
-from inference.load import find_tokenizer
 
 SHOWN_REASONS = 12
 
@@ -50,6 +48,13 @@ def prepare_options() -> argparse.ArgumentParser:
     add("--bad_rows", choices=("skip", "stop"), default="skip", help=bad)
     add("--out_dir", type=Path, default=HERE, help="where to write the dataset (default: beside the script)")
     return parser
+
+
+if __name__ == "__main__":
+    answer_early(prepare_options().parse_args)  # --help and mistakes are answered before the slow imports
+
+from checkpoints.pretrained import load_pretrained
+from inference.load import find_tokenizer
 
 
 class Counts:
