@@ -345,10 +345,9 @@ class GPT(nn.Module):
             rope = self.rope_cos[positions], self.rope_sin[positions]
         device = x.device.type
         if self.training and torch.is_autocast_enabled(device):
-            dtype = torch.promote_types(torch.get_autocast_dtype(device), torch.bfloat16)  # float16 overflows
-            x = x.to(dtype) if device in NARROW_STREAM else x
-            if device == "cpu" and rope is not None:
-                rope = rope[0].to(dtype), rope[1].to(dtype)
+            if torch.get_autocast_dtype(device) == torch.bfloat16:  # float16 would overflow
+                x = x.bfloat16() if device in NARROW_STREAM else x
+                rope = [table.bfloat16() for table in rope] if rope and device == "cpu" else rope
         if self.training:
             x = self.transformer.drop(x)
         for layer, block in enumerate(self.transformer.h):

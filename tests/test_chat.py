@@ -25,7 +25,7 @@ import eval as command
 import export
 import sample
 import train
-from checkpoints.build import add_rows, build_model
+from checkpoints.build import add_rows, build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
@@ -61,7 +61,7 @@ def write_rows(path: Path, rows) -> Path:
 def write_base(path: Path, tokenizer=TOKENIZERS["char"], **shape) -> Path:
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **{**SHAPE, **shape}))
-    state = {"model": model.state_dict(), "model_args": model.config.to_args(), "tokenizer": tokenizer.to_json()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(model.config), "tokenizer": tokenizer.to_json()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint([path], state)
     return path

@@ -150,7 +150,7 @@ def test_the_256_symbols_in_sorted_order_are_not_read_as_bytes(tmp_path):
 def test_what_export_writes_is_read_back_by_the_same_kind(tokenizer, tmp_path):
     from export import write_json, write_tokenizer
 
-    write_tokenizer(tmp_path, tokenizer, 8)
+    write_tokenizer(tmp_path, tokenizer, 8, None)
     write_json(tmp_path / "generation_config.json", {"eos_token_id": tokenizer.eot, "bos_token_id": tokenizer.eot})
     again = read_model_tokenizer(tmp_path)
     assert again.kind == tokenizer.kind and again.to_json() == tokenizer.to_json()
