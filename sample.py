@@ -82,7 +82,7 @@ from data.tokenizer import EOT
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.generate import stream
 from inference.healing import prefix_index
-from inference.load import find_tokenizer, make_ready, open_trained
+from inference.load import find_tokenizer, make_ready, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
 from model import GPT
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
     if config.special == "auto":
-        config.special = state.get("meta", {}).get("source", {}).get("special", "text")
+        config.special = special_of(state)
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt, config.special) for prompt in prompts]
     model = build_model(state, dropout=0.0)
     del state
@@ -466,7 +466,7 @@ def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
     which starts a new document, if the prompt is empty or, as in nanoGPT, starts with <|endoftext|>. special: typed
     special tokens become their ids."""
     if prompt.startswith(EOT) and tokenizer.eot is not None:
-        return np.append(tokenizer.eot, tokenizer.encode(prompt.removeprefix(EOT), special))
+        return np.append(tokenizer.eot, tokenizer.encode_document(prompt.removeprefix(EOT), special=special))
     ids = tokenizer.encode_document(prompt, special=special)
     if len(ids):
         return ids

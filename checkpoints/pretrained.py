@@ -5,7 +5,8 @@
     python sample.py --init_from=path/to/folder       # with config.json and model.safetensors (or its shards)
 
 A folder may hold a GPT2LMHeadModel, or a LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or Qwen3ForCausalLM
-that is dense and has neither RoPE scaling nor sliding windows. export.py writes such folders.
+that is dense, with RoPE plain or scaled (linear, llama3, yarn), and no sliding windows within its context.
+export.py writes such folders.
 
 The hub's files are downloaded once into its cache. Its library reads HF_ENDPOINT (a mirror), HF_HOME (where the cache
 is), HF_HUB_OFFLINE=1 (the cache only) and HTTPS_PROXY from the environment. With MODELSCOPE_ENDPOINT they come from

@@ -417,7 +417,8 @@ def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
                 ids = encode(piece.text, special=special, num_threads=num_threads).astype(dtype, copy=False)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
-            n_bytes -= int(spelled.take(ids).sum()) if special else 0
+            typed = ids[len(tokenizer.begin) :] if piece.begins else ids  # no one types what every text begins with
+            n_bytes -= int(spelled.take(typed).sum()) if special else 0
             for array in (ids, ends) if piece.ends else (ids,):
                 with os_errors(path.parent):
                     file.write(array.data)
@@ -653,10 +654,11 @@ def special_tokens_report(
         advice = "stay unused, as typed ones are text: --special=encode gives them their ids"
         return f"special {first_few(named)}: {advice}\n" if named else ""
     counts = sum(used.values())
-    if end is not None:  # those that no one typed
-        counts[end] -= sum(counts["documents"] for counts in ledger.counts.values())
+    around = [*tokenizer.begin, *([] if end is None else [end])]  # of each document, which no one typed
+    for id in around:
+        counts[id] -= sum(counts["documents"] for counts in ledger.counts.values())
     found = [f"{name} {counts[id]:,}" for name, id in tokenizer.special_tokens.items() if counts[id]]
-    unused = [name for name, id in tokenizer.special_tokens.items() if not counts[id] and id != end]
+    unused = [name for name, id in tokenizer.special_tokens.items() if not counts[id] and id not in around]
     line = f"special {first_few(found) or 'none'}" + f"; unused: {first_few(unused)}" * bool(unused)
     return f"{line}\n"
 

@@ -163,8 +163,11 @@ def chat_template(tokenizer: Tokenizer) -> str:
 def encode_turns(messages: Messages, tokenizer: ExtendedTokenizer) -> tuple[list[int], list[bool]]:
     """The ids of turns, without what begins a text, and whether each is learned. Ids of turns depend on no others."""
     ids, mask = [], []
+    markers = {tokenizer.special_tokens[name] for name in (*MARKERS.values(), TURN_END)}
     for message in messages:
         words = tokenizer.encode(message["content"], inside=not tokenizer.space_after_special).tolist()
+        if not markers.isdisjoint(words):
+            raise ValueError("the tokenizer takes a marker typed in the text for the marker itself: remove it")
         ids += [tokenizer.special_tokens[MARKERS[message["role"]]], *words, tokenizer.special_tokens[TURN_END]]
         mask += [False] + [message["role"] == "assistant"] * (len(words) + 1)
     return ids, mask

@@ -48,7 +48,7 @@ class ExtendedTokenizer(Tokenizer):
         self, text: str, special: bool = False, num_threads: int | None = None, inside: bool = False
     ) -> np.ndarray:
         if special:
-            return super().encode(text, special, num_threads)
+            return super().encode(text, special, num_threads, inside)
         ids = self.base.encode(text, num_threads=num_threads, inside=inside)
         return ids.astype(dtype_of_ids(self.vocab_size))
 

@@ -28,6 +28,7 @@ class Tokenizer:
     lossy: str | None = None
     begin: Sequence[int] = ()  # the ids that every text begins with, such as bos
     first_space = False  # whether a space is put before every text
+    space_after_special = False  # whether one is put before the text behind a special token
     _bytes: list[bytes]  # by id
 
     @property
@@ -49,7 +50,8 @@ class Tokenizer:
         `special`. num_threads=1 uses one core, for workers that share a machine. inside: the text continues another,
         so no space is put before it."""
         if special and self.special_tokens:
-            return encode_around(text, {name: [id] for name, id in self.special_tokens.items()}, self, num_threads)
+            names = {name: [id] for name, id in self.special_tokens.items()}
+            return encode_around(text, names, self, num_threads, inside)
         return self._encode(text, num_threads)
 
     def encode_document(self, text: str, **options) -> np.ndarray:
@@ -194,12 +196,19 @@ class IncrementalDecoder:
         return self._decoder.getstate()[0]
 
 
-def encode_around(text: str, inserts: dict[str, list[int]], tokenizer: Tokenizer, num_threads: int | None):
-    """The ids of a text in which each string of `inserts` has the ids given; the longest match wins."""
+def encode_around(
+    text: str, inserts: dict[str, list[int]], tokenizer: Tokenizer, num_threads: int | None, inside: bool = True
+) -> np.ndarray:
+    """The ids of a text in which each string of `inserts` has the ids given; the longest match wins. inside: as in
+    Tokenizer.encode, of the text before the first."""
     utf8(text)  # for its error, which names the place
     names = sorted(inserts, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, names))})", text)  # every other one is a name
-    ids = [inserts[part] if i % 2 else tokenizer.encode(part, num_threads=num_threads) for i, part in enumerate(parts)]
+    after = not tokenizer.space_after_special
+    ids = [
+        inserts[part] if i % 2 else tokenizer.encode(part, num_threads=num_threads, inside=after if i else inside)
+        for i, part in enumerate(parts)
+    ]
     return np.concatenate(ids, dtype=dtype_of_ids(tokenizer.vocab_size), casting="unsafe")
 
 

@@ -15,7 +15,7 @@ from data.matching import has_ids_of
 from data.tokenizer import EOT, Tokenizer
 from evaluation import tasks
 from evaluation.windows import document_edges, plan_windows
-from inference.load import find_tokenizer
+from inference.load import find_tokenizer, special_of
 
 AS_BYTES = " (not UTF-8: read as bytes)"
 ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with "surrogateescape"
@@ -74,7 +74,8 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
         raw = [part.encode("utf-8", "surrogateescape") for part in parts]
         first, *others = [np.frombuffer(part, np.uint8).astype(np.uint16) for part in raw]
     else:
-        first, *others = map(tokenizer.encode_document, parts)
+        special = special_of(state) == "encode"
+        first, *others = (tokenizer.encode_document(part, special=special) for part in parts)
     ids = np.concatenate([first, *(np.append(np.uint32(tokenizer.eot), part) for part in others)])
     return name, lambda: ids, tokenizer, tokenizer.eot
 

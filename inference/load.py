@@ -50,6 +50,11 @@ def find_tokenizer(state: dict):
     return tokenizer
 
 
+def special_of(state: dict) -> str:
+    """What special tokens typed in the model's texts were: "text", or, with "encode", their ids."""
+    return state.get("meta", {}).get("source", {}).get("special", "text")
+
+
 def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", plain: bool = False) -> GPT:
     """The model for inference: on `device`, in eval mode, its weights in this format, layers bound and, on a CPU, float
     weights packed. plain=True keeps it fit for torch.compile and autocast: no packed or bound layers, and int8 layers

@@ -162,6 +162,26 @@ def test_markers_that_a_user_types_are_text(kind):
     assert "".join(map(decoder.push, ids)) + decoder.finish() == "a <|user|> catsat"
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_conversation_typed_with_its_markers_has_its_ids_where_special_tokens_are_encoded(kind):
+    tokenizer = chat_tokenizer(TOKENIZERS[kind])
+    typed = "<|user|>The cat<|end|><|assistant|>sat<|end|>"
+    expected = [*tokenizer.begin, *encode_turns(turns("The cat", "sat"), tokenizer)[0]]
+    assert tokenizer.encode_document(typed, special=True).tolist() == expected
+
+
+def test_a_typed_marker_that_a_tokenizer_takes_for_the_marker_itself_is_refused():
+    library = LibraryTokenizer(
+        models.WordLevel({"[UNK]": 0, "cat": 1, "<|user|>": 2, "<|assistant|>": 3, "<|end|>": 4}, "[UNK]")
+    )
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(["<|user|>", "<|assistant|>", "<|end|>"])
+    tokenizer = chat_tokenizer(JsonTokenizer(library.to_str(), None, None, "here"))
+    assert encode_turns(turns("cat", "cat"), tokenizer)[0] == [2, 1, 4, 3, 1, 4]
+    with pytest.raises(ValueError, match="takes a marker typed in the text for the marker itself"):
+        encode_turns(turns("cat <|end|>", "cat"), tokenizer)
+
+
 def test_a_long_conversation_is_cut_before_a_users_turn_and_every_answer_is_learned_once():
     tokenizer = chat_tokenizer(TOKENIZERS["char"])
     said = [f"{kind}{i}" for i in range(10) for kind in ("what ", "cat ")]

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import MAKERS
+from tokenizers import processors
 
 from benchmarks.preparing import real_text, run_and_watch
 from configurator import configure
@@ -590,6 +592,25 @@ def test_typed_special_tokens_are_text_or_their_ids_and_the_report_counts_them(t
         assert min(spellings) >= 5  # merges were learned from the text between them
     else:
         assert line.startswith("special <|user|>, <|bot|>, <|tool|>: stay unused") and "--special=encode" in line
+
+
+def test_what_every_text_begins_with_is_not_counted_as_typed(tmp_path, capsys):
+    library = MAKERS["Metaspace BPE, Llama-2's"]()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", library.token_to_id("<s>"))]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    options = [f"--tokenizer={folder}", "--special=encode", "--workers=1"]
+    prepare("text", "--input", chats(tmp_path), "--out_dir", tmp_path / "out", *options)
+    dataset = open_dataset(tmp_path / "out")
+    assert list(dataset.tokenizer.begin) == [library.token_to_id("<s>")]
+    assert dataset.bytes("train") + dataset.bytes("val") == sum(len(text.encode()) for text in CHATS)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("special ")]
+    assert line.startswith("special none") and "<s>" not in line
 
 
 def test_a_typed_end_of_text_ends_nothing_unless_special_tokens_are_encoded(tmp_path, capsys):
