@@ -133,6 +133,7 @@ def main(argv: list[str]) -> int:
         ranks = Ranks()
         device = pick_device(config.device, ranks.local_rank if ranks.under_torchrun else None)
         ranks.start(config.backend, device)
+        prepare(device)
         run = start(config, explicit, ranks, device, held)
         status = train(run) if run else 0
         if status == 0:
@@ -144,7 +145,6 @@ def train(run: Run) -> int:
     """Trains, evaluates and saves until a limit or a signal; returns the exit status."""
     config, ranks, device, dataset = run.config, run.ranks, run.device, run.dataset
     run.begin()
-    prepare(device)
     autocast = torch.autocast(device.type, run.dtype) if run.dtype != torch.float32 else nullcontext()
     outputs = Outputs(run)
     optimizer, scaler, parameters = run.optimizer, run.scaler, list(run.model.parameters())

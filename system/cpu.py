@@ -29,7 +29,8 @@ def limit_threads() -> None:
     if quota and quota < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, int(quota)))
         if os.environ.get("RANK", "0") == "0":
-            print(f"note: this container has {quota:g} of {os.cpu_count()} cores: {torch.get_num_threads()} threads")
+            note = f"note: this container has {quota:g} of {os.cpu_count()} cores, so threads={torch.get_num_threads()}"
+            print(note, file=sys.stderr)
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -124,7 +124,7 @@ def test_the_quota_of_a_container_is_the_least_of_its_groups(monkeypatch, tmp_pa
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pick_device("cpu")
-    assert chosen == ([max(1, int(cores))] if cores else []) and ("threads" in capsys.readouterr().out) == bool(cores)
+    assert chosen == ([max(1, int(cores))] if cores else []) and ("threads" in capsys.readouterr().err) == bool(cores)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     chosen.clear()
     pick_device("cpu")

@@ -16,7 +16,8 @@ from training.run import Run
 
 ROUNDS = 3  # passes timed per number of threads
 HOPELESS = 3  # times one thread's time: a number of threads that takes more is not tried again
-TOO_LONG = 1.0  # seconds of a pass with one thread from which waiting matters little: all threads, without a trial
+MOST_FLOPS = 5e11  # of a pass; more would take too long to try, and waiting matters little then: all threads
+LONG = 1.0  # seconds of a pass with one thread from which one pass with all threads has to do
 FASTER = 0.9  # share of the time with all threads that fewer must need less than
 
 
@@ -27,13 +28,15 @@ def choose_threads(run: Run) -> None:
         return
     most, chosen, saved = torch.get_num_threads(), run.config.threads, run.progress.get("threads")
     if chosen == "auto":
-        is_set = "OMP_NUM_THREADS" in os.environ or run.ranks.world_size > 1
+        is_set = "OMP_NUM_THREADS" in os.environ or run.ranks.world_size > 1 or run.config.eval_only
         if is_set or most == 1 or (run.resumed and saved is None):
             chosen = most
         elif run.resumed and saved <= most:
             chosen = saved
         else:
             chosen = try_threads(run, most)
+    if run.resumed and saved not in (None, chosen):
+        run.ranks.say(f"threads {saved} -> {chosen}: the last bits will differ")
     torch.set_num_threads(chosen)
     run.progress["threads"] = chosen
 
@@ -41,30 +44,30 @@ def choose_threads(run: Run) -> None:
 def try_threads(run: Run, most: int) -> int:
     """With how many of `most` threads, half of them and so on down to 1, a forward and backward pass is fastest."""
     config = run.config
+    if run.model.flops_per_token(config.block_size) * config.batch_size * config.block_size > MOST_FLOPS:
+        return most
     idx = torch.arange(config.batch_size * config.block_size) % run.model.config.vocab_size
     idx = idx.view(config.batch_size, config.block_size)
     autocast = torch.autocast("cpu", run.dtype) if run.dtype != torch.float32 else nullcontext()
     run.model.train()
 
-    def seconds(n: int) -> float:
+    def seconds(n: int, rows: int = config.batch_size) -> float:
         torch.set_num_threads(n)
         start = time.perf_counter()
         with autocast:
-            loss = run.model(idx, idx, return_logits=False)[1]
+            loss = run.model(idx[:rows], idx[:rows], return_logits=False)[1]
         loss.backward()
         run.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - start
 
-    seconds(1)  # loads the kernels
-    times = {1: [seconds(1)]}
-    if times[1][0] > TOO_LONG:
-        return most
-    n = 1
+    seconds(1, rows=1)  # loads the kernels
+    times, n = {1: [seconds(1)]}, 1
+    is_long = times[1][0] > LONG
     while n < most:
-        n = min(most, 2 * n)
+        n = most if is_long else min(most, 2 * n)
         times[n] = [seconds(n)]  # starts the threads
     hopeful = [n for n, found in times.items() if found[0] < HOPELESS * times[1][0]]
-    for _ in range(ROUNDS):
+    for _ in range(0 if is_long else ROUNDS):
         for n in hopeful:
             times[n].append(seconds(n))
     medians = {n: statistics.median(found[1:] or found) for n, found in times.items()}
