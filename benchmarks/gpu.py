@@ -130,18 +130,18 @@ def words_of(command: str, names: dict, tiny: bool, as_json: bool) -> list[str]:
 
 
 def run_step(commands: list[list[str]]) -> int:
-    """Prints and runs each command up to the first that fails; returns its exit status, or 0."""
+    """Prints and runs each command up to the first that fails; returns its exit status, 130 after Ctrl-C, or 0."""
     for words in commands:
         print(f"\n$ python {shlex.join(words)}\n", flush=True)
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
-        status = None
+        status, interrupted = None, False
         while status is None:
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                pass  # the command got the Ctrl-C too, and ends once it has saved
-        if status:
-            return status
+                interrupted = True  # the command got the Ctrl-C too, and ends once it has saved
+        if status or interrupted:
+            return 130 if interrupted else status
     return 0
 
 
