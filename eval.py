@@ -45,7 +45,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False, formatter_class=layout)
     add = parser.add_argument
     add("--init_from", default="resume", help="'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'")
-    add("--out_dir", default="out", help="folder of the run (default: out)")
+    add("--out_dir", default="out", help="folder of the run, or several as one: out-1,out-2 (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
     text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
@@ -79,7 +79,8 @@ from checkpoints.build import build_model
 from evaluation.chat import count_chat, open_conversations, share_ended
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
-from inference.load import make_ready, open_trained
+from inference.ensemble import join_models
+from inference.load import make_ready, open_models
 from system.device import pick_device, pick_dtype
 from system.distributed import Ranks
 
@@ -89,17 +90,20 @@ def main(argv: list[str]) -> None:
     validate(args)
     ranks = Ranks()
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
-    source, state = open_trained(args.init_from, args.out_dir)
-    block_size, stride = pick_context(args, state["model_args"]["block_size"])
+    sources, states = open_models(args.init_from, args.out_dir)
+    state, longest = states[0], min(state["model_args"]["block_size"] for state in states)
+    block_size, stride = pick_context(args, longest)
     if args.task == "chat":
         text = open_conversations(args, state, block_size)
     else:
         text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
-    model = build_model(state, dropout=0.0)
-    iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
-    del state
-    dtype = pick_dtype(args.dtype, device)
-    make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
+    iter_num = state.get("iter_num") if len(states) == 1 else None
+    models = [build_model(state, dropout=0.0) for state in states]
+    del state, states
+    n_params, dtype = sum(model.get_num_params(non_embedding=False) for model in models), pick_dtype(args.dtype, device)
+    for model in models:
+        make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
+    model = join_models(models)
 
     # gloo on any device: only a few sums are exchanged, from the CPU
     ranks.start("gloo", torch.device("cpu"))
@@ -115,8 +119,9 @@ def main(argv: list[str]) -> None:
 
     n_tokens = int((text.windows[:, STOP] - text.windows[:, FIRST]).sum())
     result = {
-        "checkpoint": str(source), "iter": iter_num, "parameters": n_params, "task": args.task or "text",
-        "text": text.name, "tokens": n_tokens, "windows": len(text.windows), "block_size": block_size,
+        "checkpoint": ", ".join(map(str, sources)), "iter": iter_num, "parameters": n_params,
+        "task": args.task or "text", "text": text.name, "tokens": n_tokens,
+        "windows": len(text.windows), "block_size": block_size,
         "device": device.type, "dtype": str(dtype).removeprefix("torch."), "processes": ranks.world_size,
         "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
