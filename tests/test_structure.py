@@ -15,7 +15,7 @@ LEVELS = (
     ("checkpoints", "inference"),
     ("training", "evaluation", "completion", "benchmarks"),
 )
-COMMANDS = ("train", "sample", "eval", "complete", "export", "plot", "bench", "quickstart")
+COMMANDS = ("train", "sample", "eval", "complete", "export", "plan", "plot", "bench", "quickstart")
 LONGEST = 50  # lines of a function
 LONGER = {("train.py", "train"): 200}  # the visible loop
 
