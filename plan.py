@@ -30,7 +30,7 @@ TRIAL_SECONDS = 10
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
 
-def arguments() -> argparse.ArgumentParser:
+def plan_options() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="plan.py", description=__doc__, allow_abbrev=False, formatter_class=layout)
     add = parser.add_argument
@@ -51,14 +51,14 @@ def size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    answer_early(lambda words: arguments().parse_known_args(words)[0])  # --help and mistakes, before the slow imports
+    answer_early(lambda words: plan_options().parse_known_args(words)[0])  # --help and mistakes, before the slow imports
 
 from benchmarks.report import machine, print_rows
 from benchmarks.runs import as_options, model_of, run_train, settings_of
 
 
 def main(argv: list[str]) -> None:
-    args, options = arguments().parse_known_args(argv)
+    args, options = plan_options().parse_known_args(argv)
     if not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes={args.minutes} must be above 0")
     options = [args.config, *options]
