@@ -26,7 +26,7 @@ from data.source import Parser
 
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 32, 1 / 16, 1 / 8)  # of the steps, for the short runs: each twice the one before
-TRIAL_SECONDS = 10
+TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
 
@@ -51,7 +51,9 @@ def size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    answer_early(lambda words: plan_options().parse_known_args(words)[0])  # --help and mistakes, before the slow imports
+    answer_early(
+        lambda words: plan_options().parse_known_args(words)[0]
+    )  # --help and mistakes, before the slow imports
 
 from benchmarks.report import machine, print_rows
 from benchmarks.runs import as_options, model_of, run_train, settings_of
@@ -87,7 +89,12 @@ def main(argv: list[str]) -> None:
 def trial(options: list[str], minutes: float) -> dict:
     """Parameters, memory and speed of a size, in a run of some seconds, and how far it would get in `minutes`."""
     settings, _ = settings_of(options)
-    limits = {"max_minutes": TRIAL_SECONDS / 60, "max_iters": 10**6, "eval_interval": 10**6, "eval_iters": 1}
+    limits = {
+        "max_minutes": min(TRIAL_SECONDS / 60, minutes / 10),
+        "max_iters": 10**6,
+        "eval_interval": 10**6,
+        "eval_iters": 1,
+    }
     records = run_train([*options, *as_options(limits | {"log_interval": 1})], "train")
     seconds = statistics.median(record["time_ms"] for record in records[len(records) // 2 :]) / 1000
     steps = int(60 * minutes / seconds)

@@ -26,8 +26,7 @@ def test_a_loss_that_no_longer_falls_is_not_expected_to(losses):
     assert plan.extrapolate(losses) == losses[-1]
 
 
-def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(letters, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "TRIAL_SECONDS", 0.5)
+def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(letters, capsys):
     options = [f"--dataset={letters}", *SMALL, "--eval_iters=2"]
     plan.main([CONFIG, "--minutes=0.05", "--sizes", "1x16", "2x32", "--sweep", "--json", *options])
     out = capsys.readouterr().out
