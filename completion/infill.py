@@ -1,0 +1,62 @@
+"""Prompts for the text between two texts, for models that learned to fill in the middle (data/fim.py).
+
+    ids = infill_prompt(tokenizer, "def add(a, b):\n", "\n    return c\n", room=192)    # None without such tokens
+
+The ids that follow, up to one of tokenizer.ends or any special token, are the middle.
+"""
+
+from data.fim import arrange, find_markers, name_ids
+from data.tokenizer import Tokenizer
+
+MAX_CHARS_PER_TOKEN = 32  # on average over a text
+SUFFIX_SHARE = 4  # the suffix gets at most a quarter of the room that the prefix needs too
+
+
+def infill_prompt(
+    tokenizer: Tokenizer, prefix: str, suffix: str, room: int, name: str = "", spm: bool = False
+) -> list[int] | None:
+    """Ids after which the middle follows, at most `room` of them; None if the tokenizer has no tokens for that.
+
+    They hold the end of the prefix and the beginning of the suffix, in whole lines where that wastes little. `name`:
+    the file's, used where the model has seen names. spm: suffix before prefix. Otherwise the prefix may end inside a
+    word: training cuts texts there too, and the middle starts with a token of its own. ValueError if `room` is too
+    small, or for text that the tokenizer cannot encode.
+    """
+    markers = find_markers(tokenizer)
+    if markers is None:
+        return None
+    front = [*tokenizer.begin, *name_ids(tokenizer, name)]
+    if len(front) > room // SUFFIX_SHARE:  # a long name would leave no room for the text
+        front = list(tokenizer.begin)
+    left = room - len(front) - len(markers)
+    if left < SUFFIX_SHARE:
+        raise ValueError(f"room for {room} tokens is too little for a text with a gap: expected at least 8")
+    after = first_ids(tokenizer, suffix, left)
+    before = last_ids(tokenizer, prefix, left - min(len(after), left // SUFFIX_SHARE))
+    if len(before) + len(after) > left:
+        after = first_ids(tokenizer, suffix, left - len(before))
+    return front + arrange(markers, before, after, spm)
+
+
+def last_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
+    """Ids of the last lines of a text that fit, or of its last characters if whole lines waste much of the room."""
+    end = text[-MAX_CHARS_PER_TOKEN * room :]
+    ids = tokenizer.encode(end, inside=True).tolist()
+    if len(ids) <= room:
+        return ids
+    begin = len(end) - len(tokenizer.decode(ids[-room:]).lstrip("\ufffd"))
+    line = end.find("\n", begin - 1) + 1 if begin > 0 else 0
+    if not line or len(end) - line <= (len(end) - begin) // 2:
+        line = begin
+    return tokenizer.encode(end[line:], inside=True).tolist()[-room:]
+
+
+def first_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
+    """Ids of the first lines of a text that fit, or of its first characters if whole lines waste much of the room."""
+    start = text[: MAX_CHARS_PER_TOKEN * room]
+    ids = tokenizer.encode(start, inside=True).tolist()
+    if len(ids) <= room:
+        return ids
+    end = len(tokenizer.decode(ids[:room]).rstrip("\ufffd"))
+    line = start.rfind("\n", 0, end) + 1
+    return tokenizer.encode(start[: line if line > end // 2 else end], inside=True).tolist()[:room]
