@@ -9,13 +9,87 @@ second, prefix and middle are encoded as one text, so it is left-to-right text w
 works, and what a program has computed stays valid while somebody types.
 """
 
-from collections.abc import Sequence
+import hashlib
+import random
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from data.tokenizer import Tokenizer
+from data.tokenizer import ExtendedTokenizer, Tokenizer
 
 # Spelled as Qwen2.5-Coder spells them, which is how llama.cpp finds them
 PREFIX, SUFFIX, MIDDLE = MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 FILE_SEP = "<|file_sep|>"  # precedes a file's name, whose line precedes the text
+CHARS, SINGLE_CHARS = 1024, 384  # of a part: half a context of 512 tokens, or most of one of 512 characters
+
+
+@dataclass(frozen=True)
+class Fim:
+    """How training texts are rearranged."""
+
+    rate: float = 0.0  # share of the documents
+    spm_rate: float = 0.5  # share of the rearranged parts whose suffix comes first
+    chars: int = CHARS  # longest part
+    names: bool = False  # whether a file's name precedes its text
+
+    @property
+    def markers(self) -> list[str]:
+        """The special tokens that this needs."""
+        return [*MARKERS] * bool(self.rate) + [FILE_SEP] * self.names
+
+    def parts(self, text: str) -> Iterator[tuple[str, str, str, bool]] | None:
+        """(prefix, middle, suffix, suffix first?) of every part of a text, cut at characters drawn by the text's hash;
+        None if the text stays as it is. Parts are whole lines where possible: a window that cuts a rearranged text has
+        little use of it, so none should be longer than about a model's context."""
+        draw = random.Random(hashlib.sha256(text.encode()).digest()).random
+        return self._parts(text, draw) if draw() < self.rate else None
+
+    def _parts(self, text: str, draw) -> Iterator[tuple[str, str, str, bool]]:
+        start = 0
+        while start < len(text):
+            end = len(text)
+            if end - start > self.chars:
+                line = text.rfind("\n", start + self.chars // 2, start + self.chars) + 1
+                end = line or start + self.chars
+            part, start = text[start:end], end
+            first, last = sorted(int(draw() * (len(part) + 1)) for _ in range(2))
+            yield part[:first], part[first:last], part[last:], draw() < self.spm_rate
+
+
+def fim_of(args: Namespace) -> Fim:
+    """What the options say. ValueError if they cannot be combined."""
+    rate, names = getattr(args, "fim_rate", 0.0), getattr(args, "file_names", False)
+    if not rate and not names:
+        return Fim()
+    if args.special == "encode":
+        raise ValueError("--special=encode: --fim_rate and --file_names need markers that no text can have; drop one")
+    if rate and not args.eot:
+        raise ValueError("--fim_rate needs documents that end, but this dataset is one running text without ends")
+    chars = args.fim_chars or (SINGLE_CHARS if args.tokenizer in ("char", "byte") else CHARS)
+    return Fim(rate, args.spm_rate, chars, names)
+
+
+def settings_of(fim: Fim) -> dict:
+    """For meta.json: nothing, if nothing is rearranged and no file named."""
+    keys = {"fim_rate": fim.rate, "spm_rate": fim.spm_rate, "fim_chars": fim.chars} if fim.rate else {}
+    return keys | ({"file_names": True} if fim.names else {})
+
+
+def with_markers(tokenizer: Tokenizer, fim: Fim) -> Tokenizer:
+    """The tokenizer with those of the markers that it lacks."""
+    missing = [name for name in fim.markers if name not in tokenizer.special_tokens]
+    if fim.rate and tokenizer.eot is None:
+        raise ValueError("--fim_rate needs a tokenizer with an end-of-text id, to end the middle: choose another one")
+    return ExtendedTokenizer(tokenizer, missing) if missing else tokenizer
+
+
+def rearranged(tokenizer: Tokenizer, part: tuple[str, str, str, bool], front: list[int]) -> list[int]:
+    """The ids of a part (see Fim.parts) after `front`, up to and with the end of text."""
+    prefix, middle, suffix, spm = part
+    if spm:
+        prefix, middle = prefix + middle, ""
+    before, then, after = (tokenizer.encode(text, inside=True).tolist() for text in (prefix, middle, suffix))
+    return [*front, *arrange(find_markers(tokenizer), before, after, spm), *then, tokenizer.eot]
 
 
 def find_markers(tokenizer: Tokenizer) -> tuple[int, ...] | None:

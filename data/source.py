@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
+from data.fim import CHARS, SINGLE_CHARS, fim_of, settings_of
 from data.formats import (
     EMPTY,
     OTHER_TYPE,
@@ -89,6 +90,7 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
     parser = PrepareParser(description=description, allow_abbrev=False, formatter_class=style)
     add_text_options(parser.add_argument_group("text").add_argument)
     add_token_options(parser.add_argument_group("tokens").add_argument, vocab_size)
+    add_fim_options(parser.add_argument_group("fill in the middle").add_argument)
     add = parser.add_argument_group("result").add_argument
     place = "see above" if "out_dir" in defaults else "beside the script"
     add("--out_dir", type=Path, default=folder, help=f"where to write the dataset (default: {place})")
@@ -138,9 +140,26 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
 
 
+def add_fim_options(add: Callable) -> None:
+    rate = "share of the training documents rearranged so that the model learns to fill in a middle; 0.5 is usual"
+    add("--fim_rate", type=closed_fraction, default=0.0, help=f"{rate} (default: 0, none)")
+    spm = "share of the rearranged parts with the suffix before the prefix (default: %(default)s)"
+    add("--spm_rate", type=closed_fraction, default=0.5, help=spm)
+    chars = "longest part to rearrange, in characters: at most the model's context"
+    add("--fim_chars", type=positive, help=f"{chars} (default: {CHARS}; char and byte: {SINGLE_CHARS})")
+    names = "put a line with the file's name, after a marker, before every document and rearranged part"
+    add("--file_names", action="store_true", help=names)
+
+
 def open_fraction(text: str) -> float:
     if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def closed_fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return float(text)
 
 
@@ -150,15 +169,23 @@ def nonnegative(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     """A function from `texts` (see make_tokenizer) to the tokenizer the options describe."""
-    names = [EOT, *(args.special_tokens or ())] if args.special == "encode" else []
+    names, fim = [EOT, *(args.special_tokens or ())] if args.special == "encode" else [], fim_of(args)
+    trained = args.tokenizer == "bpe" and not args.tokenizer_file
+    special = [*(args.special_tokens or ()), *(fim.markers if trained else ())]
     return lambda texts: make_tokenizer(
         args.tokenizer,
         partial(texts_around, texts, names),
         file=args.tokenizer_file,
         vocab_size=args.vocab_size,
-        special_tokens=args.special_tokens or (),
+        special_tokens=list(dict.fromkeys(special)),
         eot=args.eot,
         trim=args.trim,
         min_count=args.min_count,
@@ -378,6 +405,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
         "special": args.special,
+        **settings_of(fim_of(args)),
     }
 
 
