@@ -5,11 +5,20 @@
 The ids that follow, up to one of tokenizer.ends or any special token, are the middle.
 """
 
-from data.fim import arrange, find_markers, name_ids
+from data.fim import FILE_SEP, arrange, find_markers, name_ids
 from data.tokenizer import Tokenizer
 
 MAX_CHARS_PER_TOKEN = 32  # on average over a text
 SUFFIX_SHARE = 4  # the suffix gets at most a quarter of the room that the prefix needs too
+
+
+def has_learned(state: dict, tokenizer: Tokenizer) -> tuple[bool, bool]:
+    """Whether the model of a checkpoint has learned to fill in a middle, and whether it has seen names of files. Of one
+    that was trained elsewhere, its tokenizer tells."""
+    source, has_markers = state.get("meta", {}).get("source"), find_markers(tokenizer) is not None
+    if source is None:
+        return has_markers, has_markers and FILE_SEP in tokenizer.special_tokens
+    return has_markers and bool(source.get("fim_rate")), bool(source.get("file_names"))
 
 
 def infill_prompt(
