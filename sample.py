@@ -81,7 +81,7 @@ from checkpoints.build import build_model
 from data.tokenizer import EOT
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.generate import stream
-from inference.healing import prefix_index
+from inference.healing import begin_with, prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
@@ -271,22 +271,8 @@ class Writer:
 
     def heal(self, texts: list[Continuation]):
         """The `constrain` of stream() that makes the ids drawn begin with the healed texts; None if there are none."""
-        rest = [text.beginning.healed.encode() for text in texts]
-        if not any(rest):
-            return None
-        index = prefix_index(self.tokenizer)
-
-        def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
-            for row, id in enumerate([] if drawn is None else drawn.tolist()):
-                rest[row] = rest[row][len(index.bytes[id]) :]
-            if not any(rest):
-                return None
-            allowed = torch.zeros(len(rest), len(index.bytes), dtype=torch.bool)
-            for row, text in enumerate(rest):
-                allowed[row, index.compatible(text)] = True
-            return allowed.to(self.device)
-
-        return constrain
+        healed = [text.beginning.healed.encode() for text in texts]
+        return begin_with(prefix_index(self.tokenizer), healed, self.device) if any(healed) else None
 
 
 class Page:

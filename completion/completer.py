@@ -246,7 +246,7 @@ def next_indentation(white: bytes, pieces: Iterable[tuple[bytes, float]]) -> str
 
 
 def without_overlap(text: str, suffix: str) -> str:
-    """`text` without an ending that the suffix repeats: in print(|) it is x, not x). Nothing, if it is the next line."""
+    """`text` without an ending that the suffix repeats: in print(|) it is x, not x). Nothing if it is the next line."""
     line, _, below = suffix.partition("\n")
     following = "" if line.strip() else below.lstrip().partition("\n")[0].strip()
     if len(following) > SHORT_LINE and text.strip() == following:

@@ -12,7 +12,7 @@ works, and what a program has computed stays valid while somebody types.
 import hashlib
 import random
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data.tokenizer import ExtendedTokenizer, Tokenizer
@@ -44,7 +44,9 @@ class Fim:
         draw = random.Random(hashlib.sha256(text.encode()).digest()).random
         return self._parts(text, draw) if draw() < self.rate else None
 
-    def _parts(self, text: str, draw) -> Iterator[tuple[str, str, str, bool]]:
+    def _parts(self, text: str, draw: Callable[[], float]) -> Iterator[tuple[str, str, str, bool]]:
+        """Middles begin at any character. The logarithm of their length is uniform, so that what an editor asks for,
+        half a line or a few, is not rare, and half of them are prolonged to the end of a line."""
         start = 0
         while start < len(text):
             end = len(text)
@@ -52,7 +54,11 @@ class Fim:
                 line = text.rfind("\n", start + self.chars // 2, start + self.chars) + 1
                 end = line or start + self.chars
             part, start = text[start:end], end
-            first, last = sorted(int(draw() * (len(part) + 1)) for _ in range(2))
+            first = int(draw() * (len(part) + 1))
+            last = first + int((len(part) + 1 - first) ** draw())
+            if draw() < 0.5:
+                line = part.find("\n", last)
+                last = len(part) if line < 0 else line
             yield part[:first], part[first:last], part[last:], draw() < self.spm_rate
 
 
