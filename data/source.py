@@ -28,7 +28,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
+from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
 from data.fim import CHARS, SINGLE_CHARS, fim_of, settings_of
 from data.formats import (
@@ -83,12 +83,14 @@ class PrepareParser(Parser):
         return args
 
 
-def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
-    """The options common to all prepare scripts; `folder` is the script's own, `defaults` replaces their defaults. With
-    out_dir=None, `description` says where the dataset goes."""
+def prepare_parser(
+    description: str, folder: Path, vocab_size: int = 8192, clean: str = "all", **defaults: Any
+) -> argparse.ArgumentParser:
+    """The options common to all prepare scripts; `folder` is the script's own, `defaults` replaces their defaults, and
+    `clean` is what --clean alone means. With out_dir=None, `description` says where the dataset goes."""
     style = argparse.RawDescriptionHelpFormatter
     parser = PrepareParser(description=description, allow_abbrev=False, formatter_class=style)
-    add_text_options(parser.add_argument_group("text").add_argument)
+    add_text_options(parser.add_argument_group("text").add_argument, clean)
     add_token_options(parser.add_argument_group("tokens").add_argument, vocab_size)
     add_fim_options(parser.add_argument_group("fill in the middle").add_argument)
     add = parser.add_argument_group("result").add_argument
@@ -101,7 +103,7 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
     return parser
 
 
-def add_text_options(add: Callable) -> None:
+def add_text_options(add: Callable, clean: str) -> None:
     formats = (
         "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
         ".zst of these; no network"
@@ -114,11 +116,12 @@ def add_text_options(add: Callable) -> None:
     errors = "on undecodable bytes stop, or insert U+FFFD and list the files (default: strict)"
     add("--errors", choices=("strict", "replace"), default="strict", help=errors)
     add("--normalize", action="store_true", help="remove byte-order marks and turn CRLF into LF")
-    clean = (
-        f"remove what web books carry besides their text: {', '.join(RULES)}, or only the rules named; --dry_run then "
-        "shows the removed text and counts changes of white space"
+    what = "floods of lines that a program wrote" if clean == "code" else "what web books carry besides their text"
+    rules = (
+        f"remove {what}: {', '.join(parse_rules(clean))}, or only the rules named; --dry_run then shows the removed "
+        "text and counts changes of white space"
     )
-    add("--clean", nargs="?", const="all", metavar="RULE,...", help=clean)
+    add("--clean", nargs="?", const=clean, metavar="RULE,...", help=rules)
     add("--field", help="field or column of rows (default: the first of text, content and story that has text)")
     add("--separator", help=r"separator between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and skip unreadable files instead of stopping")
@@ -207,7 +210,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
         "errors": args.errors,
         "field": args.field,
         "separator": separator,
-        "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
+        "rules": tuple(r for r in (*RULES, *CODE_RULES) if r in rules or args.normalize and r in NORMALIZE),
     }
     return Reading(**{**defaults, **options})
 
