@@ -48,24 +48,32 @@ def infill_prompt(
 
 
 def last_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
-    """Ids of the last lines of a text that fit, or of its last characters if whole lines waste much of the room."""
-    end = text[-MAX_CHARS_PER_TOKEN * room :]
+    """Ids of the last lines of a text that fit, or the last `room` ids if whole lines waste half of them."""
+    end = text[max(0, len(text) - MAX_CHARS_PER_TOKEN * room) :]
     ids = tokenizer.encode(end, inside=True).tolist()
     if len(ids) <= room:
         return ids
-    begin = len(end) - len(tokenizer.decode(ids[-room:]).lstrip("\ufffd"))
-    line = end.find("\n", begin - 1) + 1 if begin > 0 else 0
-    if not line or len(end) - line <= (len(end) - begin) // 2:
-        line = begin
-    return tokenizer.encode(end[line:], inside=True).tolist()[-room:]
+    begin = len(end) - len(tokenizer.decode(ids[len(ids) - room :]).lstrip("\ufffd"))
+    for _ in range(2):  # a line alone may have an id more than with the newline before it
+        line = end.find("\n", max(0, begin - 1)) + 1
+        lines = tokenizer.encode(end[line:], inside=True).tolist()
+        if line and room // 2 < len(lines) <= room:
+            return lines
+        begin = line + 1
+    return ids[len(ids) - room :]
 
 
 def first_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
-    """Ids of the first lines of a text that fit, or of its first characters if whole lines waste much of the room."""
+    """Ids of the first lines of a text that fit, or the first `room` ids if whole lines waste half of them."""
     start = text[: MAX_CHARS_PER_TOKEN * room]
     ids = tokenizer.encode(start, inside=True).tolist()
     if len(ids) <= room:
         return ids
     end = len(tokenizer.decode(ids[:room]).rstrip("\ufffd"))
-    line = start.rfind("\n", 0, end) + 1
-    return tokenizer.encode(start[: line if line > end // 2 else end], inside=True).tolist()[:room]
+    for _ in range(2):
+        line = start.rfind("\n", 0, end) + 1
+        lines = tokenizer.encode(start[:line], inside=True).tolist()
+        if room // 2 < len(lines) <= room:
+            return lines
+        end = max(0, line - 1)
+    return ids[:room]

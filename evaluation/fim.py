@@ -131,12 +131,12 @@ def fill_gaps(model: GPT, text: Text, orders: list[str], block_size: int, ranks:
 
 def fill(model: GPT, tokenizer: Tokenizer, gaps: list[Gap], order: str, block_size: int) -> list[str]:
     """What the model writes into the gaps, greedily."""
-    limit = max(len(tokenizer.encode(gap.middle)) for gap in gaps) + SPARE
-    limit = min(limit, block_size // 2)
-    room, index, device = block_size - limit, prefix_index(tokenizer), next(model.parameters()).device
+    limits = [min(len(tokenizer.encode(gap.middle)) + SPARE, block_size // 2) for gap in gaps]
+    index, device = prefix_index(tokenizer), next(model.parameters()).device
     front = list(tokenizer.begin) or ([] if tokenizer.eot is None else [tokenizer.eot])
     prompts, healed = [], []
-    for gap in gaps:
+    for gap, limit in zip(gaps, limits, strict=True):
+        room = block_size - limit  # so a row does not depend on the others
         if order == "l2r":
             ids = [*front, *last_ids(tokenizer, gap.prefix, room - len(front))]
         else:
@@ -147,10 +147,10 @@ def fill(model: GPT, tokenizer: Tokenizer, gaps: list[Gap], order: str, block_si
         prompts.append(torch.tensor(ids[:keep], device=device))
         healed.append(typed)
     texts, ended = [b""] * len(gaps), [False] * len(gaps)
-    sampling = Sampling(temperature=0, vocab_size=tokenizer.vocab_size)
-    for drawn, _ in stream(model, prompts, limit + 1, sampling, constrain=begin_with(index, healed, device)):
+    sampling, constrain = Sampling(temperature=0, vocab_size=tokenizer.vocab_size), begin_with(index, healed, device)
+    for n, (drawn, _) in enumerate(stream(model, prompts, max(limits), sampling, constrain=constrain)):
         for row, id in enumerate(drawn.tolist()):
-            ended[row] = ended[row] or not index.bytes[id]
+            ended[row] = ended[row] or n == limits[row] or not index.bytes[id]
             texts[row] += b"" if ended[row] else index.bytes[id]
         if all(ended):
             break
