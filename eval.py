@@ -94,12 +94,7 @@ def main(argv: list[str]) -> None:
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
     source, state = open_trained(args.init_from, args.out_dir)
     block_size, stride = pick_context(args, state["model_args"]["block_size"])
-    if args.task == "fim":
-        text, orders = open_gaps(args, state)
-    elif args.task == "chat":
-        text = open_conversations(args, state, block_size)
-    else:
-        text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
+    text = open_asked(args, state, block_size, stride)
     model = build_model(state, dropout=0.0)
     iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
     del state
@@ -112,7 +107,7 @@ def main(argv: list[str]) -> None:
     start_time = time.perf_counter()
     with torch.inference_mode(), autocast:
         if args.task == "fim":
-            found = fill_gaps(model, text, orders, block_size, ranks)
+            found = fill_gaps(model, text, block_size, ranks)
         else:
             nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
         ended = share_ended(model, text, ranks) if args.task == "chat" else None
@@ -140,6 +135,15 @@ def main(argv: list[str]) -> None:
     print(table(result))
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
     print(json.dumps(finite, ensure_ascii=False))
+
+
+def open_asked(args: argparse.Namespace, state: dict, block_size: int, stride: int) -> Text:
+    """What the options name."""
+    if args.task == "fim":
+        return open_gaps(args, state)
+    if args.task == "chat":
+        return open_conversations(args, state, block_size)
+    return open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
 
 
 def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_tokens: int) -> dict:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from data.tokenizer import ExtendedTokenizer, Tokenizer
 
 # Spelled as Qwen2.5-Coder spells them, which is how llama.cpp finds them
-PREFIX, SUFFIX, MIDDLE = MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+PREFIX, SUFFIX, MIDDLE = FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 FILE_SEP = "<|file_sep|>"  # precedes a file's name, whose line precedes the text
 CHARS, SINGLE_CHARS = 1024, 384  # of a part: half a context of 512 tokens, or most of one of 512 characters
 
@@ -35,7 +35,7 @@ class Fim:
     @property
     def markers(self) -> list[str]:
         """The special tokens that this needs."""
-        return [*MARKERS] * bool(self.rate) + [FILE_SEP] * self.names
+        return [*FIM_MARKERS] * bool(self.rate) + [FILE_SEP] * self.names
 
     def parts(self, text: str) -> Iterator[tuple[str, str, str, bool]] | None:
         """(prefix, middle, suffix, suffix first?) of every part of a text, cut at characters drawn by the text's hash;
@@ -75,7 +75,7 @@ def fim_of(args: Namespace) -> Fim:
     return Fim(rate, args.spm_rate, chars, names)
 
 
-def settings_of(fim: Fim) -> dict:
+def fim_settings(fim: Fim) -> dict:
     """For meta.json: nothing, if nothing is rearranged and no file named."""
     keys = {"fim_rate": fim.rate, "spm_rate": fim.spm_rate, "fim_chars": fim.chars} if fim.rate else {}
     return keys | ({"file_names": True} if fim.names else {})
@@ -99,8 +99,8 @@ def rearranged(tokenizer: Tokenizer, part: tuple[str, str, str, bool], front: li
 
 
 def find_markers(tokenizer: Tokenizer) -> tuple[int, ...] | None:
-    """The ids of MARKERS; None if the tokenizer lacks one."""
-    ids = tuple(tokenizer.special_tokens.get(name, -1) for name in MARKERS)
+    """The ids of FIM_MARKERS; None if the tokenizer lacks one."""
+    ids = tuple(tokenizer.special_tokens.get(name, -1) for name in FIM_MARKERS)
     return ids if min(ids) >= 0 else None
 
 

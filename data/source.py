@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
-from data.fim import CHARS, SINGLE_CHARS, fim_of, settings_of
+from data.fim import CHARS, SINGLE_CHARS, fim_of, fim_settings
 from data.formats import (
     EMPTY,
     OTHER_TYPE,
@@ -408,7 +408,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
         "special": args.special,
-        **settings_of(fim_of(args)),
+        **fim_settings(fim_of(args)),
     }
 
 

@@ -34,7 +34,7 @@ from system.distributed import Ranks
 
 GAPS = 200  # of each kind
 MOST_CHARS, MOST_LINES = 200, 4  # in a gap
-ROWS = 16  # gaps that are filled together
+GAPS_AT_ONCE = 16  # gaps that are filled together
 SPARE = 16  # tokens more than the gap's that the model may write
 FIGURES = ("exact_match", "exact_match_cut", "edit_similarity")
 ORDERS = {"": "psm", "_spm": "spm", "_l2r": "l2r"}  # suffixes of the figures' names
@@ -48,7 +48,7 @@ class Gap:
     suffix: str
 
 
-def open_gaps(args: argparse.Namespace, state: dict) -> tuple[Text, list[str]]:
+def open_gaps(args: argparse.Namespace, state: dict) -> Text:
     """The gaps of --input or of a split, and the orders in which the model can fill them. ValueError if there are none.
     The windows hold just the gaps' numbers of tokens."""
     tokenizer = find_tokenizer(state)
@@ -59,7 +59,7 @@ def open_gaps(args: argparse.Namespace, state: dict) -> tuple[Text, list[str]]:
         dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
         split = args.split or "val"
         dataset.tokens(split)  # raises if there is no such split
-        name, texts = f"{display_path(dataset.folder)} {split}", list(documents(dataset.array(split), tokenizer))
+        name, texts = f"{display_path(dataset.folder)} {split}", list(texts_of(dataset.array(split), tokenizer))
     gaps = choose_gaps(texts)
     if not gaps:
         raise ValueError(f"{name} has no line with text on it: there is no gap to fill; name another text")
@@ -67,10 +67,10 @@ def open_gaps(args: argparse.Namespace, state: dict) -> tuple[Text, list[str]]:
         gaps = [replace(gap, name="") for gap in gaps]
     windows = np.array([(0, 0, len(tokenizer.encode(gap.middle))) for gap in gaps])
     orders = [order for order in ORDERS.values() if infill or order == "l2r"]
-    return Text(name, lambda: windows[:, STOP], windows, tokenizer, questions=gaps), orders
+    return Text(name, lambda: windows[:, STOP], windows, tokenizer, questions=gaps, orders=orders)
 
 
-def documents(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+def texts_of(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """(name, text) of the documents of a split that is left to right."""
     ends = np.flatnonzero(ids == tokenizer.eot) if tokenizer.eot is not None else []
     named = tokenizer.special_tokens.get(FILE_SEP, -1)
@@ -104,21 +104,21 @@ def choose_gaps(texts: Sequence[tuple[str, str]]) -> list[Gap]:
     return gaps
 
 
-def fill_gaps(model: GPT, text: Text, orders: list[str], block_size: int, ranks: Ranks) -> dict:
+def fill_gaps(model: GPT, text: Text, block_size: int, ranks: Ranks) -> dict:
     """The figures, the same on every rank. Each rank fills every world_size-th gap."""
-    gaps, tokenizer = text.questions, text.tokenizer
+    gaps, orders = text.questions, text.orders
     found = np.zeros((len(orders), len(FIGURES), len(gaps)))
     longest = sorted(range(len(gaps)), key=lambda i: -len(gaps[i].middle))  # together, for little waiting
     mine = longest[ranks.rank :: ranks.world_size]
-    starts = range(0, len(mine), ROWS)
+    starts = range(0, len(mine), GAPS_AT_ONCE)
     for first in tqdm(starts, unit=" batches", disable=None if ranks.is_main else True):
-        rows = mine[first : first + ROWS]
+        rows = mine[first : first + GAPS_AT_ONCE]
         for i, order in enumerate(orders):
-            texts = fill(model, tokenizer, [gaps[row] for row in rows], order, block_size)
-            for row, text in zip(rows, texts, strict=True):
+            written = fill(model, text.tokenizer, [gaps[row] for row in rows], order, block_size)
+            for row, own in zip(rows, written, strict=True):
                 gap = gaps[row].middle
-                cut = text[: len(gap)]
-                exact = cut if order == "l2r" else text
+                cut = own[: len(gap)]
+                exact = cut if order == "l2r" else own
                 found[i, :, row] = exact == gap, cut == gap, edit_similarity(cut, gap)
     found = np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
     figures = {}

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ import complete
 import eval
 from completion.completer import Completer, whole_suggestion
 from completion.infill import first_ids, has_learned, infill_prompt, last_ids
-from data.fim import FILE_SEP, MARKERS, Fim, find_markers, rearranged, with_markers
+from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, with_markers
 from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer
 from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps
 from evaluation.text import Text
 from model import GPT, GPTConfig
+from system.distributed import Ranks
 from training.optim import make_optimizer
 
 CODE = "def f(a, b):\n    return a + b\n\n\nclass Number:\n    value = 1  # é 中\n" * 9
@@ -40,7 +42,7 @@ def files(n=40, seed=0):
 
 def restored(ids, tokenizer):
     """The texts of a split, by the definition of the two orders, and how many parts had each order."""
-    prefix, suffix, middle = (tokenizer.special_tokens[name] for name in MARKERS)
+    prefix, suffix, middle = (tokenizer.special_tokens[name] for name in FIM_MARKERS)
     text, orders = [], [0, 0, 0]
     for part in np.split(ids, np.flatnonzero(ids == tokenizer.eot)):
         part = part[part != tokenizer.eot].tolist()
@@ -68,7 +70,7 @@ def test_a_rearranged_dataset_has_every_text_and_counts_its_bytes(tmp_path, name
     found = run(tmp_path / "fim", units_of(documents), **OPTIONS | {"file_names": names})
     tokenizer = found.tokenizer
     assert tokenizer.vocab_size == 259 + names and found.dtype == np.uint16
-    assert [*tokenizer.special_tokens] == ["<|endoftext|>", *MARKERS] + [FILE_SEP] * names
+    assert [*tokenizer.special_tokens] == ["<|endoftext|>", *FIM_MARKERS] + [FILE_SEP] * names
     for split in ("train", "val"):
         text, orders = restored(found.array(split), tokenizer)
         expected, _ = restored(plain.array(split), with_markers(ByteTokenizer(255), Fim(1)))
@@ -124,7 +126,7 @@ def test_options_that_cannot_be_combined_are_refused_in_one_line(tmp_path, optio
 
 
 def test_a_tokenizer_that_has_the_markers_stays_as_it_is():
-    own = BPETokenizer.train([CODE], 300, MARKERS)
+    own = BPETokenizer.train([CODE], 300, FIM_MARKERS)
     assert with_markers(own, Fim(0.5)) is own
     named = with_markers(own, Fim(0.5, names=True))
     assert named.vocab_size == own.vocab_size + 1 and find_markers(named) == find_markers(own)
@@ -135,7 +137,7 @@ def test_a_tokenizer_that_has_the_markers_stays_as_it_is():
 
 
 def tokenizers():
-    return [BYTES, ExtendedTokenizer(BPETokenizer.train([CODE], 300), [*MARKERS, FILE_SEP])]
+    return [BYTES, ExtendedTokenizer(BPETokenizer.train([CODE], 300), [*FIM_MARKERS, FILE_SEP])]
 
 
 @pytest.mark.parametrize("tokenizer", tokenizers(), ids=["byte", "bpe"])
@@ -251,7 +253,7 @@ def fill_bytes(model: GPT, ids: list[int], limit: int = 60) -> bytes:
 
 def test_with_text_after_the_cursor_a_key_costs_a_token_and_the_probabilities_stay_right(colors, monkeypatch):
     completer, after = Completer(colors, BYTES, infill=True), "  # apple\n" * 30
-    before = "y = 1\n" * 40
+    before = "y = 1\n" * 3
     passes, forward = count_tokens(completer, monkeypatch), GPT.forward
     ids = completer.context(before, after)
     begin, between, middle = find_markers(BYTES)
@@ -343,13 +345,13 @@ def test_two_ranks_count_what_one_does(colors):
 
     texts = [("", "".join(f"x.color = {COLORS[thing]}  # {thing}\n" for thing in COLORS) * 9)]
     gaps = choose_gaps(texts)[::3]
-    text = Text("", None, None, BYTES, questions=gaps)
+    text = Text("", None, None, BYTES, questions=gaps, orders=["psm", "spm", "l2r"])
     ranks = [Rank(0, 1), Rank(0, 2), Rank(1, 2)]
-    figures = [fill_gaps(colors, text, ["psm", "spm", "l2r"], 96, rank) for rank in ranks][0]
+    figures = [fill_gaps(colors, text, 96, rank) for rank in ranks][0]
     assert np.array_equal(ranks[0].found, np.add(ranks[1].found, ranks[2].found))
     exact = [fill(colors, BYTES, [gap], "psm", 96)[0] == gap.middle for gap in gaps]
     assert figures["exact_match"] == pytest.approx(np.mean(exact)) and "exact_match_cut_l2r" not in figures
-    assert set(fill_gaps(colors, text, ["l2r"], 96, Rank(0, 1))) == {
+    assert set(fill_gaps(colors, replace(text, orders=["l2r"]), 96, Rank(0, 1))) == {
         "exact_match_l2r", "exact_match_l2r_stderr", "edit_similarity_l2r", "edit_similarity_l2r_stderr",
     }  # fmt: skip
 
@@ -363,14 +365,17 @@ def test_the_edit_similarity_is_that_of_the_textbooks_subsequence(a, b):
     assert edit_similarity(a, b) == (2 * table[-1, -1] / (len(a) + len(b)) if a or b else 1.0)
 
 
-def test_the_task_from_the_command_line(out_dir, tmp_path, capsys):
+def test_the_task_from_the_command_line(colors, out_dir, tmp_path, capsys):
     path = tmp_path / "colors.py"
     path.write_text("".join(f"x.color = {COLORS[thing]}  # {thing}\n" for thing in COLORS) * 9, encoding="utf-8")
     eval.main([f"--out_dir={out_dir}", "--task=fim", f"--input={path}", "--device=cpu"])
     table, figures = capsys.readouterr().out.split("\n{")
     figures = json.loads("{" + figures)
     assert figures["task"] == "fim" and figures["questions"] > 50 and "exact match l2r" in table
-    assert figures["edit_similarity_spm"] > figures["edit_similarity_l2r"] > 0 and "edit_similarity" in figures
+    gaps = choose_gaps([("", path.read_text(encoding="utf-8"))])
+    text = Text("", None, None, BYTES, questions=gaps, orders=["psm", "spm", "l2r"])
+    expected = fill_gaps(colors, text, 96, Ranks())
+    assert len(expected) == 16 and {key: figures[key] for key in expected} == pytest.approx(expected)
     path.write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is empty"):
         eval.main([f"--out_dir={out_dir}", "--task=fim", f"--input={path}", "--device=cpu"])
