@@ -78,6 +78,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_model
+from data.fim import text_ids
 from data.tokenizer import EOT
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.generate import stream
@@ -230,7 +231,7 @@ class Writer:
         self.stops = read_stops(config.stop)
         filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
         logprobs = config.logprobs or config.best_of > 1
-        self.sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size, logprobs=logprobs)
+        self.sampling = Sampling(*filters, vocab_size=text_ids(tokenizer), logprobs=logprobs)
 
     def write(self, texts: list[Continuation]) -> Iterator[None]:
         """Generates the texts together, and yields whenever they have grown."""

@@ -104,6 +104,14 @@ def find_markers(tokenizer: Tokenizer) -> tuple[int, ...] | None:
     return ids if min(ids) >= 0 else None
 
 
+def text_ids(tokenizer: Tokenizer) -> int:
+    """How many of the first ids left-to-right text is drawn from: all but the markers, where these are the last."""
+    n = tokenizer.vocab_size
+    added = sorted(tokenizer.special_tokens.get(name, n) for name in (*FIM_MARKERS, FILE_SEP))
+    added = [id for id in added if id < n]
+    return n - len(added) if added == [*range(n - len(added), n)] else n
+
+
 def arrange(markers: Sequence[int], prefix: Sequence[int], suffix: Sequence[int], spm: bool) -> list[int]:
     """The ids that the middle follows: see above."""
     begin, between, middle = markers

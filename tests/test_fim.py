@@ -17,9 +17,10 @@ from test_complete import Terminal, count_tokens, save
 
 import complete
 import eval
+import sample
 from completion.completer import Completer, whole_suggestion
 from completion.infill import first_ids, has_learned, infill_prompt, last_ids
-from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, with_markers
+from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, text_ids, with_markers
 from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer
 from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps
 from evaluation.text import Text
@@ -131,6 +132,17 @@ def test_a_tokenizer_that_has_the_markers_stays_as_it_is():
     named = with_markers(own, Fim(0.5, names=True))
     assert named.vocab_size == own.vocab_size + 1 and find_markers(named) == find_markers(own)
     assert find_markers(ByteTokenizer(255)) is None
+
+
+def test_left_to_right_text_is_drawn_without_markers(out_dir, capsys):
+    own = BPETokenizer.train([CODE], 300, FIM_MARKERS)
+    assert text_ids(BYTES) == 256 and text_ids(own) == own.vocab_size - 3 == own.eot + 1
+    assert text_ids(with_markers(BYTES, Fim(0.5, names=True))) == 256 == text_ids(ByteTokenizer(255))
+    assert text_ids(ExtendedTokenizer(BYTES, ["<|user|>"])) == 260
+    options = ["--start=<|endoftext|>", "--special=encode", "--output=-", "--logprobs", "--max_new_tokens=9"]
+    sample.main([f"--out_dir={out_dir}", "--device=cpu", "--num_samples=3", *options])
+    tokens = [token for line in capsys.readouterr().out.splitlines() for token in json.loads(line)["tokens"]]
+    assert tokens and max(token["id"] for token in tokens) < 256  # though what the model has seen begins with a marker
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------
