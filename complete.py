@@ -2,7 +2,7 @@
 
     python complete.py --out_dir=out-pycode --file=hello.py          Tab accepts the suggestion, Esc saves and leaves
     python complete.py --out_dir=out-pycode --prompt "import numpy as"
-    python complete.py --out_dir=out-pycode --prompt "def add(a, b):\n    return " --suffix " + b"
+    python complete.py --out_dir=out-pycode --prompt "for i in range(" --suffix "):"
     printf 'def main(' | python complete.py --out_dir=out-pycode --stdin
     python complete.py --out_dir=out-pycode --jsonl                  {"prompt": "..."} -> {"completion": "..."}
 

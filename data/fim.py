@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from data.tokenizer import ExtendedTokenizer, Tokenizer
 
 # Spelled as Qwen2.5-Coder spells them, which is how llama.cpp finds them
-PREFIX, SUFFIX, MIDDLE = FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+FIM_MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 FILE_SEP = "<|file_sep|>"  # precedes a file's name, whose line precedes the text
 CHARS, SINGLE_CHARS = 1024, 384  # of a part: half a context of 512 tokens, or most of one of 512 characters
 
@@ -94,7 +94,9 @@ def rearranged(tokenizer: Tokenizer, part: tuple[str, str, str, bool], front: li
     prefix, middle, suffix, spm = part
     if spm:
         prefix, middle = prefix + middle, ""
-    before, then, after = (tokenizer.encode(text, inside=True).tolist() for text in (prefix, middle, suffix))
+    before, then, after = (
+        tokenizer.encode(text, num_threads=1, inside=True).tolist() for text in (prefix, middle, suffix)
+    )
     return [*front, *arrange(find_markers(tokenizer), before, after, spm), *then, tokenizer.eot]
 
 
