@@ -56,13 +56,14 @@ def gguf_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     if tokenizer.kind == "extended":
         made.tokens += tokenizer.added
         made.types += [CONTROL] * len(tokenizer.added)
+        made.scores = made.scores and made.scores + [0.0] * len(tokenizer.added)
         if made.first_space and not tokenizer.space_after_special:
             raise refusal(base, "it puts a space before texts, but not behind special tokens")
     made.tokens = [token or f"[UNUSED_{id}]" for id, token in enumerate(made.tokens)]
     twice = len(made.tokens) - len(set(made.tokens))
     if twice:
         raise refusal(base, f"{twice} tokens are spelled as others, and llama.cpp tells them apart by their spelling")
-    made.ends = made.ends or list(tokenizer.ends)
+    made.ends = list(tokenizer.ends) or made.ends
     begin = list(tokenizer.begin)
     if len(begin) > 1:
         raise refusal(base, f"{len(begin)} ids begin every text, and llama.cpp has one for that")
