@@ -34,15 +34,14 @@ MODULES = {  # ours: GGUF's
     "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm", "mlp.c_fc": "ffn_up", "mlp.c_gate": "ffn_gate",
     "mlp.c_proj": "ffn_down",
 }  # fmt: skip
-GROUP = 32  # weights that share a scale in q8_0 and q4_0; a matrix with other rows is stored as f16
-INSTALL = "GGUF files need the package gguf: pip install gguf"
+BLOCK = 32  # weights that share a scale in q8_0 and q4_0; a matrix with other rows is stored as f16
 
 
 def import_gguf():
     try:
         import gguf
     except ImportError as error:
-        raise ValueError(INSTALL) from error
+        raise ValueError("GGUF files need the package gguf: pip install gguf") from error
     return gguf
 
 
@@ -137,7 +136,7 @@ def stored_type(name: str, weight: np.ndarray, type: str, is_tied: bool) -> str:
     bits beside matrices of 4."""
     if weight.ndim == 1 or name == "position_embd.weight":
         return "F32"
-    if type.startswith("q") and weight.shape[-1] % GROUP:
+    if type.startswith("q") and weight.shape[-1] % BLOCK:
         return "F16"
     is_head = name == "output.weight" or is_tied and name == "token_embd.weight"
     return "Q8_0" if type == "q4_0" and is_head else type.upper()

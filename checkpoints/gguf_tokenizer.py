@@ -10,26 +10,32 @@ Of a text with characters that a char tokenizer lacks, which is refused here, ll
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from itertools import pairwise
 
 from data.bpe import TRAIN_PATTERN
 from data.plain import EOT, Tokenizer
 from data.vocabulary import byte_spellings, list_parts, to_symbols
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.cpp's enum llama_token_type
 NO_MERGE = "<|no|> <|merge|>"  # llama.cpp needs a list of merges, and the gguf package writes no empty one
-# what separates words -> llama.cpp's name for it; contractions with (?i:...) are Hugging Face's spelling
+# the pattern of words -> llama.cpp's name for it; published files spell the contractions in another way
 _CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _LLAMA3 = TRAIN_PATTERN.removeprefix(_CONTRACTIONS)
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 PRE_TOKENIZERS = {
-    f"{contractions}{rest}": name
-    for rest, name in ((_LLAMA3, "llama-bpe"), (_QWEN2, "qwen2"))
-    for contractions in (_CONTRACTIONS, "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-} | {_GPT2: "gpt-2"}
+    TRAIN_PATTERN: "llama-bpe", _ANY_CASE + _LLAMA3: "llama-bpe",
+    _CONTRACTIONS + _QWEN2: "qwen2", _ANY_CASE + _QWEN2: "qwen2", _GPT2: "gpt-2",
+}  # fmt: skip
 OPENAI = {"gpt2": "gpt-2", "r50k_base": "gpt-2", "p50k_base": "gpt-2"}
 FIM = {"pre": "<|fim_prefix|>", "suf": "<|fim_suffix|>", "mid": "<|fim_middle|>", "sep": "<|file_sep|>"}
+
+
+class TokenType(IntEnum):
+    """llama.cpp's enum llama_token_type."""
+
+    NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 @dataclass
@@ -55,7 +61,7 @@ def gguf_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     made = MAKERS[base.kind](base)
     if tokenizer.kind == "extended":
         made.tokens += tokenizer.added
-        made.types += [CONTROL] * len(tokenizer.added)
+        made.types += [TokenType.CONTROL] * len(tokenizer.added)
         made.scores = made.scores and made.scores + [0.0] * len(tokenizer.added)
         if made.first_space and not tokenizer.space_after_special:
             raise refusal(base, "it puts a space before texts, but not behind special tokens")
@@ -80,7 +86,7 @@ def with_end(made: Vocabulary) -> Vocabulary:
     """Adds an end of text, since without one llama.cpp takes token 11 for it. Its row in the model is the mean of all
     others, so that its logit is their mean and never the highest."""
     made.tokens.append(EOT)
-    made.types.append(CONTROL)
+    made.types.append(TokenType.CONTROL)
     made.ends, made.has_extra_end = [len(made.tokens) - 1], True
     return made
 
@@ -88,14 +94,14 @@ def with_end(made: Vocabulary) -> Vocabulary:
 def bytes_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """0xFF is in no UTF-8 text: where it is not the end of text, it never occurs, and can be it as well."""
     tokens = [EOT if b == 255 else to_symbols(bytes([b])) for b in range(256)]
-    return Vocabulary(tokens, [NORMAL] * 255 + [CONTROL], [NO_MERGE], ends=[255])
+    return Vocabulary(tokens, [TokenType.NORMAL] * 255 + [TokenType.CONTROL], [NO_MERGE], ends=[255])
 
 
 def chars_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     symbols = [to_symbols(char.encode()) for char in tokenizer.chars]
     merges = {f"{s[:i]} {s[i]}": None for s in symbols for i in range(1, len(s))}
     has_end = tokenizer.eot is not None
-    types = [NORMAL] * len(symbols) + [CONTROL] * has_end
+    types = [TokenType.NORMAL] * len(symbols) + [TokenType.CONTROL] * has_end
     return Vocabulary(symbols + [EOT] * has_end, types, list(merges) or [NO_MERGE])
 
 
@@ -105,9 +111,9 @@ def tiktoken_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         raise refusal(tokenizer, reason)
     tokens = [to_symbols(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)]
     merges = [" ".join(tokens[part] for part in tokenizer.unmerge(id)) for id, t in enumerate(tokens) if len(t) > 1]
-    types = [NORMAL if token else UNUSED for token in tokens]
+    types = [TokenType.NORMAL if token else TokenType.UNUSED for token in tokens]
     for name, id in tokenizer.special_tokens.items():
-        tokens[id], types[id] = name, CONTROL
+        tokens[id], types[id] = name, TokenType.CONTROL
     return Vocabulary(tokens, types, merges, pre=OPENAI[tokenizer.name])
 
 
@@ -143,15 +149,15 @@ def json_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def tokens_and_types(d: dict, n_ids: int) -> tuple[list[str], list[int]]:
-    tokens, types = [""] * n_ids, [UNUSED] * n_ids
+    tokens, types = [""] * n_ids, [TokenType.UNUSED] * n_ids
     bytes_ = set(byte_spellings(fallback=True)) if d["model"].get("byte_fallback") else set()
     for token, id in d["model"]["vocab"].items():
-        tokens[id], types[id] = token, BYTE if token in bytes_ else NORMAL
+        tokens[id], types[id] = token, TokenType.BYTE if token in bytes_ else TokenType.NORMAL
         if token == d["model"].get("unk_token"):
-            types[id] = UNKNOWN
+            types[id] = TokenType.UNKNOWN
     for token in d.get("added_tokens") or []:
         tokens[token["id"]] = token["content"]
-        types[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        types[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     return tokens, types
 
 
@@ -177,7 +183,7 @@ def reaches_its_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]
     """Whether the merges make each token that is a word of its own, which llama-bpe takes without them."""
     library = tokenizer._tokenizer if tokenizer.kind == "bpe" else tokenizer._library(special=False, inside=True)
     for id, kind in enumerate(types):
-        if kind != NORMAL:
+        if kind != TokenType.NORMAL:
             continue
         try:
             text = tokenizer.token_bytes(id).decode()
@@ -196,7 +202,7 @@ def spm_vocabulary(
     merges of a tokenizer.json say the same if they are all such pairs, ordered by what they make."""
     if any(split["type"] != "Metaspace" or split.get("split", False) for split in splits):
         raise refusal(tokenizer, "it splits texts into words before merging, and llama.cpp does not for this kind")
-    known = {token for token, kind in zip(tokens, types, strict=True) if kind == NORMAL}
+    known = {token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.NORMAL}
     made = ["".join(merge.split(" ")) for merge in merges]
     order = {token: -float(rank) for rank, token in enumerate(dict.fromkeys(made))}
     pairs = sum(token[:i] in known and token[i:] in known for token in known for i in range(1, len(token)))
