@@ -31,9 +31,7 @@ class LlamaCpp:
         try:
             import llama_cpp
         except ImportError as error:
-            raise ValueError(
-                "llama.cpp is not here: pip install llama-cpp-python compiles it for this machine"
-            ) from error
+            raise ValueError("llama.cpp is missing: pip install llama-cpp-python compiles it here") from error
         self.c, self.quiet = llama_cpp, llama_cpp.llama_log_callback(lambda level, text, data: None)
         self.c.llama_log_set(self.quiet, ctypes.c_void_p())
         self.c.llama_backend_init()
@@ -200,23 +198,22 @@ def compare_formats(ids: np.ndarray, tokenizer, model: GPT, args, folder: Path) 
     prompt, rows = torch.from_numpy(ids[:8])[None], []
     greedy = Sampling(temperature=0, vocab_size=tokenizer.vocab_size)
     expected = [int(id) for id, _ in stream(model, prompt, n, greedy)]
-    for kind in ("float32", "int8"):
-        ready = model
-        if kind == "int8":
-            ready = GPT(model.config)
-            ready.load_state_dict(model.state_dict())
-            ready = make_ready(ready, torch.device("cpu"), quantize="int8")
-        found = [int(id) for id, _ in stream(ready, prompt, n, greedy)]
-        loss = our_loss(ready, ids, block_size)
-        rows.append({"tool": "ours", "weights": kind, "MB": "", "loss": loss, "perplexity": float(np.exp(loss)),
-                     f"equal of {n} greedy tokens": equal_first(expected, found)})  # fmt: skip
+
+    def add_row(tool: str, weights: str, n_bytes: int | None, loss: float, found: list[int]) -> None:
+        size, name = n_bytes / 1e6 if n_bytes else "", f"equal of {n} greedy tokens"
+        row = {"tool": tool, "weights": weights, "MB": size, "loss": loss, "perplexity": float(np.exp(loss))}
+        rows.append(row | {name: equal_first(expected, found)})
+
+    add_row("ours", "float32", None, our_loss(model, ids, block_size), expected)
+    rounded = GPT(model.config)
+    rounded.load_state_dict(model.state_dict())
+    rounded = make_ready(rounded, torch.device("cpu"), quantize="int8")
+    found = [int(id) for id, _ in stream(rounded, prompt, n, greedy)]
+    add_row("ours", "int8", None, our_loss(rounded, ids, block_size), found)
     for type in ("f32", "f16", "q8_0", "q4_0"):
         _, n_bytes = write_gguf(folder / "m.gguf", model, tokenizer, type)
         peer = LlamaCpp(folder / "m.gguf", block_size, exact=type == "f32")
-        loss = peer.loss(ids, block_size)
-        rows.append({"tool": "llama.cpp", "weights": type, "MB": n_bytes / 1e6, "loss": loss,
-                     "perplexity": float(np.exp(loss)),
-                     f"equal of {n} greedy tokens": equal_first(expected, peer.greedy(ids[:8].tolist(), n))})  # fmt: skip
+        add_row("llama.cpp", type, n_bytes, peer.loss(ids, block_size), peer.greedy(ids[:8].tolist(), n))
         peer.close()
     print_table("gguf", rows, args.json)
 
