@@ -8,6 +8,7 @@ Of a text with characters that a char tokenizer lacks, which is refused here, ll
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -137,15 +138,19 @@ def json_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         if not model.get("byte_fallback"):
             raise refusal(tokenizer, "it is neither byte-level nor has it a fallback to bytes")
         return spm_vocabulary(tokenizer, splits, tokens, types, merges)
-    if any(part["type"] != "NFC" for part in list_parts(d.get("normalizer"))):
-        raise refusal(tokenizer, "it changes texts before it splits them")
+    normalizers = {part["type"] for part in list_parts(d.get("normalizer"))}
+    if normalizers - {"NFC"}:
+        raise refusal(tokenizer, f"it changes texts before it splits them ({', '.join(normalizers)})")
+    if normalizers:
+        note = "llama.cpp does not compose characters (NFC) as this tokenizer does: most texts are composed already"
+        print(f"note: {note}", file=sys.stderr)
     pre = pre_tokenizer(tokenizer, splits)
     ignores = bool(model.get("ignore_merges"))
     if pre == "llama-bpe" and not ignores and not reaches_its_tokens(tokenizer, tokens, types):
         pre = "smaug-bpe"  # the same words, but merges decide also about those that are a token
     elif pre != "llama-bpe" and ignores:
         raise refusal(tokenizer, f"llama.cpp applies merges with the pre-tokenizer {pre}, but ignore_merges is set")
-    return Vocabulary(tokens, types, merges or [NO_MERGE], pre=pre, first_space=tokenizer.first_space)
+    return Vocabulary(tokens, types, merges or [NO_MERGE], pre=pre)
 
 
 def tokens_and_types(d: dict, n_ids: int) -> tuple[list[str], list[int]]:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from test_export import random_model, save_run
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import decoders, models, normalizers, processors, trainers
 
 import export
 from checkpoints.gguf import write_gguf
 from checkpoints.gguf_tokenizer import gguf_vocabulary
 from checkpoints.load import load_checkpoint
-from data.bpe import BPETokenizer
+from data.bpe import TRAIN_PATTERN, BPETokenizer
 from data.conversations import chat_prompt, chat_template, chat_tokenizer
 from data.plain import EOT, ByteTokenizer, CharTokenizer
 from data.tokenizer import ExtendedTokenizer, JsonTokenizer, TiktokenTokenizer, TrimmedTokenizer
@@ -32,8 +32,9 @@ TEXT = (
     "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官，你道𠀀𪚥 👩‍👩‍👧 ❤️ \x85\u2028 हिन्दी e\u0301ñ\rend\n\n"
     "def f(self, x):\n\tif x is None:\n        return x.y_z[100:2000]  # it's DON'T 'Tis 12345\n\n\n"
     "class A:\n    pass  \n"
-    "Once upon a time, there was a dog. <|endoftext|> <|user|> “Hi,” it said.   \n  "
+    "Once upon a time, there was a dog.<tag> <|endoftext|> <|user|> “Hi,” it said.   \n  "
 )
+PUBLISHED_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TINY = GPTConfig(block_size=96, vocab_size=256, n_layer=2, n_head=4, n_embd=32, mlp="gelu_tanh")
 LLAMA = dict(pos="rope", norm="rmsnorm", mlp="swiglu", bias=False)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0,
@@ -103,6 +104,22 @@ def sentencepiece_json(texts: list[str]) -> str:
     return made.to_str()
 
 
+def byte_level_json(ignore_merges: bool, split, unreached: str = "") -> str:
+    """A published file's parts around merges of TEXT, and a word that merges do not reach."""
+    d = json.loads(BPETokenizer.train([TEXT * 3], 340).to_json()["tokenizer"])
+    d["model"]["ignore_merges"] = ignore_merges
+    if unreached:
+        d["model"]["vocab"][unreached] = len(d["model"]["vocab"])
+        d["added_tokens"] = []
+    d["added_tokens"].append(dict(id=341, content="<tag>", single_word=False, lstrip=False, rstrip=False,
+                                  normalized=False, special=False))  # fmt: skip
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not isinstance(split, pre_tokenizers.Split))
+    made = LibraryTokenizer.from_str(json.dumps(d))
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, level] if split else [level])
+    return made.to_str()
+
+
+LLAMA3_WORDS = pre_tokenizers.Split(Regex(PUBLISHED_CONTRACTIONS + TRAIN_PATTERN.partition("[dD])")[2]), "isolated")
 PIECES = sentencepiece_json([TEXT.replace("\n", " "), "the cat sat on the mat that the dog had " * 3])
 TOKENIZERS = {
     "byte": ByteTokenizer(),
@@ -110,6 +127,10 @@ TOKENIZERS = {
     "char": CharTokenizer.train([TEXT]),
     "char with eot": CharTokenizer.train([TEXT], eot=True),
     "bpe": BPETokenizer.train([TEXT * 3], 340, ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]),
+    "llama-3": BPETokenizer(byte_level_json(True, LLAMA3_WORDS, "Once")),
+    "llama-3, merges count": BPETokenizer(byte_level_json(False, LLAMA3_WORDS, "Once")),
+    "gpt-2's words": BPETokenizer(byte_level_json(False, None)),
+    "single digits": BPETokenizer(byte_level_json(False, pre_tokenizers.Digits(individual_digits=True))),
     "sentencepiece": BPETokenizer(PIECES),
     "sentencepiece with bos and first space": JsonTokenizer(PIECES, bos=1, ends=[2]),
 }
