@@ -46,6 +46,8 @@ class LlamaCpp:
             params.type_k = params.type_v = 0
             params.flash_attn_type = 0
         self.model = self.c.llama_model_load_from_file(str(path).encode(), model_params)
+        if not self.model:
+            raise ValueError(f"llama.cpp {llama_cpp.__version__} cannot load the file that was written for it")
         self.context = self.c.llama_init_from_model(self.model, params)
         self.vocab = self.c.llama_model_get_vocab(self.model)
         self.n_ids = self.c.llama_vocab_n_tokens(self.vocab)

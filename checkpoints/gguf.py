@@ -56,9 +56,9 @@ def gguf_architecture(config: GPTConfig) -> str:
 
 
 def write_gguf(
-    path: Path, model: GPT, tokenizer: Tokenizer, type: str, name: str = "", template: str | None = None
+    path: Path, model: GPT, tokenizer: Tokenizer, gguf_type: str, name: str = "", template: str | None = None
 ) -> tuple[str, int]:
-    """Writes the file in one step, over an old one. type: one of FILE_TYPES; template: of a chat, in Jinja.
+    """Writes the file in one step, over an old one. gguf_type: one of FILE_TYPES; template: of a chat, in Jinja.
 
     Returns (architecture, bytes). ValueError for a model or a tokenizer that llama.cpp has no counterpart for, and
     OSError if the file cannot be written; then the old one stays.
@@ -71,13 +71,13 @@ def write_gguf(
         writer = gguf.GGUFWriter(temporary, kind)
         add_shape(writer, model.config, kind, len(made.tokens))
         writer.add_name(name or path.stem)
-        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[type]])
+        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[gguf_type]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_vocabulary(writer, made, tokenizer.special_tokens)
         if template:
             writer.add_chat_template(template)
         for tensor, weight in gguf_tensors(model, kind, tokenizer.vocab_size, made.has_extra_end):
-            stored = gguf.GGMLQuantizationType[stored_type(tensor, weight, type, model.config.tie_weights)]
+            stored = gguf.GGMLQuantizationType[stored_type(tensor, weight, gguf_type, model.config.tie_weights)]
             writer.add_tensor(tensor, gguf.quants.quantize(weight, stored), raw_dtype=stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -131,15 +131,15 @@ def add_vocabulary(writer, made: Vocabulary, special_tokens: dict[str, int]) -> 
     writer.add_add_space_prefix(made.first_space)
 
 
-def stored_type(name: str, weight: np.ndarray, type: str, is_tied: bool) -> str:
+def stored_type(name: str, weight: np.ndarray, gguf_type: str, is_tied: bool) -> str:
     """As llama.cpp's own quantization: vectors and positions stay f32, and the head, where rounding costs most, has 8
     bits beside matrices of 4."""
     if weight.ndim == 1 or name == "position_embd.weight":
         return "F32"
-    if type.startswith("q") and weight.shape[-1] % BLOCK:
+    if gguf_type.startswith("q") and weight.shape[-1] % BLOCK:
         return "F16"
     is_head = name == "output.weight" or is_tied and name == "token_embd.weight"
-    return "Q8_0" if type == "q4_0" and is_head else type.upper()
+    return "Q8_0" if gguf_type == "q4_0" and is_head else gguf_type.upper()
 
 
 def gguf_tensors(model: GPT, kind: str, n_ids: int, has_extra_end: bool) -> Iterator[tuple[str, np.ndarray]]:

@@ -12,6 +12,7 @@ from test_export import random_model, save_run
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as LibraryTokenizer
 
+import bench
 import export
 from checkpoints.gguf import write_gguf
 from checkpoints.gguf_tokenizer import gguf_vocabulary
@@ -176,6 +177,9 @@ def test_the_file_says_what_ends_a_text_and_where_the_middle_goes(tmp_path):
     assert list(ids.values()) == [special[name] for name in names]
     assert not fields["tokenizer.ggml.add_bos_token"] and fields["gpt2.context_length"] == TINY.block_size
     assert len(fields["tokenizer.ggml.tokens"]) == tokenizer.vocab_size  # without the padding of the model's 400
+    asked = dict(input_prefix="def f(", input_suffix="):\n", n_predict=1, prompt="")
+    shown = LlamaCpp(tmp_path / "m.gguf").ask("/infill", **asked)["prompt"]
+    assert shown == "<|fim_prefix|>def f(<|fim_suffix|>):\n<|fim_middle|>"
 
 
 def test_a_text_without_end_gets_one_that_greedy_generation_never_writes(tmp_path):
@@ -329,3 +333,26 @@ def test_without_the_package_the_message_says_how_to_get_it(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="pip install gguf"):
         export.main([run, f"--gguf={tmp_path / 'm.gguf'}"])
     assert load_checkpoint(tmp_path / "out" / "ckpt.pt")["iter_num"] == 7
+
+
+# ---- the benchmarks --------------------------------------------------------------------------------
+
+
+def test_the_benchmarks_ask_for_llama_cpp_where_it_is_missing(tmp_path, monkeypatch):
+    run = save_run(tmp_path / "out", random_model(TINY), ByteTokenizer())
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    for words in (["gguf", run, f"--texts={tmp_path / 'text'}"], ["generate", "--peer=llama.cpp", "--models", "6x384"]):
+        with pytest.raises(ValueError, match="pip install llama-cpp-python"):
+            bench.main(words)
+
+
+def test_the_benchmark_says_that_llama_cpp_agrees_on_texts_and_models(tmp_path, capsys):
+    pytest.importorskip("llama_cpp")  # compiled when installed, which takes minutes
+    run = save_run(tmp_path / "out", random_model(TINY), ByteTokenizer())
+    (tmp_path / "text").write_text(TEXT, encoding="utf-8")
+    bench.main(["gguf", run, f"--texts={tmp_path / 'text'}", "--scored=100", "--json"])
+    printed = [json.loads(line)["rows"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    (ids,), (ours, _, theirs, *_) = printed
+    assert ids["equal in llama.cpp"] is True
+    assert ours["equal of 88 greedy tokens"] == 88 and ours["loss"] == pytest.approx(theirs["loss"], abs=0.01)
