@@ -180,7 +180,7 @@ def pre_tokenizer(tokenizer: Tokenizer, splits: list[dict]) -> str:
             is_plain = split["behavior"] == "Isolated" and not split.get("invert")
             if is_plain and pattern in PRE_TOKENIZERS:
                 return PRE_TOKENIZERS[pattern]
-    remedy = "prepare the data anew: a BPE trained by this version has words that llama.cpp knows"
+    remedy = "prepare the data anew with --tokenizer=bpe, whose words llama.cpp knows"
     raise refusal(tokenizer, "it has no pre-tokenizer that ends words in the same places", remedy)
 
 
