@@ -15,6 +15,7 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "complete": ("suggestions", "keystroke_latency"),
     "eval": ("inference", "evaluation_speed"),
     "generate": ("inference", "generation_speed"),
+    "gguf": ("llama_cpp", "agreement"),
     "gpu": ("gpu", "gpu_tables"),
     "lines": ("suggestions", "line_accuracy"),
     "loss": ("steps", "loss_cost"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.llama_cpp import speed_beside_llama_cpp
 from benchmarks.report import median_seconds, parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
 from checkpoints.build import model_args_of
@@ -28,6 +29,8 @@ SHAPES = {
     "6x384": {"vocab_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "12x768": {"vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768},
 }
+LLAMA = {"pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False}
+LLAMA_SHAPES = {"6x384 llama": SHAPES["6x384"] | LLAMA, "12x768 llama": SHAPES["12x768"] | LLAMA}
 EVAL_SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 32768}
 
 
@@ -39,16 +42,25 @@ def generation_speed(argv: list[str]) -> None:
     whole context for every token (mean of the first and the last). "transformers": cached generate() of GPT2LMHeadModel
     on the same weights. "times ..." is relative to that tool's fastest format; "batch 8", whose rows share a prompt,
     relative to batch 1. * marks our fastest, the best of sample.py's --dtype, --quantize and --compile.
+    --peer=llama.cpp compares with llama.cpp on a CPU instead, in turn, at batch 1, and has Llama's shape too.
     """
     made = parser("generate", generation_speed.__doc__)
     add = made.add_argument
-    add("--models", nargs="+", choices=SHAPES, default=list(SHAPES), help="(default: all)")
+    add("--peer", choices=("transformers", "llama.cpp"), default="transformers", help="(default: transformers)")
+    add("--models", nargs="+", choices=[*SHAPES, *LLAMA_SHAPES], help="(default: all that --peer has)")
     add("--prompt", type=int, default=200, help="tokens of the prompt (default: 200)")
     add("--tokens", type=int, default=200, help="tokens to generate (default: 200)")
     add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
     add("--repeats", type=int, default=3, help="runs, whose median counts (default: 3)")
     add("--device", default="auto", help="(default: auto)")
     args = made.parse_args(argv)
+    shapes = SHAPES if args.peer == "transformers" else SHAPES | LLAMA_SHAPES
+    args.models = args.models or list(shapes)
+    if not {*args.models} <= shapes.keys():
+        raise ValueError(f"--peer=transformers has the models {', '.join(shapes)}; add --peer=llama.cpp for others")
+    if args.peer == "llama.cpp":
+        speed_beside_llama_cpp(args, shapes)
+        return
     device = pick_device(args.device)
     formats = ("float32", "bfloat16", "int8" if device.type == "cpu" else "bfloat16 compiled")
     rows = []

@@ -72,7 +72,7 @@ class PrepareParser(Parser):
         args = super().parse_args(*argv)
         name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
         for flag in ("vocab_size", "special_tokens"):
-            if getattr(args, flag) is not None and name != "--tokenizer=bpe":
+            if getattr(args, flag) is not None and name not in ("--tokenizer=bpe", "--tokenizer=bpe_code"):
                 self.error(
                     f"--{flag} is only for a bpe tokenizer trained on the text, found {name}; drop one of the two"
                 )
@@ -129,8 +129,8 @@ def add_text_options(add: Callable, clean: str) -> None:
 
 def add_token_options(add: Callable, vocab_size: int) -> None:
     tokenizer = (
-        "char, byte, bpe (trained on the text), gpt2, cl100k_base, qwen2, a repository on the Hugging Face hub, or the "
-        "path of a tokenizer.json or of a model's folder (default: %(default)s)"
+        "char, byte, bpe or bpe_code (trained on the text), gpt2, cl100k_base, qwen2, a repository on the Hugging Face "
+        "hub, or the path of a tokenizer.json or of a model's folder (default: %(default)s)"
     )
     add("--tokenizer", default="char", help=tokenizer)
     add("--vocab_size", type=int, help=f"size of a bpe vocabulary trained here (default: {vocab_size})")

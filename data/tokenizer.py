@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from data.bpe import CUT, OPENAI_ENCODINGS, BPETokenizer, TiktokenTokenizer, TrimmedTokenizer, find_cut
+from data.bpe import CUT, OPENAI_ENCODINGS, WORDS, BPETokenizer, TiktokenTokenizer, TrimmedTokenizer, find_cut
 from data.extended import ExtendedTokenizer
 from data.json_tokenizer import JsonTokenizer
 from data.model_tokenizer import is_model_folder, read_model_tokenizer
@@ -30,6 +30,8 @@ __all__ = [  # all that the rest of the project needs
     "IncrementalDecoder", "JsonTokenizer", "TiktokenTokenizer", "Tokenizer", "TrimmedTokenizer", "find_cut",
     "fingerprint", "make_tokenizer", "read_model_tokenizer", "token_table", "tokenizer_from_json",
 ]  # fmt: skip
+
+TOKENIZER_NAMES = ("byte", "char", *WORDS, *OPENAI_ENCODINGS, *HUB)
 
 
 def make_tokenizer(
@@ -46,7 +48,7 @@ def make_tokenizer(
     """The tokenizer that --tokenizer=name stands for:
 
     byte, char       with an end-of-text id if `eot`; char has the characters of all texts(None)
-    bpe              trained on texts("train"): vocab_size ids (8,192) including special_tokens
+    bpe, bpe_code    trained on texts("train"): vocab_size ids (8,192) including special_tokens; see bpe.WORDS
     gpt2, ...        one of OPENAI_ENCODINGS, from `file` (or its folder), tiktoken's cache or the network
     qwen2, llama2    the tokenizer.json in `file` or data/<name>/, or that of its repository on the hub
     owner/name       that of any repository on the hub
@@ -63,8 +65,9 @@ def make_tokenizer(
         tokenizer = CharTokenizer.train(texts(None), eot)
     elif name == "byte":
         tokenizer = ByteTokenizer(255 if eot else None)
-    elif name == "bpe" and not file:
-        tokenizer = BPETokenizer.train(texts("train"), 8192 if vocab_size is None else vocab_size, special_tokens)
+    elif name in WORDS and not file:
+        size = 8192 if vocab_size is None else vocab_size
+        tokenizer = BPETokenizer.train(texts("train"), size, special_tokens, words=WORDS[name])
     elif name in OPENAI_ENCODINGS and not own_file:
         tokenizer = TiktokenTokenizer(name, file)
     elif file or Path(name).exists() and name not in HUB or name.endswith((".json", ".xz")):
@@ -76,10 +79,9 @@ def make_tokenizer(
     elif name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         tokenizer = open_tokenizer_json(*read_tokenizer_json(name), trim)
     else:
-        names = ", ".join(["byte", "char", "bpe", *OPENAI_ENCODINGS, *HUB])
         raise ValueError(
-            f"--tokenizer={name}: no such file or name; expected one of {names}, a repository on the hub (owner/name), "
-            "or the path of a tokenizer.json"
+            f"--tokenizer={name}: no such file or name; expected one of {', '.join(TOKENIZER_NAMES)}, a repository on "
+            "the hub (owner/name), or the path of a tokenizer.json"
         )
     return TrimmedTokenizer.train(tokenizer, texts("train"), min_count) if trim else tokenizer
 

@@ -33,6 +33,7 @@ from completion.completer import (
 )
 from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
 from completion.textfile import TextFile
+from data.bpe import CODE_PATTERN
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
 from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
@@ -78,7 +79,7 @@ def learn(tokenizer, steps: int) -> GPT:
 
 @pytest.fixture(scope="module")
 def learned() -> dict:
-    tokenizers = {"byte": ByteTokenizer(eot=255), "bpe": BPETokenizer.train([CODE] * 20, 330)}
+    tokenizers = {"byte": ByteTokenizer(eot=255), "bpe": BPETokenizer.train([CODE] * 20, 330, words=CODE_PATTERN)}
     return {kind: (learn(each, 150 if kind == "byte" else 80), each) for kind, each in tokenizers.items()}
 
 
@@ -244,7 +245,7 @@ def test_the_prefix_index_finds_what_a_pass_over_the_vocabulary_does():
 
 def test_tokens_that_end_the_line_at_the_same_place_count_as_one():
     """Each of two newline tokens is less probable than 'x', but together they are more probable."""
-    tokenizer = BPETokenizer.train(["a:\n  b\n a:\n    c" * 30], 270)
+    tokenizer = BPETokenizer.train(["a:\n  b\n a:\n    c" * 30], 270, words=CODE_PATTERN)
     completer = Completer(random_model(tokenizer.vocab_size), tokenizer)
     ends = [id for id, text in enumerate(completer.bytes) if text.startswith(b"\n")]
     assert len(ends) >= 2

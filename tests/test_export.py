@@ -159,7 +159,7 @@ def test_what_is_there_already_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="not an empty folder"):
         export.main([run, f"--hf_dir={tmp_path / 'hf'}"])
     assert [path.name for path in (tmp_path / "hf").iterdir()] == ["mine"]
-    with pytest.raises(ValueError, match="hf_dir is empty"):
+    with pytest.raises(ValueError, match="hf_dir=FOLDER.*both are empty"):
         export.main([run])
 
 

@@ -764,7 +764,7 @@ def test_each_name_makes_its_tokenizer(tmp_path, bpe):
 @pytest.mark.parametrize(
     "name, options, found",
     [
-        ("gpt3", {}, "gpt3: no such file or name; expected one of byte, char, bpe, gpt2"),
+        ("gpt3", {}, "gpt3: no such file or name; expected one of byte, char, bpe, bpe_code, gpt2"),
         ("char", {"trim": True}, "char cannot be combined with --trim"),
         ("byte", {"file": "x.json"}, "x.json"),
         ("bpe", {"file": "none.json"}, "cannot read none.json"),

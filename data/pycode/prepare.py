@@ -58,7 +58,7 @@ def own_code(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = prepare_parser(__doc__, HERE, tokenizer="bpe", vocab_size=32768)
+    parser = prepare_parser(__doc__, HERE, tokenizer="bpe_code", vocab_size=32768)
     parser.add_argument("--installed", action="store_true", help="also read all installed packages")
     parser.add_argument("--max_bytes", type=int, default=0, help="read at most this much (default: 0, all)")
     args = parser.parse_args(argv)
