@@ -65,12 +65,13 @@ class Continuation:
         self.unseen = len(beginning.healed)  # characters of the prompt yet to be redrawn
         self.tokens: list[dict] = []
 
-    def push(self, id: int, logprob: float | None) -> None:
+    def push(self, id: int, logprob: float | None, **more) -> None:
+        """more: what else its record in `tokens` says."""
         if self.finish:
             return
         piece = self.decoder.push(id)
         piece, self.unseen = piece[self.unseen :], max(0, self.unseen - len(piece))
-        self.tokens.append({"id": id, "text": piece, "logprob": logprob})
+        self.tokens.append({"id": id, "text": piece, "logprob": logprob, **more})
         self.held += piece
         if self.stop():
             self.end("stop")
@@ -79,6 +80,11 @@ class Continuation:
         else:
             sure = len(self.held) - max((overlap(self.held, stop) for stop in self.stops), default=0)
             self.text, self.held = self.text + self.held[:sure], self.held[sure:]
+
+    def cut(self, length: int) -> None:
+        """Ends the text after `length` characters, as a stop string would."""
+        self.text, self.held = self.text[:length], ""
+        self.end("stop")
 
     def stop(self) -> bool:
         """Cuts what is held before the first stop string, if it has one."""
