@@ -1,9 +1,9 @@
 """A prompt, and the text that follows it as tokens arrive: whole characters, up to a stop string or the end of text.
 
-    beginning = Beginning(tokenizer, "ROMEO:")             # as text and as ids
-    text = Continuation(tokenizer, beginning, number=0, stops=["\n\n"])
-    text.push(id, logprob)                                 # of each new token
-    text.text, text.finish                                 # the characters that are certain; why it ended, or None
+beginning = Beginning(tokenizer, "ROMEO:")             # as text and as ids
+text = Continuation(tokenizer, beginning, number=0, stops=["\n\n"])
+text.push(id, logprob)                                 # of each new token
+text.text, text.finish                                 # the characters that are certain; why it ended, or None
 """
 
 from collections.abc import Container, Sequence
@@ -21,11 +21,12 @@ class Beginning:
 
     BPE joins white space with what follows it, so the tokens of white space at the end of a prompt are rarely those of
     a longer text. They are removed; `healed` is their text, with which the new tokens must begin ("token healing").
+    inside: the prompt continues another text.
     """
 
-    def __init__(self, tokenizer, prompt: str, special: str = "text"):
+    def __init__(self, tokenizer, prompt: str, special: str = "text", inside: bool = False):
         self.prompt, self.healed = prompt, ""
-        ids = encode_prompt(tokenizer, prompt, special == "encode")
+        ids = encode_prompt(tokenizer, prompt, special == "encode", inside)
         keep = len(ids)
         if prompt[-1:].isspace() and not tokenizer.lossy:  # such as WordPiece's: there are no tokens of white space
             for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
@@ -109,10 +110,12 @@ class Continuation:
         return sum(token["logprob"] for token in self.tokens) / max(1, len(self.tokens))
 
 
-def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
+def encode_prompt(tokenizer, prompt: str, special: bool, inside: bool = False) -> np.ndarray:
     """Ids (n,), beginning with those that the tokenizer puts before every text. Without any, with the end-of-text id,
     which starts a new document, if the prompt is empty or, as in nanoGPT, starts with <|endoftext|>. special: typed
-    special tokens become their ids."""
+    special tokens become their ids. inside: only the prompt's own ids."""
+    if inside:
+        return tokenizer.encode(prompt, special=special, inside=True)
     if prompt.startswith(EOT) and tokenizer.eot is not None:
         return np.append(tokenizer.eot, tokenizer.encode_document(prompt.removeprefix(EOT), special=special))
     ids = tokenizer.encode_document(prompt, special=special)
@@ -126,5 +129,3 @@ def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
 def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
-
-

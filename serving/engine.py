@@ -27,7 +27,7 @@ from inference.healing import prefix_index
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
 
-ENCODE_STEP = 256  # tokens of prompts encoded between two steps
+PROMPT_STEP = 256  # tokens of prompts encoded between two steps
 
 
 class Full(Exception):
@@ -163,8 +163,8 @@ class Engine:
     # ---- joining and leaving ----
 
     def encode_prompts(self) -> None:
-        """Up to ENCODE_STEP tokens of the prompts that wait."""
-        budget = ENCODE_STEP
+        """Up to PROMPT_STEP tokens of the prompts that wait."""
+        budget = PROMPT_STEP
         while budget > 0:
             if self.joining and self.joining.cancelled:
                 self.joining = None
