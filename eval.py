@@ -2,6 +2,7 @@
 
     python eval.py --out_dir=out-x                              # the validation split of its dataset
     python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
+    python eval.py --out_dir=out-x --memorised                  # how much of its samples is copied
     python eval.py --out_dir=out-x --input=novel.txt            # any UTF-8 text, with the checkpoint's tokenizer
     torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
     python eval.py --init_from=gpt2 --input=wiki.test.raw --join_rows --definition=huggingface --stride=512
@@ -45,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False, formatter_class=layout)
     add = parser.add_argument
     add("--init_from", default="resume", help="'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'")
-    add("--out_dir", default="out", help="folder of the run (default: out)")
+    add("--out_dir", default="out", help="folder of the run, or several as one: out-1,out-2 (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset (default: val)")
     text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
@@ -62,6 +63,8 @@ def arguments() -> argparse.ArgumentParser:
     rows = "join the lines of FILE as that page does WikiText's rows: with two newlines, blank lines emptied"
     add("--join_rows", action="store_true", help=rows)
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
+    copied = "also the longest passages that samples of the model have in common with the training text"
+    add("--memorised", action="store_true", help=copied)
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best available)")
@@ -77,9 +80,12 @@ import torch
 
 from checkpoints.build import build_model
 from evaluation.chat import count_chat, open_conversations, share_ended
+from evaluation.memorised import overlap_figures
 from evaluation.scoring import score
-from evaluation.text import AS_BYTES, Text, open_task, open_text
-from inference.load import make_ready, open_trained
+from evaluation.text import AS_BYTES, Text, open_matching_dataset, open_task, open_text
+from inference.ensemble import Ensemble, join_models
+from inference.load import make_ready, open_models
+from model import GPT
 from system.device import pick_device, pick_dtype
 from system.distributed import Ranks
 
@@ -89,18 +95,17 @@ def main(argv: list[str]) -> None:
     validate(args)
     ranks = Ranks()
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
-    source, state = open_trained(args.init_from, args.out_dir)
-    block_size, stride = pick_context(args, state["model_args"]["block_size"])
+    sources, states = open_models(args.init_from, args.out_dir)
+    state, longest = states[0], min(state["model_args"]["block_size"] for state in states)
+    block_size, stride = pick_context(args, longest)
     if args.task == "chat":
         text = open_conversations(args, state, block_size)
     else:
         text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
-    model = build_model(state, dropout=0.0)
-    iter_num, n_params = state.get("iter_num"), model.get_num_params(non_embedding=False)
-    del state
-    dtype = pick_dtype(args.dtype, device)
-    make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
-
+    known = open_matching_dataset(args.dataset, state) if args.memorised else None
+    iter_num = state.get("iter_num") if len(states) == 1 else None
+    model, n_params, dtype = ready_models(args, states, device)
+    del state, states
     # gloo on any device: only a few sums are exchanged, from the CPU
     ranks.start("gloo", torch.device("cpu"))
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
@@ -115,8 +120,9 @@ def main(argv: list[str]) -> None:
 
     n_tokens = int((text.windows[:, STOP] - text.windows[:, FIRST]).sum())
     result = {
-        "checkpoint": str(source), "iter": iter_num, "parameters": n_params, "task": args.task or "text",
-        "text": text.name, "tokens": n_tokens, "windows": len(text.windows), "block_size": block_size,
+        "checkpoint": ", ".join(map(str, sources)), "iter": iter_num, "parameters": n_params,
+        "task": args.task or "text", "text": text.name, "tokens": n_tokens,
+        "windows": len(text.windows), "block_size": block_size,
         "device": device.type, "dtype": str(dtype).removeprefix("torch."), "processes": ranks.world_size,
         "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
@@ -127,9 +133,22 @@ def main(argv: list[str]) -> None:
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
         result |= text_figures(args, text, nats, n_tokens)
+    if known:
+        result |= overlap_figures(model, known, args.split or "val")
     print(table(result))
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
     print(json.dumps(finite, ensure_ascii=False))
+
+
+def ready_models(
+    args: argparse.Namespace, states: list[dict], device: torch.device
+) -> tuple[GPT | Ensemble, int, torch.dtype]:
+    """(the model of one checkpoint or several, its parameters, the format of its products)."""
+    models, dtype = [build_model(state, dropout=0.0) for state in states], pick_dtype(args.dtype, device)
+    n_params = sum(model.get_num_params(non_embedding=False) for model in models)
+    for model in models:
+        make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
+    return join_models(models), n_params, dtype
 
 
 def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_tokens: int) -> dict:
@@ -155,9 +174,11 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError("--input replaces the dataset: leave --dataset and --split out")
     if args.task and args.task != "chat" and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
-    for name in ("stride", "per_document", "join_rows", "baselines"):
+    for name in ("stride", "per_document", "join_rows", "baselines", "memorised"):
         if args.task and getattr(args, name):
             raise ValueError(f"--{name} is for a text, not for --task={args.task}: leave one out")
+    if args.memorised and args.input:
+        raise ValueError("--memorised compares samples with the dataset's training text: leave --input out")
     if args.join_rows and not args.input:
         raise ValueError("--join_rows joins the lines of a text file: use it with --input=FILE")
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):
@@ -198,6 +219,11 @@ def table(result: dict) -> str:
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))
+    for key in ("samples", "held_out"):
+        if f"copied_{key}_longest" in r:
+            longest, median = r[f"copied_{key}_longest"], r[f"copied_{key}_median"]
+            passage = json.dumps(r[f"copied_{key}_text"], ensure_ascii=False)
+            rows.append((f"copied, {key.replace('_', ' ')}", f"{longest} characters, median {median:g}: {passage}"))
     rows += [(name, f"{bits:.4f} bits per byte") for name, bits in r.get("baselines", {}).items()]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows) + "\n"
 

@@ -37,7 +37,7 @@ Ctrl-C ends the model's turn, /new starts over, Ctrl-D (Windows: Ctrl-Z, Enter) 
 class SampleConfig:
     # Model
     init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
-    out_dir: str = "out"  # folder of the run
+    out_dir: str = "out"  # folder of the run; several, as out-1,out-2, write together
     # Text
     start: str = "\n"  # the prompt; FILE:path reads it from a file, - from standard input
     prompts: str | None = None  # a file of prompts instead, one per line; in a .jsonl file as {"prompt": "..."}
@@ -79,9 +79,10 @@ from tqdm import tqdm
 from checkpoints.build import build_model
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.continuation import Beginning, Continuation
+from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
 from inference.healing import prefix_index
-from inference.load import find_tokenizer, make_ready, open_trained, special_of
+from inference.load import find_tokenizer, make_ready, open_models, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
 from model import GPT
@@ -96,17 +97,20 @@ def main(argv: list[str]) -> None:
         refuse_options_of_texts(config, explicit)
         return converse_in_turns(config, device)
     prompts = read_prompts(config)
-    _, state = open_trained(config.init_from, config.out_dir)
-    tokenizer = find_tokenizer(state)
+    _, states = open_models(config.init_from, config.out_dir)
+    tokenizer = find_tokenizer(states[0])
     if config.special == "auto":
-        config.special = special_of(state)
+        config.special = special_of(states[0])
     beginnings = [] if config.interactive else [Beginning(tokenizer, prompt, config.special) for prompt in prompts]
-    model = build_model(state, dropout=0.0)
-    del state
+    if len(states) > 1 and config.compile is True:
+        raise ValueError(f"--compile is for one model, not for the {len(states)} in {config.out_dir}: leave it out")
+    models = [build_model(state, dropout=0.0) for state in states]
+    del states
     if config.compile is True and not can_compile(device):
         config.compile = "auto"
-    make_ready(model, device, config.dtype, config.quantize, plain=config.compile is True)
-    writer = Writer(config, model, tokenizer)
+    for model in models:
+        make_ready(model, device, config.dtype, config.quantize, plain=config.compile is True)
+    writer = Writer(config, join_models(models), tokenizer)
     if config.interactive:
         converse(writer, prompts[0] if config.start != SampleConfig.start else "")
     else:
@@ -153,7 +157,7 @@ def can_compile(device: torch.device) -> bool:
 class Writer:
     """A model, its tokenizer and its sampling settings."""
 
-    def __init__(self, config: SampleConfig, model: GPT, tokenizer):
+    def __init__(self, config: SampleConfig, model: GPT | Ensemble, tokenizer):
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.device = model.transformer.wte.weight.device
         self.steps: dict[int, CompiledStep | RecordedStep | None] = {}  # by batch size, of which one is kept
@@ -194,7 +198,7 @@ class Writer:
 
     def static_step(self, batch_size: int) -> CompiledStep | RecordedStep | None:
         """What --compile asks for; None for the plain way."""
-        on_cuda = self.device.type == "cuda"
+        on_cuda = self.device.type == "cuda" and not isinstance(self.model, Ensemble)
         if self.config.compile is True:
             return CompiledStep(self.model, batch_size, **({"mode": "reduce-overhead"} if on_cuda else {}))
         return RecordedStep(self.model, batch_size) if self.config.compile == "auto" and on_cuda else None

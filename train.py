@@ -84,6 +84,10 @@ class TrainConfig:
     beta1: float = 0.9  # decay rate of the gradient's mean
     beta2: float = 0.95  # decay rate of its square
     grad_clip: float = 1.0  # maximum gradient norm; 0 = no clipping
+    # Learning from other models
+    distill_from: str = ""  # their checkpoints or folders, separated by commas; they need the same tokenizer
+    distill_weight: float = 0.5  # the share of the loss that compares with their probabilities; the text has the rest
+    distill_temperature: float = 1.0  # their logits and the model's are divided by it in that comparison
     # Learning rate schedule
     decay_lr: bool = True  # False = constant learning_rate, without warmup
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # shape after warmup
@@ -118,6 +122,7 @@ from system.device import memory_used, peak_flops_of, pick_compile, pick_device,
 from system.distributed import Ranks, full, is_loss_of_peer
 from training import memory
 from training.batches import Batches
+from training.distill import load_teachers, make_objective
 from training.evaluate import estimate_loss
 from training.health import Health
 from training.optim import learning_rate_share, set_rates
@@ -146,10 +151,12 @@ def train(run: Run) -> int:
     config, ranks, device, dataset = run.config, run.ranks, run.device, run.dataset
     run.begin()
     autocast = torch.autocast(device.type, run.dtype) if run.dtype != torch.float32 else nullcontext()
+    teachers = load_teachers(run)  # may be refused, so before the files of an earlier run are touched
     outputs = Outputs(run)
     optimizer, scaler, parameters = run.optimizer, run.scaler, list(run.model.parameters())
     local_model = compiled(run) if pick_compile(config.compile, device) else run.model
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
+    objective = make_objective(run, model, teachers)  # the cross-entropy, or what distill_from makes of it
     ranks.say(
         f"{run.n_params / 1e6:.2f}M parameters on {device} in {str(run.dtype).removeprefix('torch.')}, "
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
@@ -202,7 +209,7 @@ def train(run: Run) -> int:
                 x, y, n = batches.next()
                 ranks.reduce_gradients(model, wanted=micro_step == run.micro_steps - 1)  # sent once per step
                 with autocast:
-                    _, loss = model(x, y, return_logits=False)
+                    loss = objective(x, y)
                 # the loss sum over the tokens each process has in a full batch; DDP averages the processes
                 scaler.scale(loss * (n * ranks.world_size / run.tokens_per_iter)).backward()
                 loss_sum += loss.detach() * n

@@ -42,7 +42,7 @@ def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -
         edges = np.cumsum([0, *(len(ids) for ids, _ in pieces)])
         name, get_ids = str(display_path(args.input)), lambda: ids
     else:
-        dataset, split = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state), "val"
+        dataset, split = open_matching_dataset(args.dataset, state), "val"
         split = args.split or split
         if not dataset.is_masked:
             raise ValueError(f"dataset {dataset.name} has no conversations: name one that has, or --input=FILE")

@@ -7,12 +7,13 @@ import torch
 from tqdm import tqdm
 
 from evaluation.windows import CPU_BATCH, GPU_BATCH, START, STOP, cut
+from inference.ensemble import Ensemble, mean_logits, members
 from model import GPT, logits_at_once
 from system.distributed import Ranks
 
 
 def score(
-    model: GPT, get_ids: Callable, windows: np.ndarray, batch_size: int | None, greedy: bool, ranks: Ranks
+    model: GPT | Ensemble, get_ids: Callable, windows: np.ndarray, batch_size: int | None, greedy: bool, ranks: Ranks
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each window, the total nats of its scored ids, and how many were not the likeliest (0 unless `greedy`). Both
     (K,) float64, the same on every rank. get_ids: as in Text.
@@ -21,7 +22,7 @@ def score(
     window's end, which the positions before it do not see, so a window's nats do not depend on its batch.
     """
     nats, misses, largest = found = np.zeros((3, len(windows)))
-    device, vocab_size = next(model.parameters()).device, model.config.vocab_size
+    device, vocab_size = model.transformer.wte.weight.device, model.config.vocab_size
     batch_tokens = CPU_BATCH if device.type == "cpu" else GPU_BATCH
     length = windows[:, STOP] - windows[:, START]
     before = np.cumsum(length) - length
@@ -44,15 +45,19 @@ def score(
     return nats, misses
 
 
-def losses(model: GPT, x: torch.Tensor, y: torch.Tensor, greedy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def losses(
+    model: GPT | Ensemble, x: torch.Tensor, y: torch.Tensor, greedy: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """For each target in y (B, T) that is not -1, in order: nats (N,) float64, and whether another id was likelier
     (N,) bool; all False unless `greedy`, which doubles the time. Only these positions go through the head, in chunks.
     A float32 near 10 is off by up to 5e-7, so the logarithm and the difference are computed in float64."""
-    hidden, targets = model.transformer.ln_f(model.hidden(x)[y >= 0]), y[y >= 0]  # (N, C), (N,)
+    models, targets = members(model), y[y >= 0]  # (N,)
+    hidden = [one.transformer.ln_f(one.hidden(x)[y >= 0]) for one in models]  # (N, C) each
     rows = max(128, logits_at_once(x.device) // model.config.vocab_size)
     parts = []
-    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = model.logits(h).float()  # (rows, V)
+    for t, *chunks in zip(targets.split(rows), *(h.split(rows) for h in hidden), strict=True):
+        # (rows, V)
+        logits = mean_logits([one.logits(h).float() for one, h in zip(models, chunks, strict=True)])
         target = logits.gather(1, t[:, None])[:, 0]
         largest, likeliest = logits.max(1) if greedy else (logits.amax(1), t)
         total = logits.sub_(largest[:, None]).exp_().sum(1)

@@ -82,7 +82,7 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
 
 def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
     """As open_file, for a split of a dataset. The tokenizer is None if unknown."""
-    dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
+    dataset = open_matching_dataset(args.dataset, state)
     split, tokenizer = args.split or "val", dataset.tokenizer
     if dataset.is_masked:
         print("note: this is the loss of all words; --task=chat gives that of the assistant's", file=sys.stderr)
@@ -99,7 +99,9 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
 
 
 def open_matching_dataset(name: str | None, state: dict):
-    """The dataset. Raises ValueError if its ids stand for other text than the checkpoint's."""
+    """The dataset, by default the one the model was trained on. Raises ValueError if its ids stand for other text than
+    the checkpoint's."""
+    name = name or state.get("config", {}).get("dataset")
     if name is None:
         raise ValueError("the checkpoint does not name its dataset: use --dataset or --input")
     size, folder = state["model_args"]["vocab_size"], find_folder(name)

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 
 from inference.cache import KVCache
+from inference.ensemble import Ensemble, mean_logits, members
 from inference.sampling import Generators, Sampling, sample_next, uniforms
 from inference.static import CompiledStep, RecordedStep, reach_for
 from model import GPT
@@ -44,7 +45,7 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    model: GPT,
+    model: GPT | Ensemble,
     prompts: Prompts,
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -67,7 +68,7 @@ def stream(
     sampling.validate()
     if any(len(row) == 0 for row in prompts):
         raise ValueError("the prompt is empty: expected at least one token, e.g. the end-of-text id")
-    decoder, new = Decoder(model, prompts, static), None
+    decoders, new = [Decoder(one, prompts, static) for one in members(model)], None
     B, V, device = len(prompts), sampling.vocab_size or model.config.vocab_size, prompts[0].device
     draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
     sample, seen = static.sample if static else sample_next, None  # seen: (B, vocab_size) bool
@@ -76,7 +77,8 @@ def stream(
         for row, ids in zip(seen, prompts, strict=True):
             row[ids] = True
     for _ in range(max_new_tokens):
-        logits = (decoder.start() if new is None else decoder.advance(new))[:, :V].float()
+        parts = [decoder.start() if new is None else decoder.advance(new) for decoder in decoders]
+        logits = mean_logits([part[:, :V].float() for part in parts])
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)

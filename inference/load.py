@@ -8,6 +8,7 @@ sample.py, eval.py, complete.py and export.py start here.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from checkpoints.folder import find_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import open_dataset
+from data.matching import same_ids
 from data.model_tokenizer import VOCABULARY_FILES
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
 from inference.bind import bind
@@ -32,6 +34,28 @@ def open_trained(init_from: str, out_dir: str) -> tuple[str | Path, dict]:
         source = find_checkpoint(out_dir)
         return source, load_checkpoint(source)
     return init_from, load_pretrained(init_from)
+
+
+def open_models(init_from: str, out_dir: str) -> tuple[list[str | Path], list[dict]]:
+    """What open_trained gives for each of the names, separated by commas, in init_from or, if that is 'resume', in
+    out_dir. Raises ValueError if the ids of one stand for other text than those of the first."""
+    given = out_dir if init_from == "resume" else init_from
+    names = [given] if Path(given).exists() else given.split(",")
+    opened = [open_trained(*(("resume", name) if init_from == "resume" else (name, out_dir))) for name in names]
+    sources, states = [source for source, _ in opened], [state for _, state in opened]
+    if len(states) > 1:
+        check_same_ids(states, names)
+    return sources, states
+
+
+def check_same_ids(states: Sequence[dict], names: Sequence[str]) -> None:
+    """ValueError unless all checkpoints have the first one's ids."""
+    first, size = find_tokenizer(states[0]), states[0]["model_args"]["vocab_size"]
+    for state, name in zip(states[1:], names[1:], strict=True):
+        found = state["model_args"]["vocab_size"]
+        if found != size or not same_ids(find_tokenizer(state), first):
+            problem = f"has {found} ids, {names[0]} {size}" if found != size else f"has other ids than {names[0]}"
+            raise ValueError(f"{name} {problem}: models that work together need one tokenizer and one vocab_size")
 
 
 def find_tokenizer(state: dict):

@@ -20,13 +20,15 @@ def validate(config, ranks: Ranks) -> None:
     """Raises ValueError with every setting that cannot work, in one line."""
     counts = "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"
     not_negative = "max_iters warmup_iters save_interval weight_decay grad_clip min_lr"
-    positive = "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters"
+    positive = "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters "
+    positive += "distill_temperature"
     limits = [
         (counts, "must be at least 1", lambda value: value >= 1),
         (not_negative, "must be finite and not negative", lambda value: 0 <= value < math.inf),
         (positive, "must be positive and finite", lambda value: 0 < value < math.inf),
         ("cooldown", "must be above 0 and at most 1: a fraction of the run", lambda value: 0 < value <= 1),
         ("beta1 beta2", "must be at least 0 and below 1", lambda value: 0 <= value < 1),
+        ("distill_weight", "must be from 0 to 1", lambda value: 0 <= value <= 1),
     ]
     problems = [
         f"{key}={getattr(config, key)} {rule}"

@@ -1,0 +1,49 @@
+"""Several models as one, whose probabilities are averaged: a lower loss than the best of them alone.
+
+    model = join_models([model_1, model_2])             # in eval mode; a single one stays itself
+    for ids, _ in stream(model, prompts, 100): ...
+
+Lakshminarayanan et al. 2017 (arXiv:1612.01474). train.py's --distill_from makes one model of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from model import GPT
+
+
+class Ensemble:
+    """Models over the same ids. `config` is the first one's, with the shortest context of all; `transformer` too is the
+    first one's, for callers that ask a model for its device."""
+
+    def __init__(self, models: Sequence[GPT]):
+        shortest = min(model.config.block_size for model in models)
+        self.models, self.transformer = models, models[0].transformer
+        self.config = replace(models[0].config, block_size=shortest)
+        for model in models:
+            model.config = replace(model.config, block_size=shortest)  # tables of positions may stay longer
+
+    @property
+    def training(self) -> bool:
+        return any(model.training for model in self.models)
+
+    def get_num_params(self, non_embedding: bool = True) -> int:
+        return sum(model.get_num_params(non_embedding) for model in self.models)
+
+
+def members(model: GPT | Ensemble) -> Sequence[GPT]:
+    return model.models if isinstance(model, Ensemble) else [model]
+
+
+def mean_logits(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Logits (..., V) float32 of several models -> the logarithm of their mean probabilities; one model's stay."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([part.log_softmax(-1) for part in logits]).logsumexp(0) - math.log(len(logits))
+
+
+def join_models(models: Sequence[GPT]) -> GPT | Ensemble:
+    return models[0] if len(models) == 1 else Ensemble(models)
