@@ -87,6 +87,11 @@ from serving.guard import MAX_CONNECTIONS, DeadlineProtocol
 from serving.reply import Served
 from system.device import pick_device
 
+try:
+    from completion.infill import has_learned, infill_prompt
+except ImportError:  # until the branches meet
+    infill_prompt = None
+
 
 def main(argv: list[str]) -> None:
     config, _ = configure(ServeConfig, argv)
@@ -121,7 +126,8 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
     model = build_model(state, dropout=0.0)
     name = config.name or Path(config.out_dir if config.init_from == "resume" else str(source)).resolve().name
     bos = 0 if (state.get("config") or {}).get("sampling") == "line" else None  # such windows begin with id 0
-    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, bos)
+    infill = infill_prompt if infill_prompt and has_learned(state, tokenizer)[0] else None
+    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, bos, infill)
     return served, make_ready(model, pick_device(config.device), config.dtype, config.quantize)
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,10 +30,6 @@ from serving.openai import ChatCompletion, Completion, models
 from serving.reply import Reply, Served
 from serving.request import Fields, RequestError
 
-try:
-    from completion.infill import infill_prompt
-except ImportError:
-    infill_prompt = None
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -121,15 +117,17 @@ class Server:
         return Response(self.page, headers={"Content-Security-Policy": policy(self.page)}, media_type="text/html")
 
     async def run(self, _: Request) -> Json:
-        return Json(await asyncio.get_running_loop().run_in_executor(self.preparing, self.curves.of))
+        return Json(await self.apart(self.curves.of))
+
+    async def apart(self, work: Callable):
+        return await asyncio.get_running_loop().run_in_executor(self.preparing, work)
 
     def writer(self, kind: type[Reply]):
         async def answer(request: Request) -> Response:
             reply = None
             try:
                 body = await read_body(request)
-                make = lambda: kind(self.served, Fields(body), infill_prompt)  # noqa: E731
-                reply = await asyncio.get_running_loop().run_in_executor(self.preparing, make)
+                reply = await self.apart(lambda: kind(self.served, Fields(body)))
                 self.engine.submit(reply.rows)
                 if reply.streams:
                     return Events(self.events(reply))

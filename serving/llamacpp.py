@@ -7,7 +7,7 @@ is too long loses its beginning, and `truncated` says so.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from data.tokenizer import EOT
@@ -17,17 +17,14 @@ from serving.engine import Row
 from serving.reply import MAX_ROWS, Reply, Served, seeds
 from serving.request import MAX_SEED, Fields, RequestError
 
-FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 MAX_CHARS_IN_TOKEN = 32  # on average over a context: of a longer prompt, only the end is encoded
 STOP_TYPES = {"end": "eos", "stop": "word", "length": "limit"}
-
-Infill = Callable[..., list[int] | None]  # (tokenizer, prefix, suffix, room, name) -> ids of the prompt
 
 
 class LlamaCompletion(Reply):
     """/completion. A prompt is a text, or a list that mixes texts and ids."""
 
-    def __init__(self, served: Served, fields: Fields, infill: Infill | None = None):
+    def __init__(self, served: Served, fields: Fields):
         self.n_predict = fields.integer("n_predict", -1, -1, 2**31)
         self.limit = served.block_size if self.n_predict < 0 else self.n_predict
         self.n_probs = fields.integer("n_probs", 0, 0, 100)
@@ -42,7 +39,7 @@ class LlamaCompletion(Reply):
         }
         self.truncated = False
         room = room_for_prompt(served.block_size, self.limit)
-        beginning = self.begin(served, fields, room, infill)
+        beginning = self.begin(served, fields, room)
         room = served.room(beginning, self.limit)
         rows = []
         for number, seed in enumerate(seeds(fields, n, MAX_SEED)):
@@ -54,7 +51,7 @@ class LlamaCompletion(Reply):
         defaults = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
         return fields.sampling(served.tokenizer.vocab_size, **defaults)
 
-    def begin(self, served: Served, fields: Fields, room: int, infill: Infill | None) -> Beginning:
+    def begin(self, served: Served, fields: Fields, room: int) -> Beginning:
         prompt = fields.get("prompt", (str, list), "")
         parts = [prompt] if isinstance(prompt, str) else [part for part in prompt if part != ""] or [""]
         ids, last = [], Beginning.of_ids([])
@@ -177,7 +174,7 @@ class Infilling(LlamaCompletion):
             made.temperature = 0.0 if number == 0 else 0.8
         return made
 
-    def begin(self, served: Served, fields: Fields, room: int, infill: Infill | None) -> Beginning:
+    def begin(self, served: Served, fields: Fields, room: int) -> Beginning:
         extra = fields.get("input_extra", list, [])
         if not all(isinstance(item, dict) and isinstance(item.get("text", ""), str) for item in extra):
             raise RequestError("input_extra must be a list of objects with a text", param="input_extra")
@@ -185,10 +182,9 @@ class Infilling(LlamaCompletion):
         suffix = fields.get("input_suffix", str, "").replace("\r\n", "\n")
         prefix = "".join([*(item.get("text", "") for item in extra), *before]).replace("\r\n", "\n")
         most = MAX_CHARS_IN_TOKEN * served.block_size
-        ids = infill and infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
-        if ids:
-            tokens = [served.tokenizer.special_tokens.get(name) for name in FIM_TOKENS]
-            self.options["ends"] = {*served.tokenizer.ends, *tokens}
+        if served.infill:
+            ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
+            self.options["ends"] = {*served.tokenizer.ends, *served.tokenizer.special_tokens.values()}
             return Beginning.of_ids(ids)
         self.options["stops"] += ["\n"] if suffix.partition("\n")[0].strip() else ["\n\n"]
         start = EOT if served.tokenizer.eot is not None and served.bos is None and not served.tokenizer.begin else ""

@@ -27,7 +27,7 @@ def check_model(served: Served, fields: Fields) -> None:
 class Completion(Reply):
     """/v1/completions. suffix is for models trained to fill in the middle."""
 
-    def __init__(self, served: Served, fields: Fields, infill=None):
+    def __init__(self, served: Served, fields: Fields):
         check_model(served, fields)
         fields.refuse(NOT_SUPPORTED)
         self.n = fields.integer("n", 1, 1, MAX_ROWS)
@@ -44,7 +44,7 @@ class Completion(Reply):
             raise RequestError(f"prompts times n or best_of must be at most {MAX_ROWS}", param="n")
         rows = []
         for prompt in self.prompts:
-            beginning = self.begin(served, prompt, scores_prompt, fields.get("suffix", str), infill)
+            beginning = self.begin(served, prompt, scores_prompt, limit, fields.get("suffix", str))
             room = served.room(beginning, limit)
             for seed in seeds(fields, self.best_of, MAX_SEED):
                 rows.append(Row(beginning, served.tokenizer, sampling, seed, room, **options))
@@ -52,10 +52,12 @@ class Completion(Reply):
         if self.streams and (self.best_of > self.n or scores_prompt):
             raise RequestError("stream cannot be combined with best_of, or with both echo and logprobs", param="stream")
 
-    def begin(self, served: Served, prompt, as_is: bool, suffix: str | None, infill) -> Beginning:
+    def begin(self, served: Served, prompt, as_is: bool, limit: int, suffix: str | None) -> Beginning:
         """as_is: without healing the prompt's last token, so that its ids are those of its text."""
         if suffix is not None:
-            ids = infill and isinstance(prompt, str) and infill(served.tokenizer, prompt, suffix, served.block_size - 1)
+            ids = None
+            if served.infill and isinstance(prompt, str):
+                ids = served.infill(served.tokenizer, prompt, suffix, room_for_prompt(served.block_size, limit))
             if not ids:
                 message = "suffix needs a prompt of text, and a model trained to fill in the middle"
                 raise RequestError(message, param="suffix")
@@ -149,7 +151,7 @@ class ChatCompletion(Reply):
 
     prefix = "chatcmpl"
 
-    def __init__(self, served: Served, fields: Fields, infill=None):
+    def __init__(self, served: Served, fields: Fields):
         check_model(served, fields)
         if served.chat is None:
             message = f"the model {served.name!r} was not trained on conversations: use /v1/completions"

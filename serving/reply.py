@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -24,6 +25,7 @@ class Served:
     special: str = "text"  # what special tokens typed in prompts are: text, or with "encode" their ids
     chat: ExtendedTokenizer | None = None  # the tokenizer, if it has the markers of conversations
     bos: int | None = None  # the id that began every training window, if any
+    infill: Callable | None = None  # completion.infill.infill_prompt, if the model learned to fill in the middle
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
