@@ -138,17 +138,21 @@ async def serve(config: ServeConfig, served: Served, model: GPT, listener: socke
         model, served.tokenizer, config.max_batch, config.max_queue,
         deliver=lambda replies: loop.call_soon_threadsafe(wake, replies),
     )  # fmt: skip
+    listener.listen(1024)
+    host, port = listener.getsockname()[:2]
+    print(f"{served.name} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
+    try:
+        await make_server(config, served, engine).serve(sockets=[listener])
+    finally:
+        engine.stop()
+
+
+def make_server(config: ServeConfig, served: Served, engine: Engine) -> uvicorn.Server:
     out_dir = Path(config.out_dir) if config.init_from == "resume" else None
     app = make_app(served, engine, read_key(config), is_loopback(config.host), out_dir)
     options = {"http": DeadlineProtocol, "ws": "none", "lifespan": "off", "access_log": False, "log_level": "warning"}
-    options |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": 5, "server_header": False}
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{served.name} at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-    try:
-        await uvicorn.Server(uvicorn.Config(app, **options)).serve(sockets=[listener])
-    finally:
-        engine.stop()
+    options |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": 3, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, **options))
 
 
 if __name__ == "__main__":

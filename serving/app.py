@@ -108,6 +108,7 @@ class Server:
             "/health": fixed({"status": "ok"}),
             "/v1/models": fixed(models(self.served)),
             "/models": fixed(models(self.served)),
+            f"/v1/models/{self.served.name}": fixed(models(self.served)["data"][0]),
             "/props": fixed(props(self.served, self.engine.max_batch)),
             "/run": self.run,
         }

@@ -184,7 +184,7 @@ class Infilling(LlamaCompletion):
         most = MAX_CHARS_IN_TOKEN * served.block_size
         if served.infill:
             ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
-            self.options["ends"] = {*served.tokenizer.ends, *served.tokenizer.special_tokens.values()}
+            self.options["ends"] = served.ends_of_middle
             return Beginning.of_ids(ids)
         self.options["stops"] += ["\n"] if suffix.partition("\n")[0].strip() else ["\n\n"]
         start = EOT if served.tokenizer.eot is not None and served.bos is None and not served.tokenizer.begin else ""

@@ -39,6 +39,7 @@ class Completion(Reply):
         self.prompts = prompts_of(fields)
         options = {"stops": fields.stops(4), "scores": scores, "scores_prompt": scores_prompt}
         options |= fields.penalties(served.tokenizer.vocab_size)
+        options["ends"] = served.ends_of_middle if fields.get("suffix", str) is not None else ()
         sampling = fields.sampling(served.tokenizer.vocab_size)
         if len(self.prompts) * self.best_of > MAX_ROWS:
             raise RequestError(f"prompts times n or best_of must be at most {MAX_ROWS}", param="n")

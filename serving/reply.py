@@ -29,6 +29,11 @@ class Served:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
+    def ends_of_middle(self) -> set[int]:
+        """The ids that end a text which fills a gap."""
+        return {*self.tokenizer.ends, *self.tokenizer.special_tokens.values()}
+
+    @cached_property
     def names(self) -> dict[int, str]:
         return {id: name for name, id in self.tokenizer.special_tokens.items()}
 
