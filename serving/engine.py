@@ -66,6 +66,7 @@ class Row:
         streams: bool = False,
     ):
         self.sampling, self.seed, self.limit, self.streams, self.job = sampling, seed, limit, streams, None
+        self.settings = astuple(sampling)  # rows with the same are drawn together
         self.text = Continuation(tokenizer, beginning, 0, list(stops), ends)
         self.prompt, self.rest = beginning.ids.tolist(), beginning.healed.encode()  # rest: bytes yet to be redrawn
         self.scores, self.scores_prompt, self.prompt_scores = scores, scores_prompt, []
@@ -274,7 +275,7 @@ class Engine:
         """Appends an id to each of the rows, from logits (len(rows), V): together where they share their settings."""
         groups: dict[tuple, list[int]] = {}
         for i, row in enumerate(rows):
-            groups.setdefault(astuple(row.sampling), []).append(i)
+            groups.setdefault(row.settings, []).append(i)
         for places in groups.values():
             group = [rows[i] for i in places]
             part = logits if len(places) == len(rows) else logits[places]
