@@ -149,7 +149,7 @@ async def serve(config: ServeConfig, served: Served, model: GPT, listener: socke
 
 def make_server(config: ServeConfig, served: Served, engine: Engine) -> uvicorn.Server:
     out_dir = Path(config.out_dir) if config.init_from == "resume" else None
-    app = make_app(served, engine, read_key(config), is_loopback(config.host), out_dir)
+    app = make_app(served, engine, read_key(config), out_dir)
     options = {"http": DeadlineProtocol, "ws": "none", "lifespan": "off", "access_log": False, "log_level": "warning"}
     options |= {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": 3, "server_header": False}
     return uvicorn.Server(uvicorn.Config(app, **options))

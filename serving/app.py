@@ -26,7 +26,7 @@ from serving.curves import Curves
 from serving.engine import Engine, Full
 from serving.guard import SAFE, SLOWEST_READER, check_access, read_body, unless_gone
 from serving.llamacpp import Infilling, LlamaCompletion, props
-from serving.openai import ChatCompletion, Completion, models
+from serving.openai import ChatCompletion, Completion, check_model, models
 from serving.reply import Reply, Served
 from serving.request import Fields, RequestError
 
@@ -69,8 +69,8 @@ class Guard:
     """An application that answers only the requests that check_access lets through, with headers that keep browsers
     from misusing the replies."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, local_only: bool):
-        self.app, self.api_key, self.local_only = app, api_key, local_only
+    def __init__(self, app: ASGIApp, api_key: str | None):
+        self.app, self.api_key = app, api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,7 +83,7 @@ class Guard:
             await send(message)
 
         try:
-            check_access(scope["method"], scope["path"], Headers(scope=scope), self.api_key, self.local_only)
+            check_access(scope["method"], scope["path"], Headers(scope=scope), self.api_key)
         except RequestError as error:
             return await refusal(error)(scope, receive, safe)
         await self.app(scope, receive, safe)
@@ -108,7 +108,7 @@ class Server:
             "/health": fixed({"status": "ok"}),
             "/v1/models": fixed(models(self.served)),
             "/models": fixed(models(self.served)),
-            f"/v1/models/{self.served.name}": fixed(models(self.served)["data"][0]),
+            "/v1/models/{name:path}": self.model,
             "/props": fixed(props(self.served, self.engine.max_batch)),
             "/run": self.run,
         }
@@ -116,6 +116,13 @@ class Server:
 
     async def show_page(self, _: Request) -> Response:
         return Response(self.page, headers={"Content-Security-Policy": policy(self.page)}, media_type="text/html")
+
+    async def model(self, request: Request) -> Json:
+        try:
+            check_model(self.served, request.path_params["name"])
+        except RequestError as error:
+            return refusal(error)
+        return Json(models(self.served)["data"][0])
 
     async def run(self, _: Request) -> Json:
         return Json(await self.apart(self.curves.of))
@@ -125,7 +132,6 @@ class Server:
 
     def writer(self, kind: type[Reply]):
         async def answer(request: Request) -> Response:
-            reply = None
             try:
                 body = await read_body(request)
                 reply = await self.apart(lambda: kind(self.served, Fields(body)))
@@ -209,6 +215,6 @@ def http_error(_: Request, error: Exception) -> Json:
     return Json(RequestError(error.detail, status=error.status_code).to_json(), error.status_code, error.headers)
 
 
-def make_app(served: Served, engine: Engine, api_key: str | None, local_only: bool, out_dir: Path | None) -> ASGIApp:
+def make_app(served: Served, engine: Engine, api_key: str | None, out_dir: Path | None) -> ASGIApp:
     routes = Server(served, engine, out_dir).routes()
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: http_error}), api_key, local_only)
+    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: http_error}), api_key)

@@ -126,16 +126,24 @@ class Engine:
 
     def run(self) -> None:
         while self.wait():
-            with torch.inference_mode():
-                for slot in reversed(range(len(self.rows))):
-                    if self.rows[slot].cancelled:
-                        self.leave(slot)
-                self.encode_prompts()
-                self.step()
+            try:
+                with torch.inference_mode():
+                    for slot in reversed(range(len(self.rows))):
+                        if self.rows[slot].cancelled:
+                            self.leave(slot)
+                    self.encode_prompts()
+                    self.step()
+            except Exception as error:  # none that is foreseen: begin again with an empty batch
+                self.empty(error)
             self.report()
-        for row in [*self.rows, *([self.joining] if self.joining else []), *self.waiting]:
-            self.fail([row], "the server is shutting down")
+        self.empty("the server is shutting down")
+        self.fail(list(self.waiting), "the server is shutting down")
         self.report()
+
+    def empty(self, reason: Exception | str) -> None:
+        self.fail([*self.rows, *([self.joining] if self.joining else [])], reason)
+        self.rows, self.joining, self.part = [], None, None
+        self.held = [[] for _ in range(self.max_batch)]
 
     def wait(self) -> bool:
         """Until there is something to do; False: stop."""
@@ -143,9 +151,8 @@ class Engine:
             self.lock.wait_for(lambda: self.stopping or self.waiting or self.rows or self.joining)
             return not self.stopping
 
-    def end(self, row: Row, finish: str = "", error: str | None = None) -> None:
-        row.text.complete(finish)
-        row.error, row.ended, row.done = error, time.perf_counter(), True
+    def end(self, row: Row) -> None:
+        row.ended, row.done = time.perf_counter(), True
         self.news.add(row.job)
 
     def fail(self, rows: list[Row], error: Exception | str) -> None:
@@ -154,7 +161,9 @@ class Engine:
             traceback.print_exception(error)
             error = f"{type(error).__name__}: {error}".partition("\n")[0]
         for row in rows:
-            self.end(row, "error", error)
+            if not row.done:
+                row.error = error
+                self.end(row)
 
     def report(self) -> None:
         if self.news:
@@ -171,12 +180,7 @@ class Engine:
                 self.joining = None
             if not self.joining and not self.take():
                 return
-            try:
-                budget -= self.encode(budget)
-            except Exception as error:
-                self.held[len(self.rows)] = []
-                self.fail([self.joining], error)
-                self.joining = None
+            budget -= self.encode(self.joining, budget)
 
     def take(self) -> bool:
         """Makes the next one that waits the joining row, with what a cached row has of its prompt."""
@@ -200,20 +204,25 @@ class Engine:
         self.held[slot], self.used[slot], row.reused = self.held[best][:keep], next(self.clock), keep
         return True
 
-    def encode(self, most: int) -> int:
+    def encode(self, row: Row, most: int) -> int:
         """Encodes up to `most` tokens of the joining row; the number of them. After the last one, it joins."""
-        row, slot = self.joining, len(self.rows)
+        slot = len(self.rows)
         at = len(self.held[slot])
         chunk = row.prompt[at : at + most]
         part, idx = self.cache.rows(slice(slot, slot + 1)), torch.tensor([chunk], device=self.device)
         part.length = at
-        if row.scores_prompt:  # targets make the model return all logits
-            logits = self.model(idx, idx, cache=part)[0][0, :, : self.V].float()
-            following = row.prompt[at + 1 : at + len(chunk) + 1]
-            row.prompt_scores += scored(logits[: len(following)], following, row.scores)
-            logits = logits[-1:]
-        else:
-            logits = self.model(idx, cache=part)[0][:, -1, : self.V].float()
+        try:
+            if row.scores_prompt:  # targets make the model return all logits
+                logits = self.model(idx, idx, cache=part)[0][0, :, : self.V].float()
+                following = row.prompt[at + 1 : at + len(chunk) + 1]
+                row.prompt_scores += scored(logits[: len(following)], following, row.scores)
+                logits = logits[-1:]
+            else:
+                logits = self.model(idx, cache=part)[0][:, -1, : self.V].float()
+        except Exception as error:
+            self.fail([row], error)
+            self.joining, self.held[slot] = None, []
+            return len(chunk)
         self.held[slot] += chunk
         if at + len(chunk) == len(row.prompt):
             self.joining, self.part, row.first = None, None, time.perf_counter()
@@ -221,7 +230,8 @@ class Engine:
             if row.limit:
                 self.draw([row], logits)
             else:
-                self.end(row, "length")
+                row.text.complete("length")
+                self.end(row)
             self.remove_finished()
         return len(chunk)
 
@@ -349,10 +359,10 @@ class Engine:
         is_late = row.patience is not None and "\n" in row.text.text
         if row.cut and (match := row.cut.search(row.text.text)):
             row.text.cut(match.start())
+        if len(row.text.tokens) == row.limit or is_late and time.perf_counter() - row.first > row.patience:
+            row.text.complete("length")  # no effect on one that has ended
         if row.text.finish:
             self.end(row)
-        elif len(row.text.tokens) == row.limit or is_late and time.perf_counter() - row.first > row.patience:
-            self.end(row, "length")
         elif row.streams:
             self.news.add(row.job)
 

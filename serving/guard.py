@@ -2,8 +2,9 @@
 
 By default the server listens to this machine only, and then anyone who can connect may ask. A page in the user's
 browser can connect too, so requests with another site's Origin are refused, as are those whose Host is no name of this
-machine: a site may point its own name here (DNS rebinding). No CORS headers are sent, so no other site reads a reply.
-For any other host, a key is required, compared in constant time. There is no TLS: put a proxy that has it in front.
+machine: a site may point its own name here (DNS rebinding). With a key, which browsers do not send by themselves, there
+is no need for that; it is compared in constant time, and required to listen to more than this machine. No CORS headers
+are sent, so no other site reads a reply. There is no TLS: put a proxy that has it in front.
 """
 
 import asyncio
@@ -30,19 +31,11 @@ SAFE = {
 }  # fmt: skip
 
 
-def check_access(method: str, path: str, headers: Headers, api_key: str | None, local_only: bool) -> None:
+def check_access(method: str, path: str, headers: Headers, api_key: str | None) -> None:
     """RequestError if the request is refused, whatever it says."""
-    host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
-    if local_only and not is_loopback(name):
-        raise RequestError(f"Host {host[:80]!r} is not this machine: use localhost", status=403)
-    origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
-        raise RequestError(f"requests of other sites ({origin[:80]!r}) are refused", status=403)
-    if api_key and path not in OPEN_PATHS:
+    if api_key is None:
+        check_origin(headers.get("host", ""), headers.get("origin"))
+    elif path not in OPEN_PATHS:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         is_right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), api_key.encode())
         if scheme.lower() != "bearer" or not is_right:
@@ -50,6 +43,19 @@ def check_access(method: str, path: str, headers: Headers, api_key: str | None, 
             raise RequestError(message, status=401, code="invalid_api_key")
     if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError("the body must be JSON, with Content-Type: application/json", status=415)
+
+
+def check_origin(host: str, origin: str | None) -> None:
+    """RequestError for a request that a page of another site may have sent."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        is_own = origin is None or urlsplit(origin).netloc == host
+    except ValueError:
+        name, is_own = "", False
+    if not is_loopback(name):
+        raise RequestError(f"Host {host[:80]!r} is not this machine: use localhost, or set an API key", status=403)
+    if not is_own:
+        raise RequestError(f"requests of other sites ({(origin or '')[:80]!r}) are refused", status=403)
 
 
 async def read_body(request: Request) -> bytes:

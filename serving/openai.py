@@ -17,8 +17,7 @@ FINISH = {"end": "stop", "stop": "stop", "length": "length"}  # ours -> theirs
 NOT_SUPPORTED = "tools tool_choice functions function_call response_format modalities audio".split()
 
 
-def check_model(served: Served, fields: Fields) -> None:
-    model = fields.get("model", str, "")
+def check_model(served: Served, model: str) -> None:
     if model not in ("", served.name):
         message = f"the model {model[:80]!r} does not exist: this server has {served.name!r}"
         raise RequestError(message, status=404, param="model", code="model_not_found")
@@ -28,7 +27,7 @@ class Completion(Reply):
     """/v1/completions. suffix is for models trained to fill in the middle."""
 
     def __init__(self, served: Served, fields: Fields):
-        check_model(served, fields)
+        check_model(served, fields.get("model", str, ""))
         fields.refuse(NOT_SUPPORTED)
         self.n = fields.integer("n", 1, 1, MAX_ROWS)
         self.best_of = max(self.n, fields.integer("best_of", self.n, 1, MAX_ROWS))
@@ -130,10 +129,6 @@ class Completion(Reply):
         if text or tokens or finish:
             yield self.body([self.choice(i, i, text, tokens, finish)])
 
-    def last(self) -> Iterator[dict]:
-        if (self.fields.get("stream_options", dict) or {}).get("include_usage"):
-            yield self.body([], usage=self.usage())
-
 
 def prompts_of(fields: Fields) -> list:
     """`prompt`: a text, a list of texts, ids, or a list of lists of ids -> a list of texts or lists of ids."""
@@ -153,7 +148,7 @@ class ChatCompletion(Reply):
     prefix = "chatcmpl"
 
     def __init__(self, served: Served, fields: Fields):
-        check_model(served, fields)
+        check_model(served, fields.get("model", str, ""))
         if served.chat is None:
             message = f"the model {served.name!r} was not trained on conversations: use /v1/completions"
             raise RequestError(message, code="no_chat_template")
@@ -217,10 +212,6 @@ class ChatCompletion(Reply):
         text, tokens, finish = self.news(i)
         if text or tokens or finish:
             yield self.body([self.choice(i, "delta", {"content": text} if text else {}, tokens, finish)])
-
-    def last(self) -> Iterator[dict]:
-        if (self.fields.get("stream_options", dict) or {}).get("include_usage"):
-            yield self.body([], usage=self.usage())
 
 
 def messages_of(fields: Fields) -> list[dict]:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -72,11 +72,16 @@ class Reply:
     def __init__(self, served: Served, fields: Fields, rows: list[Row]):
         self.served, self.fields, self.rows = served, fields, rows
         self.streams = fields.get("stream", bool, False)
+        self.wants_usage = bool(fields.get("stream_options", dict, {}).get("include_usage"))
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.wake = asyncio.Event()
         self.told = [(0, 0, 0)] * len(rows)  # characters, tokens, characters of these tokens
         for row in rows:
             row.job, row.streams = self, self.streams
+
+    def last(self) -> Iterator[dict]:
+        if self.wants_usage:
+            yield self.body([], usage=self.usage())
 
     @property
     def done(self) -> bool:

@@ -474,10 +474,10 @@ def test_headers_and_bodies_must_come_in_time(server, monkeypatch, sent, constan
 # ---- who may ask -------------------------------------------------------------------------------------------
 
 
-def access(headers: dict, key=None, local=True, method="POST", path="/v1/completions") -> int:
+def access(headers: dict, key=None, method="POST", path="/v1/completions") -> int:
     given = {"host": "127.0.0.1:8000", "content-type": "application/json"} | headers
     try:
-        check_access(method, path, Headers(given), key, local)
+        check_access(method, path, Headers(given), key)
     except RequestError as error:
         return error.status
     return 200
@@ -505,7 +505,7 @@ def test_only_this_machines_names_and_pages_are_let_in():
 
 def test_a_key_is_asked_for_everywhere_but_at_the_page(out_dir):
     key = "correct horse".replace(" ", "-")
-    assert access({"host": "x.example", "authorization": f"Bearer {key}"}, key, local=False) == 200
+    assert access({"host": "x.example", "authorization": f"Bearer {key}"}, key) == 200
     for given in ("", key, f"Basic {key}", "Bearer", "Bearer wrong", f"Bearer {key}é", f"Bearer {key[:-1]}"):
         assert access({"authorization": given}, key) == 401
     for path in ("/run", "/props", "/v1/models", "/infill"):
