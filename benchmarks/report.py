@@ -34,14 +34,20 @@ def median_seconds(function: Callable[[], object], repeats: int, warmup: int = 1
 def print_table(name: str, rows: list[dict], as_json: bool) -> None:
     """Prints rows, all with the same keys, as a Markdown table below the name of the machine."""
     print(f"{name} on {machine()}\n")
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(formatted(value) for value in row.values()) + " |")
+    print_rows(rows)
     if as_json:
         print(json.dumps({"benchmark": name, "machine": machine(), "rows": rows}, ensure_ascii=False))
 
 
+def print_rows(rows: list[dict]) -> None:
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(formatted(value) for value in row.values()) + " |")
+
+
 def formatted(value) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -32,10 +32,10 @@ def overlap_figures(model: GPT | Ensemble, dataset: Dataset, split: str) -> dict
     if tokenizer is None or tokenizer.lossy:
         problem = f"the tokenizer of dataset {dataset.name} does not give them back" if tokenizer else "there is none"
         raise ValueError(f"--memorised compares texts, so it needs their tokenizer, but {problem}: leave it out")
-    length = min(N_WRITTEN, len(held_out) // N_SAMPLES - N_PROMPT)
-    if length < N_PROMPT:
-        needed = 2 * N_SAMPLES * N_PROMPT
-        raise ValueError(f"--memorised needs {needed} ids to continue, but {split} has {len(held_out):,}: leave it out")
+    length = min(N_WRITTEN, len(held_out) - N_PROMPT)
+    if length < 1:
+        problem = f"{split} has {len(held_out)} ids, and its first {N_PROMPT} are a prompt"
+        raise ValueError(f"--memorised continues the text of a split, but {problem}: leave it out")
     starts = np.linspace(0, len(held_out) - N_PROMPT - length, N_SAMPLES).astype(int)
     prompts = torch.from_numpy(np.stack([held_out[i : i + N_PROMPT] for i in starts]).astype(np.int64))
     sampling = Sampling(temperature=0.8, top_k=200, vocab_size=tokenizer.vocab_size)  # sample.py's own

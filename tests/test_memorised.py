@@ -69,7 +69,11 @@ def test_what_a_real_model_writes_is_compared(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options, message",
-    [(["--input=x.txt"], "leave --input out"), (["--task=chat"], "leave one out"), ([], "needs 512 ids to continue")],
+    [
+        (["--input=x.txt"], "leave --input out"),
+        (["--task=chat"], "leave one out"),
+        ([], "val has 6 ids, and its first 16 are a prompt"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, options, message):
     write_dataset(tmp_path / "data", ByteTokenizer(eot=255), ["short"])

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {
     "train.py": "--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=16 --n_layer=1 --n_head=2 "
                 "--n_embd=8 --gradient_accumulation_steps=2 --device=cpu",
+    "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
     "eval.py": "--stride=8",
 }  # fmt: skip

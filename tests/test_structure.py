@@ -16,7 +16,7 @@ LEVELS = (
     ("training", "evaluation", "completion"),
     ("serving", "benchmarks"),
 )
-COMMANDS = ("train", "sample", "eval", "complete", "serve", "export", "plot", "bench", "quickstart")
+COMMANDS = ("train", "sample", "eval", "complete", "serve", "export", "plan", "plot", "bench", "quickstart")
 LONGEST = 50  # lines of a function
 LONGER = {("train.py", "train"): 200}  # the visible loop
 
