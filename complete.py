@@ -2,6 +2,7 @@
 
     python complete.py --out_dir=out-pycode --file=hello.py          Tab accepts the suggestion, Esc saves and leaves
     python complete.py --out_dir=out-pycode --prompt "import numpy as"
+    python complete.py --out_dir=out-pycode --prompt "for i in range(" --suffix "):"
     printf 'def main(' | python complete.py --out_dir=out-pycode --stdin
     python complete.py --out_dir=out-pycode --jsonl                  {"prompt": "..."} -> {"completion": "..."}
 
@@ -10,6 +11,8 @@ a line with the indentation the model predicts, else that of the previous line. 
 the text is saved to --file or printed. Ctrl-C leaves without changing the file: the text goes to FILE.unsaved (or the
 next free name, FILE.unsaved.1), as it does if the terminal is closed or another program has changed the file. Without
 --file, a closed terminal leaves it in text.unsaved.
+
+A model trained on a dataset with --fim_rate also reads what follows the cursor.
 
 A --jsonl request may also have "suffix" (the text after the cursor), "max_bytes", "max_tokens", "min_confidence" and
 "id", which is returned. The answer has "completion" and "confidence", or "error".
@@ -39,6 +42,7 @@ class CompleteConfig:
     prompt: str | None = None  # print the completion of this text
     stdin: bool = False  # print the completion of the text on standard input
     jsonl: bool = False  # answer requests from standard input on standard output, one JSON object per line
+    suffix: str = ""  # with prompt or stdin: the text after the cursor
     # Editor
     file: str | None = None  # file to edit, which need not exist yet; None = print the text at the end
     language: str = "auto"  # for highlighting, by Pygments' name; auto = by the file's name, else the dataset's
@@ -53,10 +57,10 @@ class CompleteConfig:
 
 
 def joined(argv: list[str]) -> list[str]:
-    """argv with `--prompt TEXT` and `--file PATH` as the single words `--prompt=TEXT` and `--file=PATH`."""
+    """argv with `--prompt TEXT` and the like as single words, `--prompt=TEXT`."""
     words = list(argv)
     for i in range(len(words) - 2, -1, -1):
-        if words[i] in ("--prompt", "--file"):
+        if words[i] in ("--prompt", "--suffix", "--file"):
             words[i : i + 2] = [f"{words[i]}={words[i + 1]}"]
     return words
 
@@ -78,8 +82,8 @@ def main(argv: list[str]) -> int:
         check_terminal(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    source = config.init_from, config.out_dir, config.device
-    completer, dataset = apart(load_completer, *source, config.dtype, config.quantize)
+    source, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
+    completer, dataset = apart(load_completer, *source, config.dtype, config.quantize, "" if name == "." else name)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
         from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
@@ -96,7 +100,7 @@ def main(argv: list[str]) -> int:
             before = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input is not UTF-8 text: {error}") from error
-    print(whole_suggestion(completer, before, **options).text)
+    print(whole_suggestion(completer, before, config.suffix, **options).text)
     return 0
 
 
@@ -104,6 +108,8 @@ def validate(config: CompleteConfig) -> None:
     modes = [f"--{key}" for key in ("prompt", "stdin", "jsonl", "file") if getattr(config, key) not in (None, False)]
     if len(modes) > 1:
         raise ValueError(f"{' and '.join(modes)} cannot be combined: use one of them")
+    if config.suffix and config.prompt is None and not config.stdin:
+        raise ValueError("--suffix is the text after the cursor: use it with --prompt or --stdin")
     if not 0 <= config.min_confidence <= 1:
         raise ValueError(f"min_confidence={config.min_confidence} must be a probability from 0 to 1")
     for key in ("max_bytes", "threads"):

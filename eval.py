@@ -9,6 +9,7 @@
     python eval.py --init_from=gpt2 --task=hellaswag --input=hellaswag_val.jsonl
     python eval.py --init_from=gpt2 --task=lambada --input=lambada_test.jsonl
     python eval.py --out_dir=out-chat --task=chat               # answers in its dataset, or --input=chats.jsonl
+    python eval.py --out_dir=out-pycode --task=fim              # gaps in its validation files, or --input=code.py
 
 Every token of the text except the first is predicted exactly once. With context T (block_size) and stride S, window 0
 reads ids 0 to T-1 and predicts ids 1 to T; window k > 0 reads ids kS to kS+T-1 and scores its last S predictions, ids
@@ -51,8 +52,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--split", help="of the dataset (default: val)")
     text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
     add("--input", type=Path, metavar="FILE", help=text)
-    task = "the task in the .jsonl, in its official format; chat: conversations, as data/chat/prepare.py reads them"
-    add("--task", choices=(*tasks.READ, "chat"), help=task)
+    task = "the task in the .jsonl, in its official format; chat: conversations, as data/chat/prepare.py reads them; "
+    task += "fim: gaps in a text, filled with and without the text after them"
+    add("--task", choices=(*tasks.READ, "chat", "fim"), help=task)
     add("--stride", type=int, help="new tokens scored per window, 1 to block_size (default: block_size)")
     add("--block_size", type=int, help="longest context (default: the model's)")
     documents = f"context never crosses an end-of-text id, written {EOT} in a file (which is plain text otherwise)"
@@ -80,6 +82,7 @@ import torch
 
 from checkpoints.build import build_model
 from evaluation.chat import count_chat, open_conversations, share_ended
+from evaluation.fim import fill_gaps, open_gaps
 from evaluation.memorised import overlap_figures
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_matching_dataset, open_task, open_text
@@ -98,10 +101,7 @@ def main(argv: list[str]) -> None:
     sources, states = open_models(args.init_from, args.out_dir)
     state, longest = states[0], min(state["model_args"]["block_size"] for state in states)
     block_size, stride = pick_context(args, longest)
-    if args.task == "chat":
-        text = open_conversations(args, state, block_size)
-    else:
-        text = open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
+    text = open_asked(args, state, block_size, stride)
     known = open_matching_dataset(args.dataset, state) if args.memorised else None
     iter_num = state.get("iter_num") if len(states) == 1 else None
     model, n_params, dtype = ready_models(args, states, device)
@@ -111,7 +111,10 @@ def main(argv: list[str]) -> None:
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     start_time = time.perf_counter()
     with torch.inference_mode(), autocast:
-        nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
+        if args.task == "fim":
+            found = fill_gaps(model, text, block_size, ranks)
+        else:
+            nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
         ended = share_ended(model, text, ranks) if args.task == "chat" else None
     ranks.stop()
     seconds = time.perf_counter() - start_time
@@ -126,7 +129,9 @@ def main(argv: list[str]) -> None:
         "device": device.type, "dtype": str(dtype).removeprefix("torch."), "processes": ranks.world_size,
         "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
-    if args.task == "chat":
+    if args.task == "fim":
+        result |= {"questions": len(text.questions)} | found
+    elif args.task == "chat":
         result |= {"questions": len(nats), **count_chat(nats, misses, n_tokens), "ended": ended}
     elif args.task:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
@@ -138,6 +143,15 @@ def main(argv: list[str]) -> None:
     print(table(result))
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
     print(json.dumps(finite, ensure_ascii=False))
+
+
+def open_asked(args: argparse.Namespace, state: dict, block_size: int, stride: int) -> Text:
+    """What the options name."""
+    if args.task == "fim":
+        return open_gaps(args, state)
+    if args.task == "chat":
+        return open_conversations(args, state, block_size)
+    return open_task(args, state, block_size) if args.task else open_text(args, state, block_size, stride)
 
 
 def ready_models(
@@ -172,7 +186,7 @@ def validate(args: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot be combined."""
     if args.input and (args.dataset or args.split):
         raise ValueError("--input replaces the dataset: leave --dataset and --split out")
-    if args.task and args.task != "chat" and not args.input:
+    if args.task in tasks.READ and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
     for name in ("stride", "per_document", "join_rows", "baselines", "memorised"):
         if args.task and getattr(args, name):
@@ -215,7 +229,9 @@ def table(result: dict) -> str:
     speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
     losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"
-    for key in f"{losses} acc acc_norm acc_bytes exact_match ended".split():
+    losses += " acc acc_norm acc_bytes exact_match exact_match_spm exact_match_cut exact_match_cut_spm"
+    losses += " exact_match_l2r edit_similarity edit_similarity_spm edit_similarity_l2r ended"
+    for key in losses.split():
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))

@@ -77,11 +77,12 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_model
+from data.fim import text_ids
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
-from inference.healing import prefix_index
+from inference.healing import begin_with, prefix_index
 from inference.load import find_tokenizer, make_ready, open_models, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
@@ -164,7 +165,7 @@ class Writer:
         self.stops = read_stops(config.stop)
         filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
         logprobs = config.logprobs or config.best_of > 1
-        self.sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size, logprobs=logprobs)
+        self.sampling = Sampling(*filters, vocab_size=text_ids(tokenizer), logprobs=logprobs)
 
     def write(self, texts: list[Continuation]) -> Iterator[None]:
         """Generates the texts together, and yields whenever they have grown."""
@@ -205,22 +206,8 @@ class Writer:
 
     def heal(self, texts: list[Continuation]):
         """The `constrain` of stream() that makes the ids drawn begin with the healed texts; None if there are none."""
-        rest = [text.beginning.healed.encode() for text in texts]
-        if not any(rest):
-            return None
-        index = prefix_index(self.tokenizer)
-
-        def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
-            for row, id in enumerate([] if drawn is None else drawn.tolist()):
-                rest[row] = rest[row][len(index.bytes[id]) :]
-            if not any(rest):
-                return None
-            allowed = torch.zeros(len(rest), len(index.bytes), dtype=torch.bool)
-            for row, text in enumerate(rest):
-                allowed[row, index.compatible(text)] = True
-            return allowed.to(self.device)
-
-        return constrain
+        healed = [text.beginning.healed.encode() for text in texts]
+        return begin_with(prefix_index(self.tokenizer), healed, self.device) if any(healed) else None
 
 
 class Page:

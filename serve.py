@@ -78,6 +78,7 @@ import uvicorn
 
 from checkpoints.build import build_model
 from completion.completer import apart
+from completion.infill import has_learned, infill_prompt
 from inference.chat import chat_tokenizer_of
 from inference.load import find_tokenizer, make_ready, open_trained, special_of
 from model import GPT
@@ -86,11 +87,6 @@ from serving.engine import Engine
 from serving.guard import MAX_CONNECTIONS, DeadlineProtocol
 from serving.reply import Served
 from system.device import pick_device
-
-try:
-    from completion.infill import has_learned, infill_prompt
-except ImportError:  # until the branches meet
-    infill_prompt = None
 
 
 def main(argv: list[str]) -> None:
@@ -126,7 +122,7 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
     model = build_model(state, dropout=0.0)
     name = config.name or Path(config.out_dir if config.init_from == "resume" else str(source)).resolve().name
     bos = 0 if (state.get("config") or {}).get("sampling") == "line" else None  # such windows begin with id 0
-    infill = infill_prompt if infill_prompt and has_learned(state, tokenizer)[0] else None
+    infill = infill_prompt if has_learned(state, tokenizer)[0] else None
     served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, bos, infill)
     return served, make_ready(model, pick_device(config.device), config.dtype, config.quantize)
 

@@ -11,6 +11,8 @@ import torch
 
 from checkpoints.build import build_model
 from completion import MAX_BYTES
+from completion.infill import MAX_CHARS_PER_TOKEN, SUFFIX_SHARE, first_ids, has_learned
+from data.fim import arrange, find_markers, name_ids
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, make_ready, open_trained
@@ -18,7 +20,7 @@ from model import GPT
 from system.device import pick_device
 
 ENCODE_STEP = 64  # tokens encoded between checks for cancellation
-MAX_CHARS_PER_TOKEN = 32  # on average over a context
+SHORT_LINE = 3  # characters of a line that may well come twice in a row, such as }
 
 
 class Cancelled(Exception):
@@ -35,16 +37,20 @@ class Suggestion:
 
 class Completer:
     """Greedy suggestions. The key/value cache is kept between requests, so only the tokens that differ from the last
-    request and its suggestion are encoded. Not thread-safe. bos: the id that began every training window, if any."""
+    request and its suggestion are encoded. Not thread-safe. bos: the id that began every training window, if any.
+    infill: whether the model learned to fill in the middle (data/fim.py): then the text after the cursor counts, and is
+    put before the other, so that the cache outlasts a key. name: the file's, for models that have seen names."""
 
-    def __init__(self, model: GPT, tokenizer, bos: int | None = None):
+    def __init__(self, model: GPT, tokenizer, bos: int | None = None, infill: bool = False, name: str = ""):
         weight = model.transformer.wte.weight
         self.model, self.tokenizer, self.bos, self.device = model, tokenizer, bos, weight.device
+        self.infill, self.name = infill, name
         self.cache = KVCache(model.config, 1, device=weight.device, dtype=weight.dtype)
         self.ids: list[int] = []  # what the cache holds
         self.rows: dict[int, torch.Tensor] = {}  # n: probabilities (V,) of the id that follows ids[:n]
         self.expected: list[int] = []  # the last context and its continuation, probably how the next one begins
         self.start, self.mark = 0, "\0"  # where the context begins in the text, and the text around that place
+        self.after_cursor, self.front = None, []  # the last text after the cursor, and the ids that precede the context
         block_size = model.config.block_size
         self.room = block_size - min(MAX_BYTES, block_size // 4)  # tokens of context, leaving some for a suggestion
 
@@ -65,9 +71,10 @@ class Completer:
         min_confidence: float = 0.0,
         max_tokens: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        after: str = "",
     ) -> Iterator[Suggestion]:
         """Yields the beginning of the suggestion for the text before the cursor as soon as it is certain, then all of
-        it (done=True), empty if nothing is probable enough.
+        it (done=True), empty if nothing is probable enough. `after`, the text after the cursor, counts with infill.
 
         It is the prefix of the greedy continuation, up to a newline, max_bytes or max_tokens, with the largest expected
         gain: bytes times probability, of those at least min_confidence probable. Longer prefixes are never more
@@ -77,7 +84,7 @@ class Completer:
         """
         best, best_gain, text, probability = Suggestion(), 0.0, "", 1.0
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        pieces = islice(self.greedy(before, cancelled), max_tokens)
+        pieces = islice(self.greedy(before, cancelled, after), max_tokens)
         for number, (piece, p) in enumerate(pieces):
             line, *rest = re.split(rb"[\r\n]", piece, maxsplit=1)
             if number == 0 and rest and not line:
@@ -102,11 +109,11 @@ class Completer:
                 break
         yield replace(best, done=True)
 
-    def greedy(self, before: str, cancelled=lambda: False) -> Iterator[tuple[bytes, float]]:
+    def greedy(self, before: str, cancelled=lambda: False, after: str = "") -> Iterator[tuple[bytes, float]]:
         """Yields the greedy continuation, up to the end-of-text id or the model's context, as (bytes of a token,
         probability). Up to the first newline, tokens that end the line at the same place count as one. The first piece
         may be the rest of a partly typed token."""
-        ids = self.context(before)
+        ids = self.context(before, after)
         if not ids:
             return
         self.rows = {n: row for n, row in self.rows.items() if n > len(ids) - 2 * BACK}
@@ -180,27 +187,43 @@ class Completer:
         self.rows.update(enumerate(logits.float().softmax(dim=-1), start=n))
         return self.rows[n]
 
-    def context(self, before: str) -> list[int]:
-        """Ids of the last lines before the cursor that fit, after the id that begins a text. The context keeps its
-        beginning while it fits (and is not short, after a jump upwards). Once too long it is cut to half the room, so
-        that the cache is not lost with every new line."""
-        low = max(0, self.start - 64)
+    def context(self, before: str, after: str = "") -> list[int]:
+        """Ids of the last lines before the cursor that fit, after the ids that begin a text and, with infill, those of
+        the first lines after the cursor. The context keeps its beginning while it fits (and is not short, after a jump
+        upwards). Once too long it is cut to half the room, so that the cache is not lost with every new line."""
+        if after != self.after_cursor:
+            self.after_cursor, self.front = after, self.ids_before(after)
+        low, room = max(0, self.start - 64), self.room - len(self.front)
         same = before.startswith(self.mark, low)  # probably the last request's text with a small change
         ids = self.encode(before, self.start) if same else []
-        if not same or len(ids) > self.room or self.start and len(ids) < self.room // 8:
-            self.start = self.line_start(before, self.room // 2 if len(ids) > self.room else self.room)
+        if not same or len(ids) > room or self.start and len(ids) < room // 8:
+            self.start = self.line_start(before, room // 2 if len(ids) > room else room)
             ids = self.encode(before, self.start)
         self.mark = before[max(0, self.start - 64) : self.start + 64]
-        return ids[-self.room :]
+        return self.front + ids[-room:]
+
+    def ids_before(self, after: str) -> list[int]:
+        """The id that begins every window and, with infill, the text after the cursor, unless it is blank."""
+        front = [] if self.bos is None else [self.bos]
+        if not self.infill or not after.strip():
+            return front
+        front += [*self.tokenizer.begin, *self.name_ids()]
+        suffix = first_ids(self.tokenizer, after, self.room // SUFFIX_SHARE)
+        return front + arrange(find_markers(self.tokenizer), [], suffix, spm=True)
+
+    def name_ids(self) -> list[int]:
+        found = name_ids(self.tokenizer, self.name)
+        return found if len(found) <= self.room // SUFFIX_SHARE else []
 
     def encode(self, before: str, start: int) -> list[int]:
-        """Ids of before[start:], after the id that begins every window or, at the text's start, a document. Of a long
-        text, encodes only the end, but more than the room."""
-        front, eot = [] if self.bos is None else [self.bos], self.tokenizer.eot
-        if not front and start == 0:
-            front = list(self.tokenizer.begin) or ([] if eot is None else [eot])
+        """Ids of before[start:], at the text's start after those that begin a document. Of a long text, encodes only
+        the end, but more than the room."""
+        front, eot = [], self.tokenizer.eot
+        if start == 0 and len(self.front) <= 1:  # no text after the cursor
+            begin = list(self.tokenizer.begin) or ([] if eot is None else [eot])
+            front = (begin if self.bos is None else []) + self.name_ids()
         begin = max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room)
-        return front + self.tokenizer.encode(before[begin:], inside=begin > 0).tolist()
+        return front + self.tokenizer.encode(before[begin:], inside=begin > 0 or len(self.front) > 1).tolist()
 
     def line_start(self, before: str, room: int) -> int:
         """Where the last lines of at most `room` tokens begin, or inside a line if whole lines waste much of it."""
@@ -223,25 +246,32 @@ def next_indentation(white: bytes, pieces: Iterable[tuple[bytes, float]]) -> str
 
 
 def without_overlap(text: str, suffix: str) -> str:
-    """`text` without an ending that the suffix repeats: in print(|) it is x, not x)."""
-    line = suffix.partition("\n")[0]
+    """`text` without an ending that the suffix repeats: in print(|) it is x, not x). Nothing if it is the next line."""
+    line, _, below = suffix.partition("\n")
+    following = "" if line.strip() else below.lstrip().partition("\n")[0].strip()
+    if len(following) > SHORT_LINE and text.strip() == following:
+        return ""
     return next((text[:-n] for n in range(min(len(text), len(line)), 0, -1) if text[-n:] == line[:n]), text)
 
 
 def whole_suggestion(completer: Completer, before: str, suffix: str = "", **options) -> Suggestion:
     """The final suggestion between `before` and `suffix`; options as in Completer.suggest."""
-    *_, found = completer.suggest(before.replace("\r\n", "\n"), **options)
+    before, suffix = before.replace("\r\n", "\n"), suffix.replace("\r\n", "\n")
+    *_, found = completer.suggest(before, after=suffix, **options)
     return replace(found, text=without_overlap(found.text, suffix))
 
 
-def load_completer(init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto") -> tuple[Completer, str]:
+def load_completer(
+    init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto", name: str = ""
+) -> tuple[Completer, str]:
     """A completer for a trained model (see open_trained and make_ready), and its dataset's name ("" if unknown)."""
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
     tokenizer, run = find_tokenizer(state), state.get("config") or {}
     model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize)
     bos = 0 if run.get("sampling") == "line" else None  # such windows begin with id 0
-    return Completer(model, tokenizer, bos), str(run.get("dataset", ""))
+    infill, names = has_learned(state, tokenizer)
+    return Completer(model, tokenizer, bos, infill, name if names else ""), str(run.get("dataset", ""))
 
 
 def apart(function: Callable, *args):

@@ -36,17 +36,18 @@ class Worker:
         self.completer, self.report, self.options = completer, report, options
         self.thread, self.newest = ThreadPoolExecutor(1), 0
 
-    def ask(self, before: str | None) -> None:
-        """Abandons any earlier request, and requests suggestions for this text unless it is None."""
+    def ask(self, before: str | None, after: str = "") -> None:
+        """Abandons any earlier request, and requests suggestions between these texts unless `before` is None."""
         self.newest += 1
         if before is not None:
-            self.thread.submit(self.answer, before, self.newest)
+            self.thread.submit(self.answer, before, after, self.newest)
 
-    def answer(self, before: str, number: int) -> None:
+    def answer(self, before: str, after: str, number: int) -> None:
         if number != self.newest:
             return
+        options = self.options | {"after": after, "cancelled": lambda: number != self.newest}
         try:
-            for found in self.completer.suggest(before, cancelled=lambda: number != self.newest, **self.options):
+            for found in self.completer.suggest(before, **options):
                 self.report(before, found)
         except Cancelled:
             pass
@@ -69,7 +70,7 @@ class Editor:
         self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor it was made for
         self.indent, self.state = None, ""  # the model's indentation for the next line; the status line's first word
         self.status = 0  # 128 + the number of a signal received
-        self.worker = Worker(completer, self.found, **options)
+        self.worker, self.infill = Worker(completer, self.found, **options), completer.infill
         self.buffer = Buffer(document=Document(text), multiline=True)
         self.buffer.on_text_changed += lambda _: self.follow()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
@@ -116,7 +117,7 @@ class Editor:
 
     def ask(self) -> None:
         self.ghost_at, self.indent, self.state = self.before, None, "..."
-        self.worker.ask(self.before)
+        self.worker.ask(self.before, self.buffer.document.text_after_cursor)
 
     def follow(self) -> None:
         """After a change: typing the ghost text shortens it, anything else removes it."""
@@ -145,9 +146,10 @@ class Editor:
         if isinstance(found, Exception):
             self.ghost, self.state = "", "no suggestion: " + " ".join(str(found).split()) + "  "
         else:
-            rest = self.buffer.document.current_line_after_cursor
-            text = without_overlap(found.text, rest)
-            if not text.strip() or not re.fullmatch(r"[\s)\]}'\",;:]*", rest):
+            document = self.buffer.document
+            text = without_overlap(found.text, document.text_after_cursor)
+            fits = self.infill or re.fullmatch(r"[\s)\]}'\",;:]*", document.current_line_after_cursor)
+            if not text.strip() or not fits:
                 text = ""
             if found.done or not self.ghost.startswith(text):  # a partial suggestion never shortens the ghost
                 self.ghost = text

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, display_path, id_dtype, open_dataset, os_errors
+from data.fim import Fim, fim_of, find_markers, name_ids, rearranged, with_markers
 from data.progress import byte_bar
 from data.source import (
     SHOWN_NAMES,
@@ -88,23 +90,26 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
     units = list(units)
     limit = find_limit(units, args.val_fraction)
     tokenizer = make_tokenizer(partial(split_texts, units, limit))
+    fim = fim_of(args)
+    tokenizer = with_markers(tokenizer, fim)
     end = tokenizer.eot if getattr(args, "eot", True) else None
-    special = getattr(args, "special", "text") == "encode"
-    if special:
+    layout = Layout(end, getattr(args, "special", "text") == "encode", limit, fim)
+    if layout.special:
         check_special(tokenizer)
     n = worker_count(getattr(args, "workers", 0), units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
-            work_folder(folder, [fingerprint(tokenizer), end, limit, special]) as work,
+            work_folder(folder, [fingerprint(tokenizer), *layout.settings]) as work,
             worker_pool(n, tokenizer) as pool,
             DatasetWriter(folder, tokenizer, source, work) as writer,
         ):
-            start = partial(pool.submit, encode_unit, end, special)
+            start = partial(pool.submit, encode_unit, layout)
             ledger = assemble(units, start, 3 * n, writer, limit)
             used = {split: count_ids(pool, writer, split) for split in SPLITS}
         print(f"source {source['from']}" + (f", {source['bytes']:,} bytes" if "bytes" in source else ""))
-        print_report(open_dataset(folder), ledger, used, special_tokens_report(args, tokenizer, ledger, used, end))
+        special = special_tokens_report(args, tokenizer, ledger, used, end) + fim_report(fim, tokenizer, used)
+        print_report(open_dataset(folder), ledger, used, special)
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
@@ -393,38 +398,47 @@ def worker_pool(n: int, tokenizer: Tokenizer) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)  # wait=False races with interpreter shutdown (EBADF in its exit handler)
 
 
-def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
-    """Encode a unit into path.ids, all ids with `end` after each document, and then path.rows. special: special tokens
-    typed in the text become their ids, whose bytes do not count, as they stand for no text."""
+@dataclass(frozen=True)
+class Layout:
+    """What documents become besides the ids of their text."""
+
+    end: int | None  # the id after each
+    special: bool  # special tokens typed in the text become their ids, whose bytes do not count: they stand for no text
+    limit: int  # the largest rank of a validation document (see find_limit)
+    fim: Fim  # of training documents
+
+    @property
+    def settings(self) -> list:
+        return [self.end, self.limit, self.special] + [asdict(self.fim)] * (self.fim != Fim())
+
+
+def encode_unit(layout: Layout, unit: Unit, path: Path) -> None:
+    """Encode a unit into path.ids, all ids in the layout, and then path.rows."""
     tokenizer, num_threads = ENCODE
     dtype = part_dtype(tokenizer.vocab_size)
-    ends = np.array([] if end is None else [end], dtype)
-    spelled = np.zeros(tokenizer.vocab_size, np.int64)  # bytes by which a special token is typed
-    for name, id in tokenizer.special_tokens.items():
-        spelled[id] = len(name.encode())
     rows, names, left_out, fold = [], [], Counter(), None
     temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temp, "wb") as file:
         for piece in unit.pieces(left_out=left_out):
             if fold is None:
-                fold, n_tokens, n_bytes, n_characters = Fold(), 0, 0, 0
+                fold, n_tokens, n_bytes, n_characters, begins = Fold(), 0, 0, 0, piece.begins
                 rows.append(())
                 names.append(piece.document)
             n_bytes += fold.add(piece)
             n_characters += len(piece.text)
+            rank = fold.value() if fold.rank is None else fold.rank
+            is_known = begins and (piece.ends or fold.rank is not None)  # else the rank may still change
+            is_train = piece.split == "train" if piece.split else is_known and rank > layout.limit
             try:
-                encode = tokenizer.encode_document if piece.begins else partial(tokenizer.encode, inside=True)
-                ids = encode(piece.text, special=special, num_threads=num_threads).astype(dtype, copy=False)
+                arrays, more_bytes = encode_piece(layout, piece, is_train, tokenizer, num_threads)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
-            typed = ids[len(tokenizer.begin) :] if piece.begins else ids  # no one types what every text begins with
-            n_bytes -= int(spelled.take(typed).sum()) if special else 0
-            for array in (ids, ends) if piece.ends else (ids,):
+            n_bytes += more_bytes
+            for ids in arrays:
                 with os_errors(path.parent):
-                    file.write(array.data)
-                n_tokens += array.size
+                    file.write(ids.astype(dtype, copy=False).data)
+                n_tokens += ids.size
             split = -1 if piece.split is None else SPLITS.index(piece.split)
-            rank = fold.value() if fold.rank is None else fold.rank
             rows[-1] = n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
             if piece.ends:
                 fold = None
@@ -434,6 +448,30 @@ def encode_unit(end: int | None, special: bool, unit: Unit, path: Path) -> None:
             np.save(file, np.array(rows, ROW))
             file.write(json.dumps([names, [[*key, n] for key, n in left_out.items()]]).encode())
         os.replace(temp, path.with_suffix(".rows"))
+
+
+def encode_piece(
+    layout: Layout, piece: Piece, is_train: bool, tokenizer: Tokenizer, num_threads: int | None
+) -> tuple[list[np.ndarray], int]:
+    """The ids of a piece in the layout, one array after the other, and the bytes they stand for beyond its text's."""
+    fim, name, name_bytes = layout.fim, [], 0
+    if fim.names:
+        name, name_bytes = name_ids(tokenizer, piece.document), len(f"{piece.document}\n".encode())
+    parts = fim.parts(piece.text) if is_train and fim.rate else None
+    if parts is not None:
+        found = [rearranged(tokenizer, part, [*tokenizer.begin, *name]) for part in parts]
+        return [np.array(ids) for ids in found], len(found) * name_bytes
+    encode = tokenizer.encode_document if piece.begins else partial(tokenizer.encode, inside=True)
+    ids, more_bytes = encode(piece.text, special=layout.special, num_threads=num_threads), 0
+    if layout.special:
+        typed = ids[len(tokenizer.begin) :] if piece.begins else ids  # no one types what every text begins with
+        counts = np.bincount(typed, minlength=tokenizer.vocab_size)
+        more_bytes = -sum(len(name.encode()) * int(counts[id]) for name, id in tokenizer.special_tokens.items())
+    arrays = [ids]
+    if fim.names and piece.begins:
+        n, more_bytes = len(tokenizer.begin), name_bytes
+        arrays = [ids[:n], np.array(name), ids[n:]]
+    return arrays + [np.array([layout.end])] * (piece.ends and layout.end is not None), more_bytes
 
 
 def part_dtype(vocab_size: int) -> np.dtype:
@@ -661,6 +699,14 @@ def special_tokens_report(
     unused = [name for name, id in tokenizer.special_tokens.items() if not counts[id] and id not in around]
     line = f"special {first_few(found) or 'none'}" + f"; unused: {first_few(unused)}" * bool(unused)
     return f"{line}\n"
+
+
+def fim_report(fim: Fim, tokenizer: Tokenizer, used: dict[str, np.ndarray]) -> str:
+    """How many parts were rearranged; "" if none."""
+    if not fim.rate:
+        return ""
+    n = used["train"][find_markers(tokenizer)[-1]]
+    return f"fim    {n:,} parts of at most {fim.chars:,} characters have their middle last; val is left to right\n"
 
 
 def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], special: str) -> None:

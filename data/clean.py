@@ -1,4 +1,5 @@
-"""Removes what web books carry besides their text, rule by rule: --clean for all, --clean=bom,ads for some.
+"""Removes what web books carry besides their text, rule by rule: --clean for all, --clean=bom,ads for some. Of C and
+C++, where --clean means other rules, it removes floods of lines that a program wrote.
 
     cleaner = Cleaner(RULES)
     cleaned = cleaner.feed(first_part, ends=False) + cleaner.feed(last_part, ends=True)
@@ -23,7 +24,14 @@ RULES = {  # rule: what it does, in order of application
     "spaces": "full-width spaces: removed as indents, one ordinary space elsewhere",
     "blank": "several blank lines become one",
 }
+CODE_RULES = {  # of data/cppcode/prepare.py, after those
+    "defines": "of #define lines in a row, each a whole macro, all but the first 32",
+    "tables": "of lines of numbers in a row, all but the first 32",
+}
+FLOOD = 32  # blank lines and comments neither count nor end a row, and go where the lines around them go
 WHITE = ("bom", "newlines", "spaces", "blank")  # these remove no text, so reports only count them
+DEFINE = re.compile(r"\s*#\s*define\s+\w.*(?<!\\)$", re.ASCII)
+NOT_IN_TABLES = re.compile(r"[^\s\w{}()+\-.,;*/]|\b[A-Za-z_]")  # 0x1F begins with a digit
 LONGEST_LINE = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
 
@@ -103,6 +111,7 @@ class Cleaner:
         self.rules, self.is_watched, self.report = set(rules), bool(report), report or (lambda *_: None)
         self.by_line = bool(self.rules - set(NORMALIZE))
         self.rest, self.line, self.blank, self.midway, self.begun = "", 1, False, midway, midway
+        self.row, self.length, self.held = "", 0, []  # the kind of a row of lines, and comments inside one too long
 
     def feed(self, text: str, ends: bool) -> str:
         """The next part of a document, cleaned; `ends` marks the last part."""
@@ -134,12 +143,34 @@ class Cleaner:
         for line in lines:
             cleaned = self.clean_line(line, not self.midway)
             if cleaned is not None:
-                kept += (cleaned, "\n")
+                kept += (f"{line}\n" for line in self.without_floods(cleaned))
             self.line, self.midway = self.line + 1, False
         if ends or len(rest) > LONGEST_LINE:
-            kept.append(self.clean_line(rest, not self.midway and bool(rest)) or "")
+            last = self.clean_line(rest, not self.midway and bool(rest)) or ""
+            kept.append("\n".join([*self.without_floods(last), *self.held]))
+            self.length, self.held = 0, []
             rest, self.midway = "", True
         return "".join(kept), rest
+
+    def without_floods(self, line: str) -> list[str]:
+        """What becomes of a line: the comments that waited for it and itself, or nothing if it is one too many of its
+        kind, or has to wait."""
+        if self.rules.isdisjoint(CODE_RULES):
+            return [line]
+        kind = kind_of_line(line)
+        if kind is None:
+            if self.length <= FLOOD:
+                return [line]
+            self.held.append(line)
+            return []
+        kind = kind if kind in self.rules else ""
+        self.length = (self.length + 1 if kind == self.row else 1) if kind else 0
+        lines, self.row, self.held = [*self.held, line], kind, []
+        if self.length <= FLOOD:
+            return lines
+        for number, removed in enumerate(lines, self.line + 1 - len(lines)):
+            self.report(number, kind, removed)
+        return []
 
     def clean_line(self, line: str, is_whole: bool) -> str | None:
         """A line without its newline, cleaned; None if its newline goes too."""
@@ -193,6 +224,16 @@ class Cleaner:
         return "".join(kept) + line[at:] if kept else line
 
 
+def kind_of_line(line: str) -> str | None:
+    """The rule of CODE_RULES for it, "" for other code, None for blank lines and comments."""
+    text = line.strip()
+    if not text or text.startswith(("//", "/*", "* ", "*/")) or text == "*":
+        return None
+    if DEFINE.match(line):
+        return "defines"
+    return "tables" if any(map(str.isdigit, text)) and not NOT_IN_TABLES.search(text) else ""
+
+
 def fold(line: str) -> str:
     """The line with full-width letters, digits and ./: as ASCII; no character changes position."""
     return line.translate(FOLD) if WIDE_ASCII.search(line) else line
@@ -222,6 +263,7 @@ class Report:
         self.line = 0  # lines of the document before the current part
         self.counts, self.characters = Counter(), Counter()
         self.file, self.white = (), Counter()  # (path, name) of the current file; its counts
+        self.removed, self.example = Counter(), {}  # characters, and the first text that went
 
     def begin(self, path: str, name: str) -> None:
         """Removals reported from now on belong to this file, which may be read in several parts."""
@@ -232,15 +274,23 @@ class Report:
     def add(self, document: str, line: int, rule: str, removed: str) -> None:
         self.counts[rule] += 1
         self.characters[rule] += len(removed)
-        if rule in WHITE:
+        if rule in WHITE or rule in CODE_RULES:
             self.white[rule] += 1
+            self.removed[rule] += len(removed)
+            self.example.setdefault(rule, removed[:LONGEST_AD])
         else:
             print(f"clean  {document}:{self.line + line}: {rule}: {removed[:LONGEST_AD]!r}")
 
     def end(self) -> None:
-        if self.white:
-            print(f"clean  {self.file[1]}: {', '.join(f'{rule}: {n:,} times' for rule, n in self.white.items())}")
-        self.white.clear()
+        for rule, n in self.white.items() if self.file else ():
+            if rule in CODE_RULES:
+                lines = f"{rule}: {n:,} lines, {self.removed[rule]:,} characters, the first {self.example[rule]!r}"
+                print(f"clean  {self.file[1]}: {lines}")
+        white = [f"{rule}: {n:,} times" for rule, n in self.white.items() if rule in WHITE]
+        if white:
+            print(f"clean  {self.file[1]}: {', '.join(white)}")
+        for counts in (self.white, self.removed, self.example):
+            counts.clear()
 
     def summary(self) -> None:
         self.end()
@@ -249,8 +299,10 @@ class Report:
 
 
 def parse_rules(text: str) -> tuple[str, ...]:
-    """Text as "all" or "bom,ads" -> rules in order of application. ValueError names unknown ones."""
-    names = set(RULES) if text == "all" else set(text.replace(" ", "").split(","))
-    if names - set(RULES):
-        raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(RULES)))}; the rules are {', '.join(RULES)}")
-    return tuple(rule for rule in RULES if rule in names)
+    """Text as "all" (of books), "code" or "bom,ads" -> rules in order of application. ValueError names unknown ones."""
+    known = {**RULES, **CODE_RULES}
+    groups = {"all": set(RULES), "code": set(CODE_RULES)}
+    names = groups.get(text) or set(text.replace(" ", "").split(","))
+    if names - set(known):
+        raise ValueError(f"no cleaning rule {', '.join(sorted(names - set(known)))}; the rules are {', '.join(known)}")
+    return tuple(rule for rule in known if rule in names)

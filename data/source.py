@@ -28,8 +28,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.clean import NORMALIZE, RULES, Cleaner, Report, parse_rules
+from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
+from data.fim import CHARS, SINGLE_CHARS, fim_of, fim_settings
 from data.formats import (
     EMPTY,
     OTHER_TYPE,
@@ -82,13 +83,16 @@ class PrepareParser(Parser):
         return args
 
 
-def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **defaults: Any) -> argparse.ArgumentParser:
-    """The options common to all prepare scripts; `folder` is the script's own, `defaults` replaces their defaults. With
-    out_dir=None, `description` says where the dataset goes."""
+def prepare_parser(
+    description: str, folder: Path, vocab_size: int = 8192, clean: str = "all", **defaults: Any
+) -> argparse.ArgumentParser:
+    """The options common to all prepare scripts; `folder` is the script's own, `defaults` replaces their defaults, and
+    `clean` is what --clean alone means. With out_dir=None, `description` says where the dataset goes."""
     style = argparse.RawDescriptionHelpFormatter
     parser = PrepareParser(description=description, allow_abbrev=False, formatter_class=style)
-    add_text_options(parser.add_argument_group("text").add_argument)
+    add_text_options(parser.add_argument_group("text").add_argument, clean)
     add_token_options(parser.add_argument_group("tokens").add_argument, vocab_size)
+    add_fim_options(parser.add_argument_group("fill in the middle").add_argument)
     add = parser.add_argument_group("result").add_argument
     place = "see above" if "out_dir" in defaults else "beside the script"
     add("--out_dir", type=Path, default=folder, help=f"where to write the dataset (default: {place})")
@@ -99,7 +103,7 @@ def prepare_parser(description: str, folder: Path, vocab_size: int = 8192, **def
     return parser
 
 
-def add_text_options(add: Callable) -> None:
+def add_text_options(add: Callable, clean: str) -> None:
     formats = (
         "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
         ".zst of these; no network"
@@ -112,11 +116,12 @@ def add_text_options(add: Callable) -> None:
     errors = "on undecodable bytes stop, or insert U+FFFD and list the files (default: strict)"
     add("--errors", choices=("strict", "replace"), default="strict", help=errors)
     add("--normalize", action="store_true", help="remove byte-order marks and turn CRLF into LF")
-    clean = (
-        f"remove what web books carry besides their text: {', '.join(RULES)}, or only the rules named; --dry_run then "
-        "shows the removed text and counts changes of white space"
+    what = "floods of lines that a program wrote" if clean == "code" else "what web books carry besides their text"
+    rules = (
+        f"remove {what}: {', '.join(parse_rules(clean))}, or only the rules named; --dry_run then shows the removed "
+        "text and counts changes of white space"
     )
-    add("--clean", nargs="?", const="all", metavar="RULE,...", help=clean)
+    add("--clean", nargs="?", const=clean, metavar="RULE,...", help=rules)
     add("--field", help="field or column of rows (default: the first of text, content and story that has text)")
     add("--separator", help=r"separator between the documents of a text file, such as '\n\n\n'")
     add("--skip_bad", action="store_true", help="report and skip unreadable files instead of stopping")
@@ -138,9 +143,26 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
 
 
+def add_fim_options(add: Callable) -> None:
+    rate = "share of the training documents rearranged so that the model learns to fill in a middle; 0.5 is usual"
+    add("--fim_rate", type=closed_fraction, default=0.0, help=f"{rate} (default: 0, none)")
+    spm = "share of the rearranged parts with the suffix before the prefix (default: %(default)s)"
+    add("--spm_rate", type=closed_fraction, default=0.5, help=spm)
+    chars = "longest part to rearrange, in characters: at most the model's context"
+    add("--fim_chars", type=positive, help=f"{chars} (default: {CHARS}; char and byte: {SINGLE_CHARS})")
+    names = "put a line with the file's name, after a marker, before every document and rearranged part"
+    add("--file_names", action="store_true", help=names)
+
+
 def open_fraction(text: str) -> float:
     if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def closed_fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
     return float(text)
 
 
@@ -150,15 +172,23 @@ def nonnegative(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     """A function from `texts` (see make_tokenizer) to the tokenizer the options describe."""
-    names = [EOT, *(args.special_tokens or ())] if args.special == "encode" else []
+    names, fim = [EOT, *(args.special_tokens or ())] if args.special == "encode" else [], fim_of(args)
+    trained = args.tokenizer == "bpe" and not args.tokenizer_file
+    special = [*(args.special_tokens or ()), *(fim.markers if trained else ())]
     return lambda texts: make_tokenizer(
         args.tokenizer,
         partial(texts_around, texts, names),
         file=args.tokenizer_file,
         vocab_size=args.vocab_size,
-        special_tokens=args.special_tokens or (),
+        special_tokens=list(dict.fromkeys(special)),
         eot=args.eot,
         trim=args.trim,
         min_count=args.min_count,
@@ -180,7 +210,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
         "errors": args.errors,
         "field": args.field,
         "separator": separator,
-        "rules": tuple(rule for rule in RULES if rule in rules or args.normalize and rule in NORMALIZE),
+        "rules": tuple(r for r in (*RULES, *CODE_RULES) if r in rules or args.normalize and r in NORMALIZE),
     }
     return Reading(**{**defaults, **options})
 
@@ -378,6 +408,7 @@ def origin(args: argparse.Namespace, parts: Sequence[Part], where: str = "") -> 
         "normalize": any(set(NORMALIZE) <= set(part.rules) for part in parts),
         "clean": list(parse_rules(args.clean)) if args.clean else [],
         "special": args.special,
+        **fim_settings(fim_of(args)),
     }
 
 

@@ -30,7 +30,8 @@ class Text:
     windows: np.ndarray  # (K, 3), see scoring.py
     tokenizer: Tokenizer | None  # None = unknown
     documents: int | None = None  # with --per_document
-    questions: list[dict] | None = None  # of a task
+    questions: list | None = None  # of a task
+    orders: list[str] | None = None  # in which gaps can be filled, see fim.py
 
 
 def open_task(args: argparse.Namespace, state: dict, block_size: int) -> Text:

@@ -6,7 +6,7 @@ token boundaries: where a longer token begins with all the bytes after a boundar
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -55,3 +55,23 @@ class PrefixIndex:
             longer = self.longer(typed)
             if len(longer):
                 yield boundary, typed, longer
+
+
+def begin_with(index: PrefixIndex, texts: Sequence[bytes], device: torch.device | str) -> Callable | None:
+    """The `constrain` of generate.stream() that makes the ids drawn begin with these texts, one for each row; None if
+    all are empty."""
+    rest = list(texts)
+    if not any(rest):
+        return None
+
+    def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
+        for row, id in enumerate([] if drawn is None else drawn.tolist()):
+            rest[row] = rest[row][len(index.bytes[id]) :]
+        if not any(rest):
+            return None
+        allowed = torch.zeros(len(rest), len(index.bytes), dtype=torch.bool)
+        for row, text in enumerate(rest):
+            allowed[row, index.compatible(text)] = True
+        return allowed.to(device)
+
+    return constrain

@@ -288,7 +288,7 @@ class Engine:
             groups.setdefault(row.settings, []).append(i)
         for places in groups.values():
             group = [rows[i] for i in places]
-            part = logits if len(places) == len(rows) else logits[places]
+            part = (logits if len(places) == len(rows) else logits[places])[:, : group[0].sampling.vocab_size]
             try:
                 ids = self.sample(group, part)
                 scores = self.score(group, part, ids)
@@ -321,7 +321,7 @@ class Engine:
         changed = None
         if row.presence or row.frequency:
             if row.counts is None:
-                row.counts = torch.zeros(self.V, device=self.device)
+                row.counts = torch.zeros_like(logits)
             changed = logits - row.presence * (row.counts > 0) - row.frequency * row.counts
         if row.bias:
             ids = torch.tensor(list(row.bias), device=self.device)
@@ -338,7 +338,7 @@ class Engine:
         if row.seen is None:
             row.seen = torch.zeros(self.V, dtype=torch.bool, device=self.device)
             row.seen[[id for id in row.prompt if id < self.V]] = True
-        return row.seen
+        return row.seen[: row.sampling.vocab_size]
 
     def score(self, rows: list[Row], logits: torch.Tensor, ids: list[int]) -> list[tuple[float | None, list | None]]:
         """(log-probability, likeliest) of each id drawn, (None, None) for rows that do not ask."""

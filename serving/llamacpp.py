@@ -35,7 +35,7 @@ class LlamaCompletion(Reply):
             "scores": self.n_probs or None,
             "patience": patience / 1000 if patience > 0 else None,
             "cut": re.compile(rf"\n[ \t]{{0,{indent - 1}}}(?=[^\s])") if indent else None,
-            **fields.penalties(served.tokenizer.vocab_size),
+            **fields.penalties(served.text_ids),
         }
         self.truncated = False
         room = room_for_prompt(served.block_size, self.limit)
@@ -49,7 +49,7 @@ class LlamaCompletion(Reply):
 
     def sampling(self, served: Served, fields: Fields, number: int):
         defaults = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-        return fields.sampling(served.tokenizer.vocab_size, **defaults)
+        return fields.sampling(served.text_ids, **defaults)
 
     def begin(self, served: Served, fields: Fields, room: int) -> Beginning:
         prompt = fields.get("prompt", (str, list), "")
@@ -172,6 +172,8 @@ class Infilling(LlamaCompletion):
         made = super().sampling(served, fields, number)
         if fields.get("temperature", (int, float)) is None:
             made.temperature = 0.0 if number == 0 else 0.8
+        if self.options.get("ends"):
+            made.vocab_size = served.tokenizer.vocab_size
         return made
 
     def begin(self, served: Served, fields: Fields, room: int) -> Beginning:
@@ -182,7 +184,7 @@ class Infilling(LlamaCompletion):
         suffix = fields.get("input_suffix", str, "").replace("\r\n", "\n")
         prefix = "".join([*(item.get("text", "") for item in extra), *before]).replace("\r\n", "\n")
         most = MAX_CHARS_IN_TOKEN * served.block_size
-        if served.infill:
+        if served.infill and suffix.strip():
             ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
             self.options["ends"] = served.ends_of_middle
             return Beginning.of_ids(ids)

@@ -37,9 +37,10 @@ class Completion(Reply):
         scores_prompt = self.echo and self.logprobs is not None
         self.prompts = prompts_of(fields)
         options = {"stops": fields.stops(4), "scores": scores, "scores_prompt": scores_prompt}
-        options |= fields.penalties(served.tokenizer.vocab_size)
-        options["ends"] = served.ends_of_middle if fields.get("suffix", str) is not None else ()
-        sampling = fields.sampling(served.tokenizer.vocab_size)
+        options |= fields.penalties(served.text_ids)
+        sampling = fields.sampling(served.text_ids)
+        if fields.get("suffix", str) is not None:
+            options["ends"], sampling.vocab_size = served.ends_of_middle, served.tokenizer.vocab_size
         if len(self.prompts) * self.best_of > MAX_ROWS:
             raise RequestError(f"prompts times n or best_of must be at most {MAX_ROWS}", param="n")
         rows = []

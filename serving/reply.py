@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from data.extended import ExtendedTokenizer
+from data.fim import text_ids
 from inference.continuation import Beginning
 from serving.engine import Row
 from serving.request import Fields, RequestError
@@ -27,6 +28,11 @@ class Served:
     bos: int | None = None  # the id that began every training window, if any
     infill: Callable | None = None  # completion.infill.infill_prompt, if the model learned to fill in the middle
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def text_ids(self) -> int:
+        """How many of the first ids a text is drawn from, unless it fills a gap."""
+        return text_ids(self.tokenizer)
 
     @cached_property
     def ends_of_middle(self) -> set[int]:

@@ -1,10 +1,13 @@
 """data/clean.py: advertisements go, stories stay, and the same goes in parts as in one piece."""
 
+import re
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.clean import NORMALIZE, RULES, WHITE, Cleaner, Report, is_advertisement, parse_rules
+from data.clean import CODE_RULES, NORMALIZE, RULES, WHITE, Cleaner, Report, is_advertisement, parse_rules
 
 
 def clean(text, rules=RULES):
@@ -199,3 +202,53 @@ def test_every_crlf_is_reported_with_its_line(rules):
     cleaned = "".join(cleaner.feed(character, ends=False) for character in text) + cleaner.feed("", ends=True)
     assert cleaned == "一\n二\n三\n四\r五\n\n"
     assert found == [(line, "newlines", "\r") for line in (1, 3, 4, 5)]
+
+
+# ---- floods of lines in C and C++ ----------------------------------------------------------------------------
+
+LINES = {
+    "d": ["#define A 1", "  #  define F(x) ((x) + 1)  // twice", "#define EMPTY"],
+    "t": ["  0x1F, -2u, 3.5e-7f,", "{ {1, 2}, {3, 4} },", "12", "  (7, .5),"],
+    "c": ["int x = 1;", "#define LONG(x) \\", "#undef A", "};", "a, b,", '"\\x01\\x02"', "x[0x1F] = 2;"],
+    "n": ["", "   ", "// a comment", "/* another */", " * of several lines", " */"],
+}
+
+
+SOME_LINES = st.lists(st.tuples(st.sampled_from("ddddttttcn"), st.integers(0, 6)), min_size=1, max_size=60)
+
+
+@mock.patch("data.clean.FLOOD", 3)
+@given(SOME_LINES, st.lists(st.integers(0, 900)))
+def test_of_a_flood_the_first_lines_stay_and_in_parts_as_in_one_piece(lines, cuts):
+    """Beside an oracle that reads the kinds of lines as a string of letters."""
+    kinds = "".join(kind for kind, _ in lines)
+    texts = [LINES[kind][i % len(LINES[kind])] for kind, i in lines]
+    kept = set(range(len(kinds)))
+    for k in "dt":
+        for match in re.finditer(f"{k}(?:n*{k}){{2}}n*({k}(?:n*{k})*)", kinds):
+            kept -= set(range(*match.span(1)))
+    text = "\n".join(texts)
+    expected = "".join(f"{texts[i]}\n" for i in sorted(kept))
+    assert clean(text + "\n", CODE_RULES) == expected
+    assert clean(text, CODE_RULES) == (expected[:-1] if len(texts) - 1 in kept else expected)
+    cleaner, edges = Cleaner(CODE_RULES), [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    parts = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    fed = [cleaner.feed(part, ends=i == len(parts) - 1) for i, part in enumerate(parts)]
+    assert "".join(fed) == clean(text, CODE_RULES)
+
+
+def test_a_flood_of_registers_is_counted_by_file_and_its_rows_end_with_code(capsys):
+    defines = [f"#define REG_{i} 0x{i:02x}" for i in range(40)]
+    text = "\n".join(["#ifndef H", *defines, "// of f", "void f();", *defines[:32], "#endif", ""])
+    assert clean(text, CODE_RULES) == "\n".join(
+        ["#ifndef H", *defines[:32], "// of f", "void f();", *defines[:32], "#endif", ""]
+    )
+    assert removed(text, CODE_RULES) == [(34 + i, "defines", line) for i, line in enumerate(defines[32:])]
+    assert clean(text, ["tables"]) == text == clean(text, RULES)
+    report = Report()
+    report.begin("/a/reg.h", "a/reg.h")
+    for removal in removed(text, CODE_RULES):
+        report.add("a/reg.h", *removal)
+    report.summary()
+    assert "a/reg.h: defines: 8 lines, 152 characters, the first '#define REG_32 0x20'" in capsys.readouterr().out
+    assert parse_rules("code") == ("defines", "tables") and not {*parse_rules("all")} & {*CODE_RULES}

@@ -286,7 +286,16 @@ def test_where_the_line_ends_the_model_gives_the_next_ones_indentation(completer
 
 @pytest.mark.parametrize(
     "text, suffix, expected",
-    [("x)", ")", "x"), ("x)", "", "x)"), ("a, b)", ") + 1", "a, b"), ("ab", "abc", ""), ("x", "\nx", "x")],
+    [
+        ("x)", ")", "x"),
+        ("x)", "", "x)"),
+        ("a, b)", ") + 1", "a, b"),
+        ("ab", "abc", ""),
+        ("x", "\nx", "x"),
+        ("return", "\n  return\n", ""),
+        ("return", ")\nreturn", "return"),
+        ("return a", "\nreturn", "return a"),
+    ],
 )
 def test_what_follows_the_cursor_already_is_not_suggested_again(text, suffix, expected):
     assert without_overlap(text, suffix) == expected
@@ -426,7 +435,7 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
     begun, released, answers = threading.Event(), threading.Event(), queue.Queue()
 
     class Slow:
-        def suggest(self, before, cancelled):
+        def suggest(self, before, cancelled, after):
             yield Suggestion(before + "1")
             begun.set()
             assert released.wait(600)
@@ -556,13 +565,14 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 class Scripted:
-    """A completer with given suggestions for some texts before the cursor."""
+    """A completer with given suggestions for some texts before the cursor, or pairs of those and the texts after."""
 
-    def __init__(self, suggestions: dict[str, Suggestion | Exception]):
+    def __init__(self, suggestions: dict[str | tuple[str, str], Suggestion | Exception]):
         self.suggestions = suggestions
+        self.infill = any(isinstance(key, tuple) for key in suggestions)
 
-    def suggest(self, before, **options):
-        found = self.suggestions.get(before, Suggestion(done=True))
+    def suggest(self, before, after, **options):
+        found = self.suggestions.get((before, after) if self.infill else before, Suggestion(done=True))
         if isinstance(found, Exception):
             raise found
         yield found
@@ -708,6 +718,18 @@ def test_no_ghost_before_other_text_and_none_that_repeats_a_bracket():
     assert text == "f(x)"
     text, _ = use_editor(pairs, [("f(x) b" + left + "\x7f ", ("", "f(x) "))])
     assert text == "f(x) b"
+
+
+def test_a_model_that_fills_in_is_asked_between_two_texts_and_shows_its_ghost_before_any_text():
+    pairs = {
+        ("f(", " + b)\ng()"): sure("a"),
+        ("f(a!", " + b)\ng()"): sure(" + b"),
+        ("f(a!?", " + b)\ng()"): sure("c + b"),
+    }
+    start = "\x1b[A" + "\x01"  # the cursor begins at the text's end
+    steps = [(start + "f(", ("a", "f(")), ("\t!", ("", "f(a!")), ("?", ("c", "f(a!?")), ("\t", ("", "c"))]
+    text, _ = use_editor(pairs, steps, " + b)\ng()")
+    assert text == "f(a!?c + b)\ng()"
 
 
 def test_an_error_of_the_model_is_shown_and_typing_goes_on():

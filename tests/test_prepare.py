@@ -70,7 +70,7 @@ args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
 build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
 for unit in source.make_units(args, source.find_parts(args, reading), reading):
-    build.encode_unit(None, False, unit, out / "part")
+    build.encode_unit(build.Layout(None, False, 0, build.Fim()), unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
 

@@ -2,11 +2,15 @@
 
     python data/cppcode/prepare.py                            # 38 MB of headers that come with PyTorch
     python data/cppcode/prepare.py --input FOLDER REPO.zip... # folders, and archives as GitHub offers them
+    python data/cppcode/prepare.py --input FOLDER --clean --dry_run     # shows the floods of lines that --clean removes
+    python data/cppcode/prepare.py --fim_rate=0.5             # for a model that also reads what follows the cursor
     python data/cppcode/prepare.py --tokenizer=bpe --vocab_size=32768 --out_dir=data/cppcode_bpe
 
 Each file is a document, ended by the byte 0xFF, which occurs in no UTF-8 text; the hash of its text decides whether it
 goes, whole, to train or to val. Duplicates are dropped. config/train_cppcode_bytes.py samples windows that start after
-a newline (sampling = "line"). GitHub's archive of a repository is at
+a newline (sampling = "line"). --clean keeps the first 32 of #define lines in a row, such as a device's registers, and
+of lines of numbers, such as generated tables: they teach a model little, and fill its suggestions. GitHub's archive of
+a repository is at
 https://github.com/OWNER/NAME/archive/refs/heads/main.zip
 """
 
@@ -25,7 +29,7 @@ SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".h
 
 
 def main(argv: list[str]) -> None:
-    args = prepare_parser(__doc__, HERE, tokenizer="byte").parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="byte", clean="code").parse_args(argv)
     where = ""
     if not args.input:
         torch = Path(importlib.util.find_spec("torch").origin).parent

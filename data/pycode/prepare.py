@@ -4,6 +4,7 @@
     python data/pycode/prepare.py --max_bytes=2000000             # less of it, for a quick start
     python data/pycode/prepare.py --installed --vocab_size=50000  # and every installed package
     python data/pycode/prepare.py --input FOLDER_OR_ZIP...        # your own code, tests included
+    python data/pycode/prepare.py --fim_rate=0.5                  # for a model that also reads what follows the cursor
     python data/pycode/prepare.py --tokenizer=byte                # bytes, with 0xFF between files
 
 Each file is a document: the hash of its text decides whether it goes, whole, to train or to val, and the hash of its
