@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,8 +54,7 @@ def serving_speed(argv: list[str]) -> None:
         save_checkpoint(Path(folder) / "ckpt.pt", state | {"tokenizer": ByteTokenizer().to_json()})
         alone = {n: generator_speed(folder, args, n) for n in args.clients}
         for n, plain in alone.items():
-            whole, _ = server_speed(folder, args, n, streams=False)
-            streaming, first = server_speed(folder, args, n, streams=True)
+            whole, streaming, first = server_speed(folder, args, n)
             row = {"model": args.model, "clients": n, "generator tokens/s": plain, "server tokens/s": whole}
             row |= {"times generator": whole / plain, "streaming tokens/s": streaming, "first token ms": 1000 * first}
             rows.append(row)
@@ -80,8 +80,9 @@ def generator_speed(folder: str, args, n: int) -> float:
     return n * args.tokens / median_seconds(write, args.requests)
 
 
-def server_speed(folder: str, args, n: int, streams: bool) -> tuple[float, float]:
-    """(tokens per second over all clients, median seconds to a first token) of a server that is started for this."""
+def server_speed(folder: str, args, n: int) -> tuple[float, float, float]:
+    """Tokens per second over all clients, the same streaming, and the median of the seconds to a first token, of a
+    server that is started for this."""
     options = [f"--{key}={getattr(args, key)}" for key in ("dtype", "quantize", "device")]
     command = [sys.executable, str(ROOT / "serve.py"), f"--out_dir={folder}", "--port=0", f"--max_batch={n}", *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
@@ -89,18 +90,23 @@ def server_speed(folder: str, args, n: int, streams: bool) -> tuple[float, float
         started = process.stdout.readline()
         if not (found := re.search(r":(\d+) ", started)):
             raise ValueError(f"serve.py did not start: {started or 'see above'}")
-        port = int(found[1])
-        with ThreadPoolExecutor(n) as pool:
-            ask = [lambda prompt=prompt: client(port, prompt, args, streams) for prompt in prompts(n, args.prompt)]
-            list(pool.map(lambda work: work(), ask[:1]))  # a first one, which does not count
-            start = time.perf_counter()
-            waited = [seconds for times in pool.map(lambda work: work(), ask) for seconds in times]
-            seconds = time.perf_counter() - start
+        client(int(found[1]), prompts(1, args.prompt)[0], args, False)  # does not count
+        whole, _ = ask_all(int(found[1]), args, n, streams=False)
+        streaming, waited = ask_all(int(found[1]), args, n, streams=True)
+        return whole, streaming, statistics.median(waited)
     finally:
         process.terminate()
         process.wait()
         process.stdout.close()
-    return n * args.requests * args.tokens / seconds, sorted(waited)[len(waited) // 2]
+
+
+def ask_all(port: int, args, n: int, streams: bool) -> tuple[float, list[float]]:
+    """Tokens per second of n clients at once, and the seconds to the first byte of each reply."""
+    with ThreadPoolExecutor(n) as pool:
+        start = time.perf_counter()
+        waited = list(pool.map(lambda prompt: client(port, prompt, args, streams), prompts(n, args.prompt)))
+        seconds = time.perf_counter() - start
+    return n * args.requests * args.tokens / seconds, sum(waited, [])
 
 
 def client(port: int, prompt: list[int], args, streams: bool) -> list[float]:

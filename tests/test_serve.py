@@ -22,10 +22,12 @@ import pytest
 import torch
 from starlette.datastructures import Headers
 
+import bench
 import sample
 import serve
 import serving.engine
 import serving.guard
+from benchmarks.inference import SHAPES
 from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
@@ -680,3 +682,11 @@ def test_packages_that_are_missing_are_named(monkeypatch):
 
 def test_the_oracle_tells_texts_apart(server):
     assert alone(server, "the", 1, 30) != alone(server, "the", 2, 30)
+
+
+def test_the_benchmark_counts_the_tokens_of_all_clients(capsys, monkeypatch):
+    monkeypatch.setitem(SHAPES, "6x384", {"vocab_size": 256, "n_layer": 1, "n_head": 2, "n_embd": 16})
+    bench.main(["serve", "--clients", "2", "--tokens=3", "--prompt=4", "--requests=2", "--device=cpu", "--json"])
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert row["clients"] == 2 and row["times generator"] == row["server tokens/s"] / row["generator tokens/s"]
+    assert row["first token ms"] > 0
