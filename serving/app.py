@@ -2,7 +2,7 @@
 
 Both are small, widely used and looked after, and pure Python with few packages beneath. The standard library's server
 takes a thread for each connection, which 64 clients that stream would make compete with the model for the interpreter;
-aiohttp would do as well, but brings a compiled parser and eight packages.
+aiohttp would do as well, but brings compiled parts and more packages.
 """
 
 import asyncio
@@ -63,6 +63,8 @@ class Events(StreamingResponse):
             await super().stream_response(patient)
         except asyncio.TimeoutError:
             pass
+        finally:  # at once, not when the garbage collector comes by
+            await self.body_iterator.aclose()
 
 
 class Guard:

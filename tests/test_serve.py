@@ -185,6 +185,19 @@ def test_rows_that_come_and_go_are_what_each_is_alone(tmp_path, monkeypatch, sha
     assert sum(row.reused for row in rows) > 150  # prompts that were not encoded again
 
 
+def test_conversations_that_take_turns_are_each_encoded_once(server):
+    chats = [[{"role": "user", "content": word * 9}] for word in ("the ", "cat ", "宝玉")]
+    asked = []
+    for turn in range(2):
+        for i, messages in enumerate(chats):
+            found = post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 12, "seed": 1})[1]
+            asked.append(found["usage"]["prompt_tokens"])
+            if turn:  # all of the first prompt, at least, less the assistant's marker
+                assert found["usage"]["prompt_tokens_details"]["cached_tokens"] >= asked[i] - 1
+            answer = found["choices"][0]["message"]["content"].strip() or "a"
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "sat"}]
+
+
 def test_a_cancelled_row_leaves_and_an_exception_ends_only_its_rows(tmp_path, monkeypatch, capsys):
     model = build_model(load_checkpoint(save(tmp_path, block_size=4096) / "ckpt.pt")).eval()
     news = queue.Queue()
