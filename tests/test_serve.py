@@ -697,7 +697,7 @@ def test_the_oracle_tells_texts_apart(server):
     assert alone(server, "the", 1, 30) != alone(server, "the", 2, 30)
 
 
-def test_the_benchmark_counts_the_tokens_of_all_clients(capsys, monkeypatch):
+def test_the_benchmark_gets_the_tokens_that_it_counts(capsys, monkeypatch):
     monkeypatch.setitem(SHAPES, "6x384", {"vocab_size": 256, "n_layer": 1, "n_head": 2, "n_embd": 16})
     bench.main(["serve", "--clients", "2", "--tokens=3", "--prompt=4", "--requests=2", "--device=cpu", "--json"])
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
