@@ -107,6 +107,10 @@ def test_it_speaks_the_browsers_language_fits_a_phone_and_talks(server, open_pag
     )
     assert page.locator("#go").inner_text() == "续写" and page.locator("aside").is_hidden()
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.locator("#settings").tap()
+    page.locator("#temperature").wait_for()
+    page.locator("#settings").tap()  # not covered by what it opens
+    assert page.locator("aside").is_hidden()
     page.locator("[data-tab=chat]").tap()
     page.fill("#say", "宝玉")
     page.locator("#send").tap()
