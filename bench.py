@@ -22,6 +22,7 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "prepare": ("preparing", "preparation_speed"),
     "profile": ("steps", "step_profile"),
     "save": ("steps", "save_stall"),
+    "serve": ("serving", "serving_speed"),
     "time_to_loss": ("recipes", "time_to_loss"),
     "tokenizers": ("recipes", "compare_tokenizers"),
     "train": ("steps", "step_time"),

@@ -74,10 +74,17 @@ def configure(cls: type, argv: list[str]) -> tuple[Any, set[str]]:
     return cls(**values), explicit
 
 
-def read_early(cls: type, argv: list[str]) -> None:
+def read_early(cls: type, argv: list[str], validate: Callable[[Any], None] = lambda config: None) -> None:
     """Reads the settings of a command before its slow imports, so that --help and mistakes are answered at once. The
-    next configure(cls, argv) returns them: a config file runs once."""
-    answer_early(lambda _: EARLY.update({(cls, *argv): configure(cls, argv)}))
+    next configure(cls, argv) returns them: a config file runs once. validate raises ValueError for settings that do not
+    go together."""
+
+    def read(_) -> None:
+        config, explicit = configure(cls, argv)
+        validate(config)
+        EARLY[(cls, *argv)] = config, explicit
+
+    answer_early(read)
 
 
 def read_option(item: str, following: str, kinds: dict[str, Any]) -> tuple[str, str, str]:

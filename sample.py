@@ -73,14 +73,13 @@ class SampleConfig:
 if __name__ == "__main__":
     read_early(SampleConfig, sys.argv[1:])  # --help and mistakes are answered before the slow imports
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_model
 from data.fim import text_ids
-from data.tokenizer import EOT
 from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
+from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
 from inference.healing import begin_with, prefix_index
@@ -154,75 +153,6 @@ def can_compile(device: torch.device) -> bool:
         print("note: ignoring --compile, which is slower on a CPU", file=sys.stderr)
         return False
     return pick_compile(True, device)
-
-
-class Beginning:
-    """A prompt as text and as ids.
-
-    BPE joins white space with what follows it, so the tokens of white space at the end of a prompt are rarely those of
-    a longer text. They are removed; `healed` is their text, with which the new tokens must begin ("token healing").
-    """
-
-    def __init__(self, tokenizer, prompt: str, special: str = "text"):
-        self.prompt, self.healed = prompt, ""
-        ids = encode_prompt(tokenizer, prompt, special == "encode")
-        keep = len(ids)
-        if prompt[-1:].isspace() and not tokenizer.lossy:  # such as WordPiece's: there are no tokens of white space
-            for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
-                with suppress(UnicodeDecodeError):  # incomplete characters stay
-                    if prompt.endswith(text := typed.decode("utf-8")):  # without a space that was put before it
-                        self.healed, keep = text, boundary
-        self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
-
-
-class Continuation:
-    """The text after a prompt as it grows: tokens in, characters out, up to the end of text or a stop string.
-
-    text: the characters that are certain: no incomplete ones, nor any that may begin a stop string. finish: the reason
-    it ended, or None."""
-
-    def __init__(self, tokenizer, beginning: Beginning, number: int, stops: list[str]):
-        self.beginning, self.number, self.stops = beginning, number, stops
-        self.tokenizer, self.decoder = tokenizer, tokenizer.decoder(beginning.ids.tolist())
-        self.text, self.held, self.finish = "", "", None
-        self.unseen = len(beginning.healed)  # characters of the prompt yet to be redrawn
-        self.tokens: list[dict] = []
-
-    def push(self, id: int, logprob: float | None) -> None:
-        if self.finish:
-            return
-        piece = self.decoder.push(id)
-        piece, self.unseen = piece[self.unseen :], max(0, self.unseen - len(piece))
-        self.tokens.append({"id": id, "text": piece, "logprob": logprob})
-        self.held += piece
-        if self.stop():
-            self.end("stop")
-        elif id in self.tokenizer.ends:
-            self.complete("end")
-        else:
-            sure = len(self.held) - max((overlap(self.held, stop) for stop in self.stops), default=0)
-            self.text, self.held = self.text + self.held[:sure], self.held[sure:]
-
-    def stop(self) -> bool:
-        """Cuts what is held before the first stop string, if it has one."""
-        found = [at for at in map(self.held.find, self.stops) if at >= 0]
-        self.held = self.held[: min(found, default=None)]
-        return bool(found)
-
-    def complete(self, finish: str) -> None:
-        """Ends the text with all that the decoder has."""
-        if not self.finish:
-            self.held += self.decoder.finish()[self.unseen :]
-            self.end("stop" if self.stop() else finish)
-
-    def end(self, finish: str) -> None:
-        if not self.finish:
-            self.text, self.held, self.finish = self.text + self.held, "", finish
-
-    @property
-    def logprob(self) -> float:
-        """The mean over its tokens, so that long texts are not penalised."""
-        return sum(token["logprob"] for token in self.tokens) / max(1, len(self.tokens))
 
 
 class Writer:
@@ -379,11 +309,6 @@ def write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest suffix of `text` that is a prefix of `stop`."""
-    return next(n for n in range(min(len(text), len(stop)), -1, -1) if text.endswith(stop[:n]))
-
-
 def validate(config: SampleConfig) -> None:
     Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty).validate()
     read_stops(config.stop)
@@ -450,20 +375,6 @@ def read_file(option: str, path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def encode_prompt(tokenizer, prompt: str, special: bool) -> np.ndarray:
-    """Ids (n,), beginning with those that the tokenizer puts before every text. Without any, with the end-of-text id,
-    which starts a new document, if the prompt is empty or, as in nanoGPT, starts with <|endoftext|>. special: typed
-    special tokens become their ids."""
-    if prompt.startswith(EOT) and tokenizer.eot is not None:
-        return np.append(tokenizer.eot, tokenizer.encode_document(prompt.removeprefix(EOT), special=special))
-    ids = tokenizer.encode_document(prompt, special=special)
-    if len(ids):
-        return ids
-    if tokenizer.eot is None:
-        raise ValueError("--start is empty, and the tokenizer has no end-of-text id to start from: give some text")
-    return np.array([tokenizer.eot])
 
 
 if __name__ == "__main__":

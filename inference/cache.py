@@ -45,6 +45,13 @@ class KVCache:
         part.ids = None if self.ids is None else self.ids[rows]
         return part
 
+    def copy_row(self, source: int, target: int, T: int) -> None:
+        """Copies the first T positions of one row to another."""
+        for tensor in self.kv:
+            tensor[target, :, :T] = tensor[source, :, :T]
+        if self.ids is not None:
+            self.ids[target, : T + 1] = self.ids[source, : T + 1]
+
     def positions(self, T: int) -> slice | torch.Tensor:
         """Positions of the next T ids: a slice, or a (B, T) tensor where rows differ."""
         if isinstance(self.length, int):

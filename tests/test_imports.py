@@ -12,7 +12,17 @@ from test_train import write_dataset
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = {"torch", "transformers", "matplotlib", "prompt_toolkit"}  # from half a second to some
 COMPILER = {"torch._dynamo", "sympy"}  # takes as long as torch itself
-COMMANDS = ["train.py", "sample.py", "eval.py", "complete.py", "export.py", "plot.py", "bench.py", "quickstart.py"]
+COMMANDS = [
+    "train.py",
+    "sample.py",
+    "eval.py",
+    "complete.py",
+    "serve.py",
+    "export.py",
+    "plot.py",
+    "bench.py",
+    "quickstart.py",
+]
 COMMANDS += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("data/*/prepare.py"))
 
 

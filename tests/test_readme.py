@@ -21,6 +21,7 @@ LIMITS = {
 }  # fmt: skip
 # not run here: they need the network, a second machine, or all of the time there is (CI runs quickstart.py)
 ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "python sample.py --init_from=gpt2")
+ELSEWHERE += ("python serve.py",)  # runs until it is told to stop: see test_serve.py
 
 
 def commands(name: str) -> list[str]:

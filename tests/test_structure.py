@@ -13,9 +13,10 @@ LEVELS = (
     ("model", "configurator", "system.cpu", "system.device", "system.dtypes", "system.files"),
     ("data", "system"),
     ("checkpoints", "inference"),
-    ("training", "evaluation", "completion", "benchmarks"),
+    ("training", "evaluation", "completion"),
+    ("serving", "benchmarks"),
 )
-COMMANDS = ("train", "sample", "eval", "complete", "export", "plan", "plot", "bench", "quickstart")
+COMMANDS = ("train", "sample", "eval", "complete", "serve", "export", "plan", "plot", "bench", "quickstart")
 LONGEST = 50  # lines of a function
 LONGER = {("train.py", "train"): 200}  # the visible loop
 

@@ -1,0 +1,133 @@
+"""The page of serve.py in headless Chromium: write, choose another token, undo, talk, the run, a key."""
+
+import os
+import re
+import shutil
+
+import pytest
+import test_serve
+from test_serve import alone, running
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+server, out_dir = test_serve.server, test_serve.out_dir  # fixtures
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(server, **options): the page, which must show no error in its console."""
+    opened, problems = [], []
+
+    def open_page(server, **options):
+        context = browser.new_context(**{"locale": "en-US", **options})
+        opened.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert not [text for text in problems if "401" not in text]  # asking for a key is no error
+
+
+def write(page, text: str = "") -> None:
+    """Types at the end, lets the model continue, and waits until it has."""
+    page.keyboard.type(text)
+    page.keyboard.press("Control+Enter")
+    page.locator("#write .state", has_text=re.compile("per second|每秒")).wait_for()
+
+
+def test_the_model_continues_what_is_typed_and_another_token_changes_what_follows(server, open_page):
+    page = open_page(server)
+    page.fill("#seed", "5")
+    page.locator("#n_predict").fill("30")
+    page.locator("#top_p").fill("1")
+    page.locator("#top_k").fill("0")
+    page.locator("#temperature").fill("1")
+    page.focus("#text")
+    write(page, "the cat")
+    text, tokens = page.locator("#text"), page.locator("#text .tok")
+    assert text.inner_text().rstrip("\n") == ("the cat" + alone(server, "the cat", 5, 30)).rstrip("\n")
+    written, n = text.inner_text(), tokens.count()
+    tokens.nth(3).hover()
+    page.locator("#choices").wait_for()
+    other = page.locator("#choices button:not(.now):not([disabled])").first
+    chosen = other.locator("b").inner_text()
+    other.click()
+    page.locator("#stop[disabled]").wait_for()
+    kept = "the cat" + "".join(tokens.nth(i).inner_text() for i in range(3))
+    assert text.inner_text().startswith(kept) and text.inner_text() != written
+    shown = tokens.nth(3).inner_text().replace("\n", "⏎").replace(" ", "␣")
+    assert shown == chosen or chosen.startswith("⟨")
+    page.keyboard.press("Control+z")
+    assert text.inner_text() == written and tokens.count() == n
+    page.keyboard.press("Control+z")
+    assert text.inner_text() == "the cat"
+
+
+def test_tokens_are_reached_by_keys_and_edited_ones_become_text(server, open_page):
+    page = open_page(server)
+    page.locator("#n_predict").fill("8")
+    page.focus("#text")
+    write(page, "the\n\ncat")
+    assert page.locator("#text").evaluate("node => node.textContent").startswith("the\n\ncat")
+    n = page.locator("#text .tok").count()
+    page.keyboard.press("Alt+ArrowLeft")
+    assert page.locator("#text .tok.here").count() == 1 and page.locator("#choices button").count() == 8
+    page.keyboard.press("Escape")
+    assert page.locator("#choices").is_hidden()
+    page.locator("#text .tok").first.evaluate("node => { node.textContent += 'x'; }")
+    page.locator("#text").dispatch_event("input")
+    assert page.locator("#text .tok").count() == n - 1
+    write(page)
+    assert page.locator("#text .tok").count() > n - 1
+
+
+def test_it_speaks_the_browsers_language_fits_a_phone_and_talks(server, open_page):
+    page = open_page(
+        server,
+        locale="zh-CN",
+        color_scheme="dark",
+        viewport={"width": 390, "height": 780},
+        has_touch=True,
+        is_mobile=True,
+    )
+    assert page.locator("#go").inner_text() == "续写" and page.locator("aside").is_hidden()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.locator("#settings").tap()
+    page.locator("#temperature").wait_for()
+    page.locator("#settings").tap()  # not covered by what it opens
+    assert page.locator("aside").is_hidden()
+    page.locator("[data-tab=chat]").tap()
+    page.fill("#say", "宝玉")
+    page.locator("#send").tap()
+    page.locator(".turn.assistant").wait_for()
+    page.locator("[data-tab=run]").tap()
+    page.locator("#run svg polyline").first.wait_for()
+    assert page.locator("#run dd").first.inner_text() in ("8", "9")
+    page.locator("#language").tap()
+    assert page.locator("[data-tab=run]").inner_text() == "Run"
+
+
+def test_it_asks_for_a_key(out_dir, open_page):
+    with running(out_dir, api_key="a-key-of-tests") as server:
+        page = open_page(server)
+        page.locator("#key input").fill("a-key-of-tests")
+        page.keyboard.press("Enter")
+        page.locator("#name", has_text="wise").wait_for()
+        page.focus("#text")
+        write(page, "the")
+        assert page.locator("#text .tok").count()
