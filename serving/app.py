@@ -44,7 +44,7 @@ class Json(Response):
         return encoded(content)
 
 
-def refusal(error: RequestError) -> Json:
+def error_response(error: RequestError) -> Json:
     headers = {"Retry-After": "1"} if error.status == 429 else {}
     headers |= {"Connection": "close"} if error.status in (408, 413) else {}  # the rest of the body is not read
     return Json(error.to_json(), error.status, headers)
@@ -87,7 +87,7 @@ class Guard:
         try:
             check_access(scope["method"], scope["path"], Headers(scope=scope), self.api_key)
         except RequestError as error:
-            return await refusal(error)(scope, receive, safe)
+            return await error_response(error)(scope, receive, safe)
         await self.app(scope, receive, safe)
 
 
@@ -123,7 +123,7 @@ class Server:
         try:
             check_model(self.served, request.path_params["name"])
         except RequestError as error:
-            return refusal(error)
+            return error_response(error)
         return Json(models(self.served)["data"][0])
 
     async def run(self, _: Request) -> Json:
@@ -148,11 +148,11 @@ class Server:
                 return Response(status_code=499)
             except Full:
                 message = "too many requests are waiting: try again in a moment"
-                return refusal(RequestError(message, status=429, code="queue_full"))
+                return error_response(RequestError(message, status=429, code="queue_full"))
             except RequestError as error:
-                return refusal(error)
+                return error_response(error)
             except ValueError as error:  # what a tokenizer cannot encode
-                return refusal(RequestError(str(error)))
+                return error_response(RequestError(str(error)))
 
         return answer
 
