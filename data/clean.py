@@ -30,7 +30,7 @@ CODE_RULES = {  # of data/cppcode/prepare.py, after those
 }
 FLOOD = 32  # blank lines and comments neither count nor end a row, and go where the lines around them go
 WHITE = ("bom", "newlines", "spaces", "blank")  # these remove no text, so reports only count them
-DEFINE = re.compile(r"\s*#\s*define\s+\w.*(?<!\\)$", re.ASCII)
+DEFINE = re.compile(r"#\s*define\s+\w.*(?<!\\)$", re.ASCII)
 NOT_IN_TABLES = re.compile(r"[^\s\w{}()+\-.,;*/]|\b[A-Za-z_]")  # 0x1F begins with a digit
 LONGEST_LINE = 1 << 20  # characters: a longer line is cleaned in pieces
 LONGEST_AD = 300
@@ -229,7 +229,7 @@ def kind_of_line(line: str) -> str | None:
     text = line.strip()
     if not text or text.startswith(("//", "/*", "* ", "*/")) or text == "*":
         return None
-    if DEFINE.match(line):
+    if DEFINE.match(text):
         return "defines"
     return "tables" if any(map(str.isdigit, text)) and not NOT_IN_TABLES.search(text) else ""
 

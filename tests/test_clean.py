@@ -237,6 +237,12 @@ def test_of_a_flood_the_first_lines_stay_and_in_parts_as_in_one_piece(lines, cut
     assert "".join(fed) == clean(text, CODE_RULES)
 
 
+def test_a_macro_of_several_lines_is_no_part_of_a_flood_whatever_ends_its_lines():
+    for end in ("\n", "\r\n", " \n"):
+        text = end.join(["#define A 1"] * 32 + ["#define LONG(x) \\", "  f(x)", ""])
+        assert clean(text, CODE_RULES) == text
+
+
 def test_a_flood_of_registers_is_counted_by_file_and_its_rows_end_with_code(capsys):
     defines = [f"#define REG_{i} 0x{i:02x}" for i in range(40)]
     text = "\n".join(["#ifndef H", *defines, "// of f", "void f();", *defines[:32], "#endif", ""])
