@@ -96,7 +96,7 @@ CODE_PATTERN = "|".join(
 )
 WORDS = {"bpe": TRAIN_PATTERN, "bpe_code": CODE_PATTERN}
 # Merges are learned in pieces of words: time grows with the square of their length, and Chinese without punctuation is
-# a single one. None of CODE_PATTERN's is longer.
+# a single one. Of CODE_PATTERN's, only white space can be longer.
 LEARNED_RUNS = r"[\s\S]{1,128}"
 
 
