@@ -28,6 +28,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data.bpe import WORDS
 from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.download import download_file, hash_file
 from data.fim import CHARS, SINGLE_CHARS, fim_of, fim_settings
@@ -70,9 +71,10 @@ class PrepareParser(Parser):
 
     def parse_args(self, *argv: Any) -> argparse.Namespace:
         args = super().parse_args(*argv)
+        trained = args.tokenizer in WORDS and not args.tokenizer_file
         name = f"--tokenizer_file={args.tokenizer_file}" if args.tokenizer_file else f"--tokenizer={args.tokenizer}"
         for flag in ("vocab_size", "special_tokens"):
-            if getattr(args, flag) is not None and name not in ("--tokenizer=bpe", "--tokenizer=bpe_code"):
+            if getattr(args, flag) is not None and not trained:
                 self.error(
                     f"--{flag} is only for a bpe tokenizer trained on the text, found {name}; drop one of the two"
                 )
@@ -181,7 +183,7 @@ def positive(text: str) -> int:
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     """A function from `texts` (see make_tokenizer) to the tokenizer the options describe."""
     names, fim = [EOT, *(args.special_tokens or ())] if args.special == "encode" else [], fim_of(args)
-    trained = args.tokenizer == "bpe" and not args.tokenizer_file
+    trained = args.tokenizer in WORDS and not args.tokenizer_file
     special = [*(args.special_tokens or ()), *(fim.markers if trained else ())]
     return lambda texts: make_tokenizer(
         args.tokenizer,

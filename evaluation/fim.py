@@ -61,6 +61,8 @@ def open_gaps(args: argparse.Namespace, state: dict) -> Text:
         dataset.tokens(split)  # raises if there is no such split
         name, texts = f"{display_path(dataset.folder)} {split}", list(texts_of(dataset.array(split), tokenizer))
     gaps = choose_gaps(texts)
+    if tokenizer.eot is None and not tokenizer.begin:  # nothing precedes a text, and a model needs an id to start from
+        gaps = [gap for gap in gaps if gap.prefix]
     if not gaps:
         raise ValueError(f"{name} has no line with text on it: there is no gap to fill; name another text")
     if not names:
@@ -132,7 +134,7 @@ def fill_gaps(model: GPT, text: Text, block_size: int, ranks: Ranks) -> dict:
 def fill(model: GPT, tokenizer: Tokenizer, gaps: list[Gap], order: str, block_size: int) -> list[str]:
     """What the model writes into the gaps, greedily."""
     limits = [min(len(tokenizer.encode(gap.middle)) + SPARE, block_size // 2) for gap in gaps]
-    index, device = prefix_index(tokenizer), next(model.parameters()).device
+    index, device = prefix_index(tokenizer), model.transformer.wte.weight.device
     front = list(tokenizer.begin) or ([] if tokenizer.eot is None else [tokenizer.eot])
     prompts, healed = [], []
     for gap, limit in zip(gaps, limits, strict=True):

@@ -20,10 +20,14 @@ import eval
 import sample
 from completion.completer import Completer, whole_suggestion
 from completion.infill import first_ids, has_learned, infill_prompt, last_ids
+from data.build import prepare_text
+from data.dataset import open_dataset
 from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, text_ids, with_markers
+from data.source import prepare_parser
 from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer
 from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps
 from evaluation.text import Text
+from inference.ensemble import Ensemble
 from model import GPT, GPTConfig
 from system.distributed import Ranks
 from training.optim import make_optimizer
@@ -124,6 +128,16 @@ def test_options_that_cannot_be_combined_are_refused_in_one_line(tmp_path, optio
     with pytest.raises(ValueError, match=message) as error:
         run(tmp_path / "x", units_of(files()), **OPTIONS | options)
     assert "\n" not in str(error.value) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["bpe", "bpe_code"])
+def test_a_tokenizer_trained_here_counts_the_markers_in_its_size(name, tmp_path, capsys):
+    (tmp_path / "a.py").write_text(CODE * 20, encoding="utf-8")
+    parser = prepare_parser("", tmp_path, tokenizer=name, eot=True)
+    options = ["--input", str(tmp_path / "a.py"), "--vocab_size=290", "--fim_rate=0.5", "--workers=1"]
+    prepare_text(parser.parse_args(options), [], "", "config/train_pycode.py")
+    tokenizer = open_dataset(tmp_path).tokenizer
+    assert tokenizer.kind == "bpe" and tokenizer.vocab_size == 290 and find_markers(tokenizer) == (287, 288, 289)
 
 
 def test_a_tokenizer_that_has_the_markers_stays_as_it_is():
@@ -346,6 +360,13 @@ def test_gaps_are_filled_as_a_loop_without_cache_would(colors, order):
         assert text == fill_bytes(colors, prompt, limit=len(gap.middle) + 16).decode()
 
 
+def test_several_models_fill_gaps_as_one(colors):
+    gap = Gap("", "x.color = ", "red", "  # apple\n")
+    for order in ("psm", "spm", "l2r"):
+        alone = fill(colors, BYTES, [gap], order, 96)
+        assert fill(Ensemble([colors, colors]), BYTES, [gap], order, 96) == alone
+
+
 def test_two_ranks_count_what_one_does(colors):
     class Rank:
         def __init__(self, rank, world_size):
@@ -391,3 +412,11 @@ def test_the_task_from_the_command_line(colors, out_dir, tmp_path, capsys):
     path.write_text("\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is empty"):
         eval.main([f"--out_dir={out_dir}", "--task=fim", f"--input={path}", "--device=cpu"])
+
+
+def test_a_gap_at_the_beginning_is_not_asked_for_where_nothing_precedes_a_text(tmp_path, capsys):
+    model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=1, n_embd=16)).eval()
+    save(tmp_path / "out", model, ByteTokenizer())
+    (tmp_path / "a.txt").write_text("ab\n" * 3, encoding="utf-8")
+    eval.main([f"--out_dir={tmp_path / 'out'}", "--task=fim", f"--input={tmp_path / 'a.txt'}", "--device=cpu"])
+    assert "exact match l2r" in capsys.readouterr().out
