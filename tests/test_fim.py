@@ -416,7 +416,7 @@ def test_the_task_from_the_command_line(colors, out_dir, tmp_path, capsys):
 
 def test_a_gap_at_the_beginning_is_not_asked_for_where_nothing_precedes_a_text(tmp_path, capsys):
     model = GPT(GPTConfig(block_size=32, vocab_size=256, n_layer=1, n_head=1, n_embd=16)).eval()
-    save(tmp_path / "out", model, ByteTokenizer())
+    save(tmp_path, model, ByteTokenizer())
     (tmp_path / "a.txt").write_text("ab\n" * 3, encoding="utf-8")
-    eval.main([f"--out_dir={tmp_path / 'out'}", "--task=fim", f"--input={tmp_path / 'a.txt'}", "--device=cpu"])
+    eval.main([f"--out_dir={tmp_path}", "--task=fim", f"--input={tmp_path / 'a.txt'}", "--device=cpu"])
     assert "exact match l2r" in capsys.readouterr().out
