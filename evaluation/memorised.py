@@ -1,12 +1,16 @@
 """How much of what a model writes is copied: the longest passages that its samples share, byte for byte, with the text
 it was trained on. The held-out text is measured too, since stock phrases recur in any text."""
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.dataset import Dataset
+from data.fim import text_ids
+from data.tokenizer import token_table
 from inference.ensemble import Ensemble
 from inference.generate import stream
 from inference.sampling import Sampling
@@ -14,14 +18,9 @@ from model import GPT
 
 N_SAMPLES, N_PROMPT, N_WRITTEN = 16, 16, 512  # texts, ids of the held-out text that each continues, ids of each
 SHORTEST = 24  # bytes: shorter passages are not looked for
-TEXT_AT_ONCE = 2**22  # bytes of the training text
+SEARCHED = 2**27  # training ids at most that are searched, which takes some minutes
+IDS_AT_ONCE = 2**17
 FACTORS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], "<u8")  # odd, of SplitMix64
-
-
-@dataclass
-class Overlap:
-    start: int  # in the sample, bytes
-    length: int  # bytes; 0 if below SHORTEST
 
 
 def overlap_figures(model: GPT | Ensemble, dataset: Dataset, split: str) -> dict:
@@ -38,64 +37,62 @@ def overlap_figures(model: GPT | Ensemble, dataset: Dataset, split: str) -> dict
         raise ValueError(f"--memorised continues the text of a split, but {problem}: leave it out")
     starts = np.linspace(0, len(held_out) - N_PROMPT - length, N_SAMPLES).astype(int)
     prompts = torch.from_numpy(np.stack([held_out[i : i + N_PROMPT] for i in starts]).astype(np.int64))
-    sampling = Sampling(temperature=0.8, top_k=200, vocab_size=tokenizer.vocab_size)  # sample.py's own
+    sampling = Sampling(temperature=0.8, top_k=200, vocab_size=text_ids(tokenizer))  # sample.py's own
     generators = [torch.Generator().manual_seed(seed) for seed in range(N_SAMPLES)]
     drawn = stream(model, prompts.to(model.transformer.wte.weight.device), length, sampling, generators)
     written = torch.stack([ids for ids, _ in drawn], dim=1).cpu().numpy()
     real = np.stack([held_out[i + N_PROMPT : i + N_PROMPT + length] for i in starts])
+    texts = [as_bytes(tokenizer, row) for row in (*written, *real)]
+    parts = text_in_parts(dataset.array("train"), tokenizer, overlap=max(map(len, texts)))
+    passages = [passage.decode("utf-8", "ignore") for passage in longest_passages(texts, parts)]
     figures = {}
-    text = np.frombuffer(as_bytes(tokenizer, dataset.array("train")), np.uint8)
-    for name, rows in (("samples", written), ("held_out", real)):
-        texts = [as_bytes(tokenizer, row) for row in rows]
-        passages = [
-            sample[found.start : found.start + found.length].decode("utf-8", "ignore")
-            for sample, found in zip(texts, longest_overlaps(texts, text), strict=True)
-        ]
-        sizes = [len(passage) for passage in passages]
+    for name, own in (("samples", passages[:N_SAMPLES]), ("held_out", passages[N_SAMPLES:])):
+        sizes = [len(passage) for passage in own]
         figures |= {f"copied_{name}_longest": max(sizes), f"copied_{name}_median": float(np.median(sizes))}
-        figures |= {f"copied_{name}_text": max(passages, key=len)}
+        figures |= {f"copied_{name}_text": max(own, key=len)}
     return figures
 
 
 def as_bytes(tokenizer, ids: np.ndarray) -> bytes:
-    return b"".join([tokenizer.token_bytes(id) for id in ids.tolist()])
+    return b"".join(map(token_table(tokenizer).__getitem__, ids.tolist()))
 
 
-def longest_overlaps(samples: list[bytes], text: np.ndarray, shortest: int = SHORTEST) -> list[Overlap]:
-    """For each sample its longest passage that occurs in text (N,) uint8: all hashes of `shortest` bytes, a multiple of
-    8, are compared, and hits that follow each other at the same distance are one passage."""
-    places, hashes, number = [], [], []
-    for i, sample in enumerate(samples):
-        found = hashes_of(np.frombuffer(sample, np.uint8), shortest)
-        places, hashes = [*places, np.arange(len(found))], [*hashes, found]
-        number.append(np.full(len(found), i))
-    places, hashes, number = np.concatenate(places), np.concatenate(hashes), np.concatenate(number)
-    order = np.argsort(hashes, kind="stable")
-    hashes, at, hit = hashes[order], [], []  # of the pairs: position in text, index into order
-    for start in range(0, max(1, len(text)), TEXT_AT_ONCE):
-        part = hashes_of(text[start : start + TEXT_AT_ONCE + shortest - 1], shortest)
-        first, last = (np.searchsorted(hashes, part, side) for side in ("left", "right"))
-        found = np.flatnonzero(first < last)
-        counts = (last - first)[found]
-        at.append(np.repeat(found + start, counts))
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        hit.append(np.repeat(first[found], counts) + within)
-    at, hit = np.concatenate(at), order[np.concatenate(hit)]
-    number, places = number[hit], places[hit]
-    order = np.lexsort((places, at - places, number))
-    at, number, places = at[order], number[order], places[order]
-    breaks = (np.diff(at) != 1) | (np.diff(places) != 1) | (np.diff(number) != 0)
-    begin = np.flatnonzero(np.concatenate([[True], breaks])) if len(at) else np.array([], int)
-    lengths = np.diff(np.append(begin, len(at))) + shortest - 1
-    best = [Overlap(0, 0) for _ in samples]
-    for i, n in zip(begin.tolist(), lengths.tolist(), strict=True):
-        if n > best[number[i]].length:
-            best[number[i]] = Overlap(int(places[i]), n)
+def text_in_parts(ids: np.ndarray, tokenizer, overlap: int) -> Iterator[bytes]:
+    """The text of ids (N,), or of more than SEARCHED every n-th part of it. Each part begins with the last `overlap`
+    bytes of the one before, so that a passage that is no longer is in one of them."""
+    every = max(1, -(-len(ids) // SEARCHED))
+    if every > 1:
+        print(f"note: of {len(ids):,} training tokens, one part in {every} is searched for passages", file=sys.stderr)
+    before = b""
+    for start in tqdm(range(0, len(ids), every * IDS_AT_ONCE), unit=" parts", disable=None):
+        text = before + as_bytes(tokenizer, ids[start : start + IDS_AT_ONCE])
+        before = text[max(0, len(text) - overlap) :] if every == 1 else b""
+        yield text
+
+
+def longest_passages(samples: list[bytes], parts: Iterable[bytes], shortest: int = SHORTEST) -> list[bytes]:
+    """For each sample its longest passage that occurs in a part of the text; b"" if it is shorter than `shortest`, a
+    multiple of 8. Bytes are compared only where the hashes of `shortest` of them allow more than was found so far."""
+    known = np.unique(np.concatenate([hashes_of(sample, shortest) for sample in samples]))
+    best = [b""] * len(samples)
+    for text in parts if len(known) else ():
+        hashes = hashes_of(text, shortest)
+        is_hit = known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
+        at, misses = np.flatnonzero(is_hit), np.append(np.flatnonzero(~is_hit), len(is_hit))
+        most = misses[np.searchsorted(misses, at)] - at + shortest - 1  # bytes that a passage from there on can have
+        for number, sample in enumerate(samples):
+            n = max(len(best[number]), shortest - 1)
+            longer = most > n
+            for start, limit in zip(at[longer].tolist(), most[longer].tolist(), strict=True):
+                while n < limit and text[start : start + n + 1] in sample:
+                    n += 1
+                    best[number] = text[start : start + n]
     return best
 
 
-def hashes_of(data: np.ndarray, shortest: int) -> np.ndarray:
-    """data (n,) uint8 -> a 64-bit hash of the `shortest` bytes from each position on, (max(0, n - shortest + 1),)."""
+def hashes_of(text: bytes, shortest: int) -> np.ndarray:
+    """A 64-bit hash of the `shortest` bytes from each position on, (max(0, n - shortest + 1),)."""
+    data = np.frombuffer(text, np.uint8)
     n = len(data) - shortest + 1
     if n <= 0:
         return np.zeros(0, "<u8")

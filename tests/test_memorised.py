@@ -1,5 +1,8 @@
 """eval.py --memorised against a plain search for the longest common passage."""
 
+import tracemalloc
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ import eval as evaluate
 from data.dataset import DatasetWriter
 from data.tokenizer import ByteTokenizer
 from evaluation import memorised
-from evaluation.memorised import longest_overlaps
+from evaluation.memorised import longest_passages, text_in_parts
 
 
 def longest(sample: bytes, text: bytes, least: int) -> int:
@@ -24,18 +27,35 @@ def longest(sample: bytes, text: bytes, least: int) -> int:
 @given(
     samples=st.lists(st.text("ab", max_size=40), min_size=1, max_size=3),
     text=st.text("ab", max_size=200),
-    slice_size=st.sampled_from([7, 64, 2**22]),
+    size=st.sampled_from([1, 7, 64, 2**17]),
 )
-def test_overlaps_are_those_of_a_plain_search(samples, text, slice_size):
+def test_passages_are_those_of_a_plain_search_however_the_text_is_cut(samples, text, size):
     samples, text = [sample.encode() for sample in samples], text.encode()
-    whole, memorised.TEXT_AT_ONCE = memorised.TEXT_AT_ONCE, slice_size
-    try:
-        found = longest_overlaps(samples, np.frombuffer(text, np.uint8), shortest=8)
-    finally:
-        memorised.TEXT_AT_ONCE = whole
-    for sample, overlap in zip(samples, found, strict=True):
-        assert overlap.length == longest(sample, text, 8)
-        assert sample[overlap.start : overlap.start + overlap.length] in text
+    ids = np.frombuffer(text, np.uint8)
+    with mock.patch.object(memorised, "IDS_AT_ONCE", size):
+        parts = list(text_in_parts(ids, ByteTokenizer(), overlap=max(map(len, samples))))
+    found = longest_passages(samples, parts, shortest=8)
+    for sample, passage in zip(samples, found, strict=True):
+        assert len(passage) == longest(sample, text, 8)
+        assert passage in sample and passage in text
+
+
+def test_of_a_long_text_parts_at_even_distances_are_searched_which_a_note_says(capsys, monkeypatch):
+    monkeypatch.setattr(memorised, "IDS_AT_ONCE", 10)
+    monkeypatch.setattr(memorised, "SEARCHED", 40)
+    ids = np.arange(100, dtype=np.uint16)
+    assert b"".join(text_in_parts(ids[:40], ByteTokenizer(), overlap=0)) == bytes(range(40))
+    assert capsys.readouterr().err == ""
+    assert list(text_in_parts(ids, ByteTokenizer(), 5)) == [bytes(range(i, i + 10)) for i in (0, 30, 60, 90)]
+    assert "note: of 100 training tokens, one part in 3 is searched" in capsys.readouterr().err
+
+
+def test_text_that_repeats_one_character_takes_no_memory_for_each_pair_of_places():
+    sample, text = b"-" * 600 + b"end", (b"-" * 700 + b"\n") * 300
+    tracemalloc.start()
+    assert longest_passages([sample], [text]) == [b"-" * 600]
+    assert tracemalloc.get_traced_memory()[1] < 200 * len(text)
+    tracemalloc.stop()
 
 
 def test_a_model_that_repeats_its_training_text_is_found_out(tmp_path, capsys, monkeypatch):
