@@ -42,7 +42,7 @@ from safetensors.torch import save_file
 from checkpoints.build import build_model
 from checkpoints.gguf import gguf_architecture, import_gguf, write_gguf
 from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
-from data.bpe import TRAIN_PATTERN
+from data.bpe import CODE_PATTERN, TRAIN_PATTERN
 from data.model_tokenizer import SPECIAL_IDS, VOCABULARY_FILES
 from data.tokenizer import EOT
 from data.vocabulary import to_symbols
@@ -251,8 +251,11 @@ def warn_llama_cpp(model: GPT, tokenizer) -> None:
     if tokenizer and tokenizer.kind == "extended":
         tokenizer = tokenizer.base
     kind = tokenizer.kind if tokenizer else None
-    if kind in ("byte", "char") or (kind == "bpe" and json.dumps(TRAIN_PATTERN)[1:-1] in tokenizer_json(tokenizer)):
+    words = tokenizer_json(tokenizer) if kind == "bpe" else ""
+    if kind in ("byte", "char") or json.dumps(TRAIN_PATTERN)[1:-1] in words:
         notes.append("llama.cpp's converter knows published tokenizers only: write a GGUF with --gguf=FILE instead")
+    if json.dumps(CODE_PATTERN)[1:-1] in words:
+        notes.append("llama.cpp lacks this tokenizer's words: for a GGUF, train on data prepared with --tokenizer=bpe")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 

@@ -30,6 +30,7 @@ from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
+from data.bpe import CODE_PATTERN
 from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, TiktokenTokenizer, tokenizer_from_json
 from inference.generate import stream
@@ -150,6 +151,18 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="No space left"):
         export.main([run, f"--hf_dir={tmp_path / 'hf'}"])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("tokenizer, note", [
+    (CharTokenizer("abc"), "write a GGUF with --gguf=FILE instead"),
+    (BPETokenizer.train([TEXT * 3], 300), "write a GGUF with --gguf=FILE instead"),
+    (BPETokenizer.train([TEXT * 3], 300, words=CODE_PATTERN), "train on data prepared with --tokenizer=bpe"),
+])  # fmt: skip
+def test_the_way_to_llama_cpp_is_named_for_tokenizers_made_here(tokenizer, note, tmp_path, capsys):
+    model = random_model(GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8))
+    export.main([save_run(tmp_path / "run", model, tokenizer), f"--hf_dir={tmp_path / 'hf'}"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: llama.cpp") and line.endswith(note)
 
 
 def test_what_is_there_already_is_not_overwritten(tmp_path):
