@@ -25,7 +25,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -465,13 +465,21 @@ def encode_piece(
     ids, more_bytes = encode(piece.text, special=layout.special, num_threads=num_threads), 0
     if layout.special:
         typed = ids[len(tokenizer.begin) :] if piece.begins else ids  # no one types what every text begins with
-        counts = np.bincount(typed, minlength=tokenizer.vocab_size)
-        more_bytes = -sum(len(name.encode()) * int(counts[id]) for name, id in tokenizer.special_tokens.items())
+        more_bytes = -int(spelled_bytes(tokenizer).take(typed).sum())
     arrays = [ids]
     if fim.names and piece.begins:
         n, more_bytes = len(tokenizer.begin), name_bytes
         arrays = [ids[:n], np.array(name), ids[n:]]
     return arrays + [np.array([layout.end])] * (piece.ends and layout.end is not None), more_bytes
+
+
+@cache
+def spelled_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,): the bytes by which a special token is typed; 0 for other ids."""
+    spelled = np.zeros(tokenizer.vocab_size, np.int64)
+    for name, id in tokenizer.special_tokens.items():
+        spelled[id] = len(name.encode())
+    return spelled
 
 
 def part_dtype(vocab_size: int) -> np.dtype:
