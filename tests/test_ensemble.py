@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -145,6 +146,22 @@ def test_a_distilled_run_resumes_bitwise_and_two_processes_equal_one(dataset, te
     one, two = train_run(dataset, tmp_path / "one", *sure), torch.load(tmp_path / "two" / "last.pt", weights_only=True)
     for name, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_the_folder_of_one_teacher_may_have_a_comma(dataset, teachers, tmp_path):
+    first = teachers.split(",")[0]
+    shutil.copytree(first, tmp_path / "a,b")
+    options = ("--max_iters=1", "--dtype=float32")
+    found = train_run(dataset, tmp_path / "x", f"--distill_from={tmp_path / 'a,b'}", *options)
+    assert_equal_states(found, train_run(dataset, tmp_path / "y", f"--distill_from={first}", *options))
+
+
+def test_teachers_are_refused_where_nothing_tells_what_ids_stand_for(dataset, teachers, tmp_path):
+    (tmp_path / "bins").mkdir()
+    for split in ("train", "val"):
+        shutil.copy(dataset / f"{split}.bin", tmp_path / "bins")
+    with pytest.raises(ValueError, match="no tokenizer, and dataset '.*bins' has none for its 300 ids"):
+        train_run(tmp_path / "bins", tmp_path / "out", f"--distill_from={teachers}", "--vocab_size=300")
 
 
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_touched(dataset, teachers, tmp_path):
