@@ -78,7 +78,7 @@ def texts_of(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]
     named = tokenizer.special_tokens.get(FILE_SEP, -1)
     for part in np.split(ids, ends):
         name, text = "", tokenizer.decode(part)
-        if named in part[:2]:  # after the end of the last one
+        if named in part[: 2 + len(tokenizer.begin)]:  # after the end of the last one and what begins every text
             name, _, text = text.partition("\n")
         yield name, text
 

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_build import digests, novel, run, units_of
 from test_complete import Terminal, count_tokens, save
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers.processors import TemplateProcessing
 
 import complete
 import eval
@@ -24,8 +26,8 @@ from data.build import prepare_text
 from data.dataset import open_dataset
 from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, text_ids, with_markers
 from data.source import prepare_parser
-from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer
-from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps
+from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer, JsonTokenizer
+from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps, texts_of
 from evaluation.text import Text
 from inference.ensemble import Ensemble
 from model import GPT, GPTConfig
@@ -334,6 +336,22 @@ def test_the_editor_in_a_terminal_suggests_what_fits_before_the_rest_of_the_line
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_files_and_their_names_are_found_in_a_split(begins, tmp_path):
+    bpe = BPETokenizer.train([CODE], 300, ["<s>"])
+    bos, library = [bpe.special_tokens["<s>"]] * begins, LibraryTokenizer.from_str(bpe.to_json()["tokenizer"])
+    if begins:
+        library.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", bos[0])])
+    named = with_markers(JsonTokenizer(library.to_str(), *bos, ends=[bpe.eot]), Fim(names=True))
+    assert [*named.begin] == bos
+    ids = [
+        [*bos, named.special_tokens[FILE_SEP], *named.encode(f"a/{i}.py\n"), *named.encode(f"x = {i}\n"), named.eot]
+        for i in range(3)
+    ]
+    found = [file for file in texts_of(np.concatenate(ids), named) if any(file)]
+    assert found == [(f"a/{i}.py", f"x = {i}\n") for i in range(3)]
 
 
 def test_gaps_are_the_same_for_the_same_texts_and_lie_inside_lines():
