@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import shlex
 import statistics
 import sys
 
@@ -77,8 +78,8 @@ def main(argv: list[str]) -> None:
     if args.sweep:
         sweep(rows, options, args)
     print_rows([{key: value for key, value in row.items() if key != "shape"} for row in rows])
-    best = min(rows, key=lambda row: row.get("expected loss") or math.inf) if args.sweep else None
-    if best:
+    if args.sweep:
+        best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
         print(f"\nThe lowest loss is expected of {best['size']}:\n{proposal(best, options, args.minutes)}")
     else:
         print("\n--sweep predicts their losses.")
@@ -111,10 +112,9 @@ def sweep(rows: list[dict], options: list[str], args: argparse.Namespace) -> Non
     """Adds to the rows the losses of short runs and the loss expected after args.minutes; None where not run. Without
     --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
     best = math.inf
-    for number, row in enumerate(rows):
+    for row in rows:
         row |= {f"loss at 1/{round(1 / share)}": None for share in SHARES} | {"expected loss": None}
-        if not args.sizes and number and rows[number - 1]["expected loss"] is None:
-            continue
+    for row in rows:
         for share in SHARES:
             steps = max(1, round(row["steps"] * share))
             limits = {"max_iters": steps, "eval_interval": 10**6}
@@ -141,7 +141,7 @@ def proposal(row: dict, options: list[str], minutes: float) -> str:
     dropout = next(rate for epochs, rate in DROPOUT if row["epochs"] <= epochs)
     limits = {"max_minutes": f"{minutes:g}", "max_iters": 10**6, "eval_interval": max(1, row["steps"] // 20)}
     extra = as_options(row["shape"] | {"dropout": dropout} | limits | {"always_save_checkpoint": False})
-    return "python train.py " + " ".join([*options, *extra])
+    return shlex.join(["python", "train.py", *options, *extra])
 
 
 if __name__ == "__main__":

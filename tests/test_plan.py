@@ -42,6 +42,31 @@ def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(let
     assert config.dataset == str(letters) and not config.always_save_checkpoint
 
 
+def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the_lowest(capsys, monkeypatch):
+    losses = {"1": [9.0, 6.0, 3.0], "2": [3.0, 2.9, 2.8]}  # 0.0 and 2.5 are expected
+
+    def run(options, kind):
+        layers = next(option for option in options if option.startswith("--n_layer=")).partition("=")[2]
+        return [{"val_loss": losses[layers].pop(0)}]
+
+    found = {"parameters": 1, "steps": 320, "epochs": 1.0}
+    monkeypatch.setattr(plan, "SIZES", ("1x16", "2x16", "3x16"))
+    monkeypatch.setattr(plan, "trial", lambda options, minutes: dict(found))
+    monkeypatch.setattr(plan, "run_train", run)
+    plan.main([CONFIG, "--minutes=1", "--sweep", "--json"])
+    out = capsys.readouterr().out
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["expected loss"] for row in rows] == [0.0, pytest.approx(2.5), None]
+    assert "The lowest loss is expected of 1x16" in out
+
+
+def test_a_proposal_survives_the_shell():
+    row = {"epochs": 1.0, "steps": 100, "shape": {"n_layer": 2}}
+    options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
+    command = shlex.split(plan.proposal(row, options, 2))
+    assert command[:5] == ["python", "train.py", *options] and "--max_minutes=2" in command
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
