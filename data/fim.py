@@ -71,6 +71,8 @@ def fim_of(args: Namespace) -> Fim:
         raise ValueError("--special=encode: --fim_rate and --file_names need markers that no text can have; drop one")
     if rate and not args.eot:
         raise ValueError("--fim_rate needs documents that end, but this dataset is one running text without ends")
+    if names and args.tokenizer == "char":
+        raise ValueError("--file_names: a char tokenizer may lack the characters of a name; use byte, bpe or bpe_code")
     chars = args.fim_chars or (SINGLE_CHARS if args.tokenizer in ("char", "byte") else CHARS)
     return Fim(rate, args.spm_rate, chars, names)
 

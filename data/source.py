@@ -80,6 +80,9 @@ class PrepareParser(Parser):
                 )
         if args.min_count != 1 and not args.trim:
             self.error(f"--min_count={args.min_count} needs --trim; pass both or neither")
+        for flag in ("spm_rate", "fim_chars"):
+            if getattr(args, flag) != self.get_default(flag) and not args.fim_rate:
+                self.error(f"--{flag}={getattr(args, flag)} needs --fim_rate; pass both or neither")
         if args.vocab_size is None:
             args.vocab_size = args.default_vocab_size
         return args

@@ -124,12 +124,20 @@ def test_the_rates_are_those_asked_for_and_gaps_are_short_and_long():
     [
         ({"special": "encode"}, "--special=encode: --fim_rate and --file_names need markers"),
         ({"eot": False}, "--fim_rate needs documents that end"),
+        ({"tokenizer": "char", "file_names": True}, "--file_names: a char tokenizer may lack the characters of a name"),
     ],
 )
 def test_options_that_cannot_be_combined_are_refused_in_one_line(tmp_path, options, message):
     with pytest.raises(ValueError, match=message) as error:
         run(tmp_path / "x", units_of(files()), **OPTIONS | options)
     assert "\n" not in str(error.value) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("option", ["--spm_rate=0.4", "--fim_chars=99"])
+def test_an_option_of_gaps_without_gaps_is_refused(option, tmp_path):
+    with pytest.raises(ValueError, match=f"{option} needs --fim_rate; pass both or neither"):
+        prepare_parser("", tmp_path).parse_args(["--input", "x", option])
+    prepare_parser("", tmp_path).parse_args(["--input", "x", option, "--fim_rate=0.5"])
 
 
 @pytest.mark.parametrize("name", ["bpe", "bpe_code"])
