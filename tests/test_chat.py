@@ -415,6 +415,15 @@ def test_history_is_cut_at_whole_turns_and_the_system_turn_stays():
         chat_prompt(messages, tokenizer, 10)
 
 
+def test_no_turn_of_a_long_history_is_encoded_twice_nor_many_that_are_left_out(monkeypatch):
+    tokenizer, encoded = chat_tokenizer(TOKENIZERS["char"]), []
+    plain = type(tokenizer).encode
+    counted = lambda self, text, **more: (encoded.append(text), plain(self, text, **more))[1]  # noqa: E731
+    monkeypatch.setattr(type(tokenizer), "encode", counted)
+    chat_prompt(turns(*["cat"] * 999), tokenizer, 60)
+    assert len(encoded) <= 60 // len("cat")
+
+
 def test_answers_drawn_together_do_not_depend_on_each_other(trained):
     state = load_checkpoint(trained / "ckpt.pt")
     tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
