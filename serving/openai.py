@@ -155,8 +155,7 @@ class ChatCompletion(Reply):
             raise RequestError(message, code="no_chat_template")
         fields.refuse(NOT_SUPPORTED)
         n = fields.integer("n", 1, 1, MAX_ROWS)
-        key = "max_completion_tokens" if "max_completion_tokens" in fields.values else "max_tokens"
-        limit = fields.integer(key, None, -1, 2**31)
+        limit = fields.integer("max_completion_tokens", fields.integer("max_tokens", None, -1, 2**31), -1, 2**31)
         limit = served.block_size if limit in (None, -1) else max(1, limit)
         self.scored = fields.get("logprobs", bool, False)
         top = fields.integer("top_logprobs", 0, 0, 20)

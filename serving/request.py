@@ -1,7 +1,6 @@
 """The fields of a request, read from JSON and checked one by one; what is wrong with one, in one line."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ class Fields:
         return self.ranged(name, self.get(name, (int, float), default), low, high)
 
     def ranged(self, name: str, value, low, high):
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
+        if value is not None and not low <= value <= high:
             raise RequestError(f"{name} must be from {low} to {high}, not {shortened(value)}", param=name)
         return value
 
@@ -79,8 +78,8 @@ class Fields:
             min_p=self.number("min_p", defaults.get("min_p", 0.0), 0, 1) or None,
             vocab_size=vocab_size,
         )
-        name = "repeat_penalty" if "repeat_penalty" in self.values else "repetition_penalty"
-        made.repetition_penalty = self.number(name, 1.0, 0.01, 100)
+        penalty = self.number("repetition_penalty", 1.0, 0.01, 100)
+        made.repetition_penalty = self.number("repeat_penalty", penalty, 0.01, 100)
         made.top_p = None if made.top_p == 1 else made.top_p  # a sort of all ids less
         try:
             made.validate()

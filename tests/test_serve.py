@@ -283,6 +283,19 @@ def test_a_stream_is_the_same_text_and_shows_no_beginning_of_a_stop_string(serve
     assert text.startswith(before) and text != before and (before + last).startswith(text)
 
 
+def test_choices_of_a_stream_that_end_one_after_another_each_end_once(server):
+    options = dict(model="wise", prompt="the", n=8, max_tokens=60, seed=2, stop=["t", "j"])
+    texts, ends = [""] * 8, [[] for _ in range(8)]
+    for event in server.client.completions.create(stream=True, **options):
+        (choice,) = event.choices
+        assert not ends[choice.index]
+        texts[choice.index] += choice.text
+        ends[choice.index] += [choice.finish_reason] * (choice.finish_reason is not None)
+    whole = server.client.completions.create(**options).choices
+    assert texts == [choice.text for choice in whole] and len(set(map(len, texts))) > 1
+    assert ends == [[choice.finish_reason] for choice in whole]
+
+
 def test_logprobs_are_the_models_and_echo_scores_a_prompt(server):
     text = "the cat sat on 宝玉 the mat"
     ids = torch.tensor([TOKENIZER.encode_document(text).tolist()])
@@ -359,6 +372,7 @@ BAD = [
     ({"logit_bias": {"99999": 1}}, "logit_bias"), ({"tools": [{"type": "function"}]}, "tools"),
     ({"prompt": "\ud800"}, None), ({"best_of": 2, "stream": True}, "stream"), ({"repetition_penalty": 0}, None),
     ({"temperature": 1e-9}, "temperature"), ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt"),
+    ({"temperature": 10**400}, "temperature"), ({"seed": 10**400}, "seed"),
 ]  # fmt: skip
 
 
@@ -461,6 +475,27 @@ def test_a_client_that_leaves_ends_its_text(server, monkeypatch):
         server, "the", 2, 9
     )
     assert not row.done and row not in server.engine.rows
+
+
+def test_a_client_that_takes_nothing_is_dropped_and_its_text_ends(server, monkeypatch):
+    monkeypatch.setattr(serving.guard, "SLOWEST_READER", 0.05)
+    monkeypatch.setattr(serving.app, "sse", lambda event: bytes(1 << 26))  # more than sockets hold
+    over, plain = queue.Queue(), server.engine.cancel
+    monkeypatch.setattr(server.engine, "cancel", lambda rows: (plain(rows), over.put(rows)))
+    body = json.dumps({"prompt": "the", "max_tokens": 250, "stream": True}).encode()
+    with connect(server, request(body)) as connection, contextlib.suppress(ConnectionError):
+        over.get(timeout=60)
+        received = 0
+        while data := connection.recv(1 << 20):
+            received += len(data)
+        assert received < 1 << 26
+
+
+def test_null_is_as_good_as_absent(server):
+    asked = {"messages": [{"role": "user", "content": "cat"}], "max_completion_tokens": None, "max_tokens": 2}
+    assert post(server, "/v1/chat/completions", asked)[1]["usage"]["completion_tokens"] <= 2
+    fields = serving.request.Fields(b'{"repeat_penalty": null, "repetition_penalty": 1.5}')
+    assert fields.sampling(300).repetition_penalty == 1.5
 
 
 def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypatch):
