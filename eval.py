@@ -76,7 +76,7 @@ if __name__ == "__main__":
 import torch
 
 from checkpoints.build import build_model
-from evaluation.chat import count_chat, open_conversations, share_ended
+from evaluation.chat import answer, count_chat, open_conversations
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
 from inference.load import make_ready, open_trained
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     start_time = time.perf_counter()
     with torch.inference_mode(), autocast:
         nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
-        ended = share_ended(model, text, ranks) if args.task == "chat" else None
+        answers = answer(model, text, ranks) if args.task == "chat" else None
     ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
         "seconds": seconds, "tokens_per_second": n_tokens / seconds,
     }  # fmt: skip
     if args.task == "chat":
-        result |= {"questions": len(nats), **count_chat(nats, misses, n_tokens), "ended": ended}
+        result |= count_chat(text, nats, misses, answers)
     elif args.task:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
@@ -194,10 +194,14 @@ def table(result: dict) -> str:
     speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
     losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"
-    for key in f"{losses} acc acc_norm acc_bytes exact_match ended".split():
+    answers = "exact_match ended words_used distinct_4 distinct_4_expected"
+    for key in f"{losses} acc acc_norm acc_bytes {answers}".split():
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))
+    for kind, found in r.get("kinds", {}).items():
+        shown = [f"{found[key]:.3f} {key.replace('_', ' ')}" for key in f"loss {answers}".split() if key in found]
+        rows.append((kind, f"{found['questions']:,} questions: {', '.join(shown)}"))
     rows += [(name, f"{bits:.4f} bits per byte") for name, bits in r.get("baselines", {}).items()]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows) + "\n"
 

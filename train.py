@@ -84,6 +84,8 @@ class TrainConfig:
     beta1: float = 0.9  # decay rate of the gradient's mean
     beta2: float = 0.95  # decay rate of its square
     grad_clip: float = 1.0  # maximum gradient norm; 0 = no clipping
+    lora_rank: int = 0  # train only two factors of this rank beside each matrix, without weight decay; 0 = everything
+    lora_alpha: float = 16.0  # their product is added times lora_alpha / lora_rank
     # Learning rate schedule
     decay_lr: bool = True  # False = constant learning_rate, without warmup
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # shape after warmup
@@ -147,7 +149,7 @@ def train(run: Run) -> int:
     run.begin()
     autocast = torch.autocast(device.type, run.dtype) if run.dtype != torch.float32 else nullcontext()
     outputs = Outputs(run)
-    optimizer, scaler, parameters = run.optimizer, run.scaler, list(run.model.parameters())
+    optimizer, scaler, parameters = run.optimizer, run.scaler, run.trained
     local_model = compiled(run) if pick_compile(config.compile, device) else run.model
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
     ranks.say(

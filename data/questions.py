@@ -1,6 +1,6 @@
 """Questions with their answers, made from texts: what data/chat/make.py writes.
 
-    for row in KINDS["who"](text, random.Random(0), common): ...      # {"messages": [...], "words": [...]}
+    for row in QUESTIONS["who"](text, random.Random(0), common): ...      # {"messages": [...], "words": [...]}
 
 A maker reads a document and finds what it can; one that finds nothing yields nothing. `common` holds the words that
 say nothing about a passage, from common_words. Passages are questions and answers in the document's own words, in
@@ -49,13 +49,13 @@ def passages(text: str, rng: Random) -> Iterator[tuple[str, str]]:
     sentences, i = [match.group() for match in SENTENCE.finditer(text)], 0
     while i < len(sentences):
         least, most = (rng.randint(PASSAGE[0] // 2, PASSAGE[0]), rng.randint(*PASSAGE))
-        lead, i = joined(sentences, i, least * scale)
-        rest, i = joined(sentences, i, most * scale)
+        lead, i = sentences_up_to(sentences, i, least * scale)
+        rest, i = sentences_up_to(sentences, i, most * scale)
         if rest.strip() and len(lead) <= PASSAGE[0] * 2 and len(rest) <= PASSAGE[1] * 2:
             yield lead.strip("\n"), rest.lstrip(" \u3000").strip("\n")  # code keeps its indentation
 
 
-def joined(sentences: list[str], i: int, length: float) -> tuple[str, int]:
+def sentences_up_to(sentences: list[str], i: int, length: float) -> tuple[str, int]:
     """Sentences from i on, at least one, up to `length` characters; the next i."""
     text = "".join(sentences[i : i + 1])
     for end in range(i + 1, len(sentences)):
@@ -159,7 +159,7 @@ def explain_function(text: str, rng: Random, common: set[str]) -> Iterator[dict]
         yield row_of(f"What does this function do?\n{head}\n{body}", summary)
 
 
-KINDS = {
+QUESTIONS = {
     "continue": continue_passage, "who": who_says, "couplet": complete_couplet, "words": story_with_words,
     "body": write_body, "explain": explain_function,
 }  # fmt: skip

@@ -34,6 +34,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config, self.out_dir = self.config, Path(self.config.out_dir)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.fsdp = config.parallel == "fsdp" and self.ranks.world_size > 1
         self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # per step, of this process
         self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes

@@ -32,7 +32,7 @@ import numpy as np
 
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
-from data.questions import KINDS, common_words
+from data.questions import QUESTIONS, common_words
 from data.source import Parser
 
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
@@ -75,8 +75,8 @@ def make_options() -> argparse.ArgumentParser:
     add(
         "--kinds",
         nargs="+",
-        choices=KINDS,
-        default=list(KINDS),
+        choices=QUESTIONS,
+        default=list(QUESTIONS),
         metavar="KIND",
         help="some of those above (default: all)",
     )
@@ -104,7 +104,7 @@ def positive(text: str) -> int:
 
 def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
     """The rows of each split by kind, in an order that depends on the seed alone."""
-    common = common_words(documents(dataset, "train"))
+    common = common_words(texts_of(dataset, "train"))
     train = rows_of_split(dataset, "train", args, common, args.max_rows, args.passes)
     asked, answered = (
         {row["messages"][turn]["content"] for found in train.values() for row in found} for turn in (0, 1)
@@ -124,12 +124,12 @@ def rows_of_split(
 ) -> dict[str, list[dict]]:
     """By kind the rows of documents in random order, until a kind has `most`; every question once."""
     rows, asked = {kind: [] for kind in args.kinds}, set()
-    for number, text in enumerate(documents(dataset, split, Random(args.seed))):
+    for number, text in enumerate(texts_of(dataset, split, Random(args.seed))):
         wanted = [kind for kind in args.kinds if len(rows[kind]) < most]
         for kind in wanted:
             rng = Random(f"{args.seed} {split} {number} {kind}")
             for _ in range(passes):
-                for row in KINDS[kind](text, rng, common):
+                for row in QUESTIONS[kind](text, rng, common):
                     question = row["messages"][0]["content"]
                     if question not in asked:
                         asked.add(question)
@@ -139,7 +139,7 @@ def rows_of_split(
     return rows
 
 
-def documents(dataset: Dataset, split: str, rng: Random | None = None) -> Iterator[str]:
+def texts_of(dataset: Dataset, split: str, rng: Random | None = None) -> Iterator[str]:
     """The texts of a split, in its own order or, with rng, a random one."""
     ids, eot = dataset.array(split), dataset.tokenizer.eot
     ends = np.array([], np.int64) if eot is None else np.flatnonzero(ids == eot)
