@@ -157,7 +157,8 @@ def train(run: Run) -> int:
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
         f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
-    peak_flops = peak_flops_of(device, run.dtype, config.peak_tflops)
+    # without padding, it computes less than it counts
+    peak_flops = None if run.trims else peak_flops_of(device, run.dtype, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
     stop, batches, has_room = StopSignals(), Batches(run), True

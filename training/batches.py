@@ -21,7 +21,8 @@ class Batches:
         self.coming = self.thread.submit(self.load, self.number)
 
     def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What next() will return: x, y, both int64 (batch_size, block_size), and the number of targets in y."""
+        """What next() will return: x, y, both int64 (batch_size, block_size), of conversations perhaps shorter, and the
+        number of targets in y."""
         x, y, n = self.coming.result()
         return to_device(x, self.run.device), to_device(y, self.run.device), n
 
@@ -39,10 +40,17 @@ class Batches:
         first = run.shift + (number * ranks.world_size + ranks.rank) * config.batch_size
         index = np.arange(first, first + config.batch_size)
         x, y = batch(run.dataset, "train", config.seed, index, config.block_size, config.sampling)
+        x, y = without_padding(x, y) if run.trims else (x, y)
         return ready_to_send(x, run.device), ready_to_send(y, run.device), int((y >= 0).sum())
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)
+
+
+def without_padding(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Conversations (B, T) up to the last target of the longest: what follows is padding, and costs as much."""
+    width = 1 + int(np.flatnonzero((y >= 0).any(0)).max(initial=0))
+    return x[:, :width], y[:, :width]
 
 
 def ready_to_send(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -42,9 +42,8 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
     needs_no_data = state is None and config.print_params and config.vocab_size is not None
     dataset = None if needs_no_data else ranks.on_all(lambda: open_dataset(config.dataset, config.vocab_size, resumed))
-    known = None
     if state is not None and not resumed:
-        known, state = with_rows_for(dataset, state)
+        state = with_rows_for(dataset, state)
     changes = check_changes(config, explicit, state, dataset) if resumed else []
     if changes:
         ranks.say(f"changed on resume: {', '.join(changes)}")
@@ -53,9 +52,6 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     # shards come from files, or from rank 0, the only one whose model then has weights
     home = "meta" if from_shards or (fsdp and not ranks.is_main) else "cpu" if fsdp else device
     model = make_model(config, explicit, state, dataset, home)
-    if config.lora_rank:
-        saved = state["lora"] if resumed else None
-        add_lora(model, config.lora_rank, config.lora_alpha, config.seed, known, saved)
     if config.print_params:
         ranks.say(table_of_parameters(model))
         return None
@@ -74,9 +70,8 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
         model = model.to_empty(device=device) if from_shards else model.to(device)
     model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
-    betas = (config.beta1, config.beta2)
-    weight_decay = 0.0 if config.lora_rank else config.weight_decay  # it would change frozen rows of embeddings
-    optimizer = make_optimizer(model, config.learning_rate, weight_decay, betas, muon_lr)
+    weight_decay = config.weight_decay * (not config.lora_rank)  # it would change frozen rows of embeddings
+    optimizer = make_optimizer(model, config.learning_rate, weight_decay, (config.beta1, config.beta2), muon_lr)
     # float16's small gradients need scaling, on the CPU too
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     progress = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
@@ -89,14 +84,14 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     return run
 
 
-def with_rows_for(dataset: Dataset, state: dict) -> tuple[int | None, dict]:
-    """The checkpoint, with rows for the special tokens that the dataset's tokenizer has beyond the checkpoint's, and
-    the first id of these, None if there are none."""
+def with_rows_for(dataset: Dataset, state: dict) -> dict:
+    """The checkpoint, with rows for the special tokens that the dataset's tokenizer has beyond the checkpoint's; the
+    first of these is then its "first_new_id"."""
     known = ids_before_added(dataset, state)
     if known is None:
-        return None, state
+        return state
     state = add_rows(state, known, model_vocab_size(dataset.vocab_size))
-    return known, {**state, "tokenizer": dataset.tokenizer.to_json()}
+    return {**state, "tokenizer": dataset.tokenizer.to_json(), "first_new_id": known}
 
 
 def check_split_lengths(config, dataset: Dataset) -> None:
@@ -189,6 +184,9 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
     if not has_ids_of(dataset, state, config.vocab_size):
         found = f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint"
         raise ValueError(f"{found} (vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
+    if config.lora_rank:
+        saved = state["lora"] if config.init_from == "resume" else None
+        add_lora(model, config.lora_rank, config.lora_alpha, config.seed, state.get("first_new_id"), saved)
     return model
 
 
