@@ -20,6 +20,7 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "loss": ("steps", "loss_cost"),
     "prepare": ("preparing", "preparation_speed"),
     "profile": ("steps", "step_profile"),
+    "repetition": ("repetition", "repetition_penalties"),
     "save": ("steps", "save_stall"),
     "time_to_loss": ("recipes", "time_to_loss"),
     "tokenizers": ("recipes", "compare_tokenizers"),
