@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from random import Random
 
-PASSAGE = (80, 320)  # characters of an answer that continues or tells something, at least and at most
+LEAD, REST = (40, 80), (80, 320)  # characters of a passage's beginning, and of what follows, at least and at most
+STORY = (80, 200)  # of a story, after its first sentence
 DENSE = 0.4  # of these for Chinese, which says as much in fewer characters
 LONGEST_CODE = 700  # characters of a function
 LONGEST_DOC = 200  # characters of the sentence that explains it
@@ -43,16 +44,15 @@ def is_chinese(text: str) -> bool:
     return len(re.findall(f"[{HAN}]", text[:2000])) > len(text[:2000]) / 4
 
 
-def passages(text: str, rng: Random) -> Iterator[tuple[str, str]]:
+def passages(text: str, rng: Random, lead: tuple = LEAD, rest: tuple = REST) -> Iterator[tuple[str, str]]:
     """(a beginning of a sentence or two, what follows it), one after the other through the text, of random lengths."""
     scale = DENSE if is_chinese(text) else 1.0
     sentences, i = [match.group() for match in SENTENCE.finditer(text)], 0
     while i < len(sentences):
-        least, most = (rng.randint(PASSAGE[0] // 2, PASSAGE[0]), rng.randint(*PASSAGE))
-        lead, i = sentences_up_to(sentences, i, least * scale)
-        rest, i = sentences_up_to(sentences, i, most * scale)
-        if rest.strip() and len(lead) <= PASSAGE[0] * 2 and len(rest) <= PASSAGE[1] * 2:
-            yield lead.strip("\n"), rest.lstrip(" \u3000").strip("\n")  # code keeps its indentation
+        first, i = sentences_up_to(sentences, i, rng.randint(*lead) * scale)
+        second, i = sentences_up_to(sentences, i, rng.randint(*rest) * scale)
+        if second.strip() and len(first) <= 2 * lead[1] and len(second) <= 2 * rest[1]:
+            yield first.strip("\n"), second.lstrip(" \u3000").strip("\n")  # code keeps its indentation
 
 
 def sentences_up_to(sentences: list[str], i: int, length: float) -> tuple[str, int]:
@@ -104,12 +104,12 @@ def rhymes(a: str, b: str) -> bool:
 
 
 def story_with_words(text: str, rng: Random, common: set[str]) -> Iterator[dict]:
-    """A passage, asked for by two to four words in it, in any order; the row has them as "words"."""
-    for lead, rest in [] if is_chinese(text) else passages(text, rng):
-        story = (lead + rest).strip()
+    """A passage, asked for by two to five words in it, in any order; the row has them as "words"."""
+    for lead, rest in [] if is_chinese(text) else passages(text, rng, rest=STORY):
+        story = " ".join([lead.strip(), rest])
         words = sorted({word for word in WORD.findall(story) if len(word) > 2 and word.islower()} - common)
         if len(words) >= 3:
-            chosen = rng.sample(words, rng.randint(2, min(4, len(words))))
+            chosen = rng.sample(words, rng.randint(2, min(5, len(words))))
             yield row_of(f"Write a story with these words: {', '.join(chosen)}", story, words=chosen)
 
 

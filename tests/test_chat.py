@@ -34,6 +34,7 @@ from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonToken
 from inference.chat import Chat, answer_all, chat_tokenizer_of
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
+from training.batches import without_padding
 
 TEXT = "宝玉笑道：“来了。” The cat sat on a mat, and <|user|> is text. what say you 0123456789\n"
 SHAPE = dict(block_size=96, n_layer=2, n_head=2, n_embd=16)
@@ -487,6 +488,51 @@ def test_eval_counts_what_a_naive_loop_counts(trained, dataset, tmp_path, capsys
             assert (found["exact_match"], found["ended"]) == (np.mean(exact), np.mean(ended))
             assert 0 < found["ended"]
     assert found["questions"] == sum(len(row["messages"]) // 2 for row in some_rows())
+
+
+@torch.no_grad()
+def test_words_used_and_distinct_runs_are_those_of_plain_loops_also_by_kind(trained, tmp_path, capsys):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    asked = ["what", "you cat", "mat mat", "sat you what", "cat"]
+    rows = [{"prompt": question, "response": "cat cat sat", "kind": "ab"[i % 2]} for i, question in enumerate(asked)]
+    answers = [
+        tokenizer.decode(naive_answer(model, tokenizer, chat_prompt(turns(question), tokenizer, 96), 512)[0])
+        for question in asked
+    ]
+    wanted = [[answers[0].split()[0].upper(), "ca"], ["dog"], [], ["?"], answers[4].split()[:1]]
+    for row, words in zip(rows, wanted, strict=True):
+        row["words"] = words
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    command.main([f"--out_dir={trained}", "--task=chat", "--device=cpu", f"--input={path}"])
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+
+    def expected(numbers):
+        used = [word.lower() in re.findall("[a-z]+", answers[i]) for i in numbers for word in wanted[i]]
+        runs = [[answers[i][at : at + 4] for at in range(len(answers[i]) - 3)] for i in numbers]  # a token a letter
+        return sum(used) / len(used), sum(len(set(run)) for run in runs) / sum(map(len, runs))
+
+    assert (found["words_used"], found["distinct_4"]) == pytest.approx(expected(range(5)))
+    assert found["distinct_4_expected"] == pytest.approx(7 / 8)  # "cat " is there twice
+    for kind, numbers in (("a", (0, 2, 4)), ("b", (1, 3))):
+        by_kind = found["kinds"][kind]
+        assert (by_kind["words_used"], by_kind["distinct_4"]) == pytest.approx(expected(numbers))
+        assert f"{kind:<20}{len(numbers)} questions: {by_kind['loss']:.3f} loss" in out
+    assert 0 < found["words_used"] < 1 and found["distinct_4"] < 1
+
+
+def test_windows_without_their_padding_have_the_same_loss_and_gradients(dataset, base):
+    opened = open_dataset(dataset)
+    model = build_model(add_rows(load_checkpoint(base), TOKENIZERS["char"].vocab_size, opened.vocab_size))
+    x, y = batch(opened, "train", 1, np.arange(4), 96)
+    grads = []
+    for windows in ((x, y), without_padding(x, y)):
+        loss = model(*map(torch.from_numpy, windows))[1]
+        grads.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert windows[0].shape[1] < 96 and (windows[1] >= 0).sum() == (y >= 0).sum()
+    for whole, cut in zip(*grads, strict=True):
+        torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
