@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from random import Random
 
-LEAD, REST = (40, 80), (80, 320)  # characters of a passage's beginning, and of what follows, at least and at most
+LEAD, FOLLOWING = (40, 80), (80, 320)  # characters of a passage's beginning, and of what follows, at least and at most
 STORY = (80, 200)  # of a story, after its first sentence
 DENSE = 0.4  # of these for Chinese, which says as much in fewer characters
 LONGEST_CODE = 700  # characters of a function
@@ -44,7 +44,7 @@ def is_chinese(text: str) -> bool:
     return len(re.findall(f"[{HAN}]", text[:2000])) > len(text[:2000]) / 4
 
 
-def passages(text: str, rng: Random, lead: tuple = LEAD, rest: tuple = REST) -> Iterator[tuple[str, str]]:
+def passages(text: str, rng: Random, lead: tuple = LEAD, rest: tuple = FOLLOWING) -> Iterator[tuple[str, str]]:
     """(a beginning of a sentence or two, what follows it), one after the other through the text, of random lengths."""
     scale = DENSE if is_chinese(text) else 1.0
     sentences, i = [match.group() for match in SENTENCE.finditer(text)], 0

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -29,12 +30,12 @@ from checkpoints.build import add_rows, build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
-from data.dataset import batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
+from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
 from inference.chat import Chat, answer_all, chat_tokenizer_of
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
-from training.batches import without_padding
+from training.batches import Batches, without_padding
 
 TEXT = "宝玉笑道：“来了。” The cat sat on a mat, and <|user|> is text. what say you 0123456789\n"
 SHAPE = dict(block_size=96, n_layer=2, n_head=2, n_embd=16)
@@ -488,6 +489,50 @@ def test_eval_counts_what_a_naive_loop_counts(trained, dataset, tmp_path, capsys
             assert (found["exact_match"], found["ended"]) == (np.mean(exact), np.mean(ended))
             assert 0 < found["ended"]
     assert found["questions"] == sum(len(row["messages"]) // 2 for row in some_rows())
+
+
+def test_a_step_sees_the_same_conversations_dealt_out_by_length_as_without(dataset):
+    opened = open_dataset(dataset)
+    config = SimpleNamespace(batch_size=2, block_size=96, seed=3, sampling="contiguous")
+    common = dict(dataset=opened, config=config, device=torch.device("cpu"), shift=1, micro_steps=2, samples=8)
+    widths = []
+    for step in range(4):
+        rows = []
+        for micro in range(2):
+            for rank in range(2):
+                ranks = SimpleNamespace(world_size=2, rank=rank)
+                batches = Batches(SimpleNamespace(**common, ranks=ranks, iter_num=step, trims=True))
+                x, y, n = batches.load(step * 2 + micro)
+                batches.close()
+                assert n == (y >= 0).sum() and (y[:, -1] >= 0).any()
+                widths.append(x.shape[1])
+                rows += [F.pad(row, (0, 96 - len(row)), value=-1).numpy().tobytes() for row in y]
+        assert widths[-4:] == sorted(widths[-4:])
+        _, y = batch(opened, "train", 3, 1 + np.arange(step * 8, step * 8 + 8), 96)
+        assert sorted(rows) == sorted(row.tobytes() for row in y)
+    assert len(set(widths)) > 4
+
+
+def test_text_among_conversations_is_the_base_datasets_and_is_learned_whole(base, tmp_path):
+    tokenizer, rng = TOKENIZERS["char"], np.random.default_rng(0)
+    texts = {split: rng.integers(0, 20, 5000) for split in ("train", "val")}
+    with DatasetWriter(tmp_path / "text", tokenizer, {}) as writer:
+        for split, ids in texts.items():
+            writer.write(split, ids, 5000)
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    options = ["--input", str(rows), f"--init_from={base}", f"--out_dir={tmp_path / 'chat'}"]
+    prepare.main([*options, f"--text={tmp_path / 'text'}", "--text_share=0.5"])
+    opened = open_dataset(tmp_path / "chat")
+    x, y = eval_batch(opened, "train", eval_windows(opened, "train", 96), 96)
+    plain = (y >= 0).all(1)
+    assert (y[plain] >= 0).sum() / (y >= 0).sum() == pytest.approx(0.5, abs=0.05)
+    whole = texts["train"].astype(np.uint8).tobytes()
+    for row, targets in zip(x[plain], y[plain], strict=True):
+        assert np.append(row, targets[-1]).astype(np.uint8).tobytes() in whole and (row[1:] == targets[:-1]).all()
+    assert (opened.array("val") >= tokenizer.vocab_size).any()  # conversations alone
+    other = write_base(tmp_path / "other.pt", CharTokenizer.train(["ZQ!" + TEXT], eot=True))
+    with pytest.raises(ValueError, match="does not match the checkpoint"):
+        prepare.main([*options, f"--init_from={other}", f"--text={tmp_path / 'text'}"])
 
 
 @torch.no_grad()
