@@ -64,6 +64,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
+    add(
+        "--no_repeat_ngram",
+        type=int,
+        default=0,
+        help="of the answers in --task=chat, as in sample.py (default: 0, off)",
+    )
+    add("--dry_multiplier", type=float, default=0.0, help="the same (default: 0, off)")
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best available)")
     precision = "of the matrix products; the 16-bit formats are faster on a GPU and change the loss by about 0.001"
     add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32", help=precision)
@@ -80,6 +87,7 @@ from evaluation.chat import answer, count_chat, open_conversations
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
 from inference.load import make_ready, open_trained
+from inference.sampling import Sampling
 from system.device import pick_device, pick_dtype
 from system.distributed import Ranks
 
@@ -107,7 +115,7 @@ def main(argv: list[str]) -> None:
     start_time = time.perf_counter()
     with torch.inference_mode(), autocast:
         nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
-        answers = answer(model, text, ranks) if args.task == "chat" else None
+        answers = answer(model, text, answers_sampling(args), ranks) if args.task == "chat" else None
     ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
@@ -163,8 +171,15 @@ def validate(args: argparse.Namespace) -> None:
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):
         others = "--task, --per_document and --baselines"
         raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
+    answers_sampling(args).validate()
+    if answers_sampling(args).looks_back and args.task != "chat":
+        raise ValueError("--no_repeat_ngram and --dry_multiplier are for the answers of --task=chat: leave them out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
+
+
+def answers_sampling(args: argparse.Namespace) -> Sampling:
+    return Sampling(temperature=0, no_repeat_ngram=args.no_repeat_ngram, dry_multiplier=args.dry_multiplier)
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""How well a model answers: its loss on the assistant's words, and what it answers itself, by greedy decoding.
+"""How well a model answers: its loss on the assistant's words, and what it answers itself, by greedy decoding with or
+without penalties for repetition.
 
 A conversation's answer is a window that begins with the conversation and scores the answer with the marker that ends
 it. So loss is what train.py calls the loss, and an answer is exact, in greedy decoding, if none of its ids is missed.
@@ -99,8 +100,8 @@ def figures_of(table: np.ndarray) -> dict:
     return figures | {name: (distinct / n).item() for name, (distinct, n) in shares.items() if n}
 
 
-def answer(model: GPT, text: Text, ranks: Ranks) -> np.ndarray:
-    """Of the greedy answer in each window (K, 7): whether the model ended it, how many of the words asked for it has,
+def answer(model: GPT, text: Text, sampling: Sampling, ranks: Ranks) -> np.ndarray:
+    """Of the model's answer in each window (K, 7): whether the model ended it, how many of the words asked for it has,
     and how many there are, its distinct runs of four tokens, all its runs, and both of the answer in the data. On all
     ranks together."""
     ids, found = text.get_ids(), np.zeros((len(text.windows), 7))
@@ -109,7 +110,7 @@ def answer(model: GPT, text: Text, ranks: Ranks) -> np.ndarray:
         rows = mine[first : first + ROWS]
         prompts = [ids[window[START] : window[FIRST]].tolist() for window in text.windows[rows]]
         with torch.no_grad():
-            answers = answer_all(model, text.tokenizer, prompts, Sampling(temperature=0), LONGEST_ANSWER, [0] * ROWS)
+            answers = answer_all(model, text.tokenizer, prompts, sampling, LONGEST_ANSWER, [0] * ROWS)
         for row, (words, finish, _) in zip(rows, answers, strict=True):
             asked = text.questions[row].get("words", []) if text.questions else []
             said = text.tokenizer.encode(words, inside=True)

@@ -306,6 +306,13 @@ def test_two_processes_give_the_losses_of_one(dataset, base, tmp_path):
         torch.testing.assert_close(two["model"][name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["chat", "chat_small"])
+def test_the_configs_for_conversations_train(name, dataset, base, tmp_path):
+    options = [f"--dataset={dataset}", f"--init_from={base}", f"--out_dir={tmp_path}", "--device=cpu", "--eval_iters=1"]
+    assert train.main([str(ROOT / "config" / f"{name}.py"), *options, "--max_iters=2"]) == 0
+    assert (tmp_path / "ckpt.pt").exists()
+
+
 def test_an_epoch_limit_counts_conversations(dataset, base, tmp_path):
     state = run(dataset, tmp_path, f"--init_from={base}", "--max_epochs=2")
     n = open_dataset(dataset).meta["splits"]["train"]["documents"]
