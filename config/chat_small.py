@@ -1,6 +1,6 @@
 # Teaches a small model that was trained here on one text to answer questions about it: minutes on a laptop's CPU.
 #     python data/chat/make.py --dataset=x
-#     python data/chat/prepare.py --input data/chat/train.jsonl --val_input data/chat/val.jsonl --init_from=out-x --text=x
+#     python data/chat/prepare.py --input data/chat/train.jsonl --val_input data/chat/val.jsonl --init_from=out-x
 #     python train.py config/chat_small.py --init_from=out-x
 
 out_dir = "out-chat"
