@@ -33,6 +33,7 @@ from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces
 from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
 from inference.chat import Chat, answer_all, chat_tokenizer_of
+from inference.repetition import Repetition
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
 from training.batches import Batches, without_padding
@@ -431,6 +432,46 @@ def test_answers_drawn_together_do_not_depend_on_each_other(trained):
     together = answer_all(model, tokenizer, prompts, Sampling(), 20, [1, 2, 3])
     alone = [answer_all(model, tokenizer, [prompts[i]], Sampling(), 20, [i + 1])[0] for i in range(3)]
     assert together == alone and any(text for text, *_ in alone)
+
+
+@torch.no_grad()
+def test_penalties_for_repetition_mean_the_same_in_a_chat_and_in_a_batch_and_let_answers_end(trained):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    messages = turns("what you", "cat cat", "mat", "sat sat cat", "what")
+    prompt = chat_prompt(messages, tokenizer, 90)
+    plain, finish = None, set()
+    for more in ({}, dict(no_repeat_ngram=2), dict(dry_multiplier=2.0), dict(repetition_penalty=1.3)):
+        chat = Chat(model, tokenizer, Sampling(temperature=0, **more), 40)
+        text = "".join(chat.answer(messages))
+        assert (text, chat.finish) == answer_all(model, tokenizer, [prompt], chat.sampling, 40, [0])[0][:2]
+        plain, finish = plain or text, finish | {chat.finish}
+    assert text != plain and "end" in finish
+    ended = tokenizer.special_tokens["<|end|>"]
+    assert prompt.count(ended) > 2  # and yet it is drawn, though the text has it and its neighbours already
+    assert not {ended, tokenizer.special_tokens["<|user|>"]} & chat_costs(prompt + prompt[-3:]).keys()
+
+
+def chat_costs(ids):
+    tokenizer = chat_tokenizer(TOKENIZERS["char"])
+    sampling = Sampling(no_repeat_ngram=1, unpenalized=tuple(tokenizer.special_tokens.values()))
+    repetition = Repetition(sampling, [ids])
+    return repetition.costs(repetition.rows[0])
+
+
+def test_a_tuned_model_is_evaluated_on_its_bases_dataset(trained, tmp_path, capsys):
+    text = "the cat sat on a mat, what say you\n" * 20
+    with DatasetWriter(tmp_path / "text", TOKENIZERS["char"], {}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, TOKENIZERS["char"].encode(text), len(text))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    losses = []
+    for options in (f"--dataset={tmp_path / 'text'}", f"--input={tmp_path / 'text.txt'}"):
+        command.main([f"--out_dir={trained}", "--device=cpu", options])
+        losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["loss"])
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="--no_repeat_ngram and --dry_multiplier are for the answers of --task=chat"):
+        command.main([f"--out_dir={trained}", "--device=cpu", options, "--no_repeat_ngram=3"])
 
 
 def test_the_terminal_answers_saves_and_resets(trained, tmp_path, monkeypatch, capsys):
