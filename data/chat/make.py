@@ -13,8 +13,8 @@ The kinds:
     explain    what a Python function does
 
 The texts are those of the dataset that the model was trained on: train.jsonl comes from its training split, val.jsonl
-from its validation split, so the model has not read what it is asked there. What both have, such as a function copied
-from one file to another, stays in training alone.
+from its validation split, so the model has not read what it is asked there. Validation leaves out what the rows for
+training have too, such as a function copied from one file to another.
 """
 
 import argparse
@@ -72,14 +72,8 @@ def make_options() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=layout)
     add = parser.add_argument
     add("--dataset", required=True, help="of texts, which the model was trained on: a folder under data/, or a path")
-    add(
-        "--kinds",
-        nargs="+",
-        choices=QUESTIONS,
-        default=list(QUESTIONS),
-        metavar="KIND",
-        help="some of those above (default: all)",
-    )
+    kinds = {"nargs": "+", "choices": QUESTIONS, "default": list(QUESTIONS), "metavar": "KIND"}
+    add("--kinds", **kinds, help="some of those above (default: all)")
     add("--max_rows", type=positive, default=10000, help="most rows of a kind for training (default: %(default)s)")
     val_rows = "most rows of a kind for validation (default: %(default)s)"
     add("--max_val_rows", type=positive, default=200, help=val_rows)
@@ -87,12 +81,7 @@ def make_options() -> argparse.ArgumentParser:
     add("--passes", type=positive, default=1, help=passes)
     add("--show", type=int, default=0, metavar="N", help="print N rows of each kind, and write nothing")
     add("--seed", type=int, default=1337, help="of all that is drawn (default: %(default)s)")
-    add(
-        "--out_dir",
-        type=Path,
-        default=HERE,
-        help="where to write train.jsonl and val.jsonl (default: beside the script)",
-    )
+    add("--out_dir", type=Path, default=HERE, help="where to write the two files (default: beside the script)")
     return parser
 
 
@@ -104,7 +93,7 @@ def positive(text: str) -> int:
 
 def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
     """The rows of each split by kind, in an order that depends on the seed alone."""
-    common = common_words(texts_of(dataset, "train"))
+    common = common_words(texts_of(dataset, "train")) if "words" in args.kinds else set()
     train = rows_of_split(dataset, "train", args, common, args.max_rows, args.passes)
     asked, answered = (
         {row["messages"][turn]["content"] for found in train.values() for row in found} for turn in (0, 1)
