@@ -1,12 +1,21 @@
 """Penalties for repetition against transformers, plain loops over all sequences, and single rows."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_generate import build, rows, run, seeded
+from test_train import write_dataset
+from torch.nn import functional as F
 from transformers import NoRepeatNGramLogitsProcessor
 
+import bench
+import train
+from checkpoints.build import build_model
+from checkpoints.load import load_checkpoint
+from data.dataset import open_dataset
 from inference.generate import stream
 from inference.repetition import FORBIDDEN, Repetition
 from inference.sampling import Sampling
@@ -126,3 +135,31 @@ def test_settings_out_of_range_are_refused(bad):
     key, _, value = bad.partition("=")
     with pytest.raises(ValueError, match=f"{key}={value} must be"):
         Sampling(**{key: float(value)} if "." in value or value == "inf" else {key: int(value)}).validate()
+
+
+def test_the_benchmark_scores_what_was_written_as_a_plain_loop_does(tmp_path, capsys):
+    """With a scorer that is the writer, the bits of the passages themselves."""
+    dataset = write_dataset(tmp_path / "data", "the cat sat on a mat. the dog ran to it. " * 40)
+    small = [
+        "--n_layer=1",
+        "--n_head=2",
+        "--n_embd=16",
+        "--block_size=32",
+        "--gradient_accumulation_steps=1",
+        "--device=cpu",
+    ]
+    train.main([*small, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", "--max_iters=2", "--eval_iters=1"])
+    options = ["--passages=3", "--given=5", "--new=20", "--json"]
+    bench.main(["repetition", f"--out_dir={tmp_path / 'out'}", f"--scorer={tmp_path / 'out'}", *options])
+    rows = json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))["rows"]
+    assert rows[0]["setting"] == "none" and len({row["setting"] for row in rows}) == len(rows)
+    three = next(row for row in rows if row["setting"] == "no_repeat_ngram=3")
+    assert three["distinct_4"] == 1
+    state = load_checkpoint(tmp_path / "out" / "ckpt.pt")
+    model, ids = build_model(state).eval(), open_dataset(dataset).array("val").astype(np.int64)
+    bits = []
+    for start in np.linspace(0, len(ids) - 26, 3).astype(int):
+        passage = torch.from_numpy(ids[start : start + 25])[None]
+        logits = model(passage[:, :-1], passage[:, 1:])[0][0, 4:].detach()
+        bits.append(F.cross_entropy(logits, passage[0, 5:]).item() / math.log(2))  # a character is a byte
+    assert rows[-1]["scorer"] == pytest.approx(np.mean(bits), abs=1e-4)
