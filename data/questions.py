@@ -22,6 +22,7 @@ LONGEST_DOC = 200  # characters of the sentence that explains it
 BEFORE = 60  # characters of the scene before a line
 MIN_TIMES = 5  # a speaker of fewer lines is not asked for
 N_COMMON = 150  # words
+ENDINGS = ("ing", "ed", "ly", "s", "er", "y", "")
 
 HAN = "\u4e00-\u9fff"
 SENTENCE = re.compile(r"\s*\S.*?(?:[。！？…]+[”’」』）]*|[.!?]+[\"'”’)]*(?=\s)|(?=\n)|\Z)")
@@ -113,9 +114,35 @@ def story_with_words(text: str, rng: Random, common: set[str]) -> Iterator[dict]
             yield row_of(f"Write a story with these words: {', '.join(chosen)}", story, words=chosen)
 
 
-def common_words(texts: Iterable[str]) -> set[str]:
-    counts = Counter(word.lower() for text in texts for word in WORD.findall(text))
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """How often each word is written, in lower case alone."""
+    return Counter(word for text in texts for word in WORD.findall(text) if word.islower())
+
+
+def common_words(counts: Counter[str]) -> set[str]:
     return {word for word, _ in counts.most_common(N_COMMON)}
+
+
+def by_ending(words: Iterable[str]) -> dict[str, list[str]]:
+    """Words of three letters and more, by their ending: more often than not, one can stand where another does."""
+    groups = {ending: [] for ending in ENDINGS}
+    for word in sorted(words):
+        if len(word) > 2:
+            groups[ending_of(word)].append(word)
+    return groups
+
+
+def ending_of(word: str) -> str:
+    return next(ending for ending in ENDINGS if word.endswith(ending))
+
+
+def exchange_words(row: dict, rng: Random, others: dict[str, list[str]]) -> dict:
+    """A row of story_with_words, the words asked for exchanged for others with the same endings. Nobody can know such a
+    story by heart: what to write has to be read in the question, which is what a small corpus does not teach."""
+    new = {word: rng.choice(others[ending_of(word)] or [word]) for word in row["words"]}
+    pattern = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in new))
+    question, story = (pattern.sub(lambda match: new[match[0]], turn["content"]) for turn in row["messages"])
+    return row_of(question, story, words=list(new.values()))
 
 
 def functions(text: str) -> Iterator[tuple[str, str, str, str]]:

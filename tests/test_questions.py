@@ -11,7 +11,7 @@ from test_chat import prepare, write_base
 from test_train import ROOT
 
 from data.dataset import DatasetWriter
-from data.questions import MIN_TIMES, QUESTIONS, common_words
+from data.questions import MIN_TIMES, QUESTIONS, by_ending, common_words, count_words, exchange_words, row_of
 from data.tokenizer import BPETokenizer
 
 spec = importlib.util.spec_from_file_location("make_chat", ROOT / "data" / "chat" / "make.py")
@@ -86,7 +86,26 @@ def test_a_story_has_the_words_asked_for_and_they_are_no_common_ones():
         assert 2 <= len(row["words"]) <= 5 and question.endswith(": " + ", ".join(row["words"]))
         assert all(re.search(rf"\b{word}\b", story) for word in row["words"])
         assert not common & set(row["words"]) and "Tom" not in row["words"]
-    assert common_words(["the the a", "The a b"]) >= {"the", "a"}
+
+
+def test_exchanged_words_stand_in_the_question_and_the_story_with_their_endings():
+    others = by_ending(["dogs", "cats", "jumping", "of", "moon", "sun"])
+    row = row_of(
+        "Write: tables, chair, running",
+        "A chair and chairs. Two tables, running.",
+        words=["tables", "chair", "running"],
+    )
+    found = exchange_words(row, Random(1), others)
+    first, second, third = found["words"]
+    assert first in ("dogs", "cats") and second in ("moon", "sun") and third == "jumping"
+    question, story = (turn["content"] for turn in found["messages"])
+    assert question == f"Write: {first}, {second}, {third}"
+    assert story == f"A {second} and chairs. Two {first}, {third}."
+
+
+def test_counts_are_of_words_in_lower_case():
+    counts = count_words(["the the a", "The a b"])
+    assert counts == {"the": 2, "a": 2, "b": 1} and common_words(counts) == {"the", "a", "b"}
 
 
 SOURCE = '''

@@ -32,7 +32,7 @@ import numpy as np
 
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
-from data.questions import QUESTIONS, common_words
+from data.questions import QUESTIONS, by_ending, common_words, count_words, exchange_words
 from data.source import Parser
 
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
@@ -79,6 +79,9 @@ def make_options() -> argparse.ArgumentParser:
     add("--max_val_rows", type=positive, default=200, help=val_rows)
     passes = "times that passages are drawn from each training text, cut differently every time (default: %(default)s)"
     add("--passes", type=positive, default=1, help=passes)
+    exchange = "share of the training stories whose words are exchanged for others, asked for as well, so that a model "
+    exchange += "of few texts learns to read the question and not the stories by heart (default: %(default)s)"
+    add("--exchange", type=float, default=0.5, help=exchange)
     add("--show", type=int, default=0, metavar="N", help="print N rows of each kind, and write nothing")
     add("--seed", type=int, default=1337, help="of all that is drawn (default: %(default)s)")
     add("--out_dir", type=Path, default=HERE, help="where to write the two files (default: beside the script)")
@@ -93,8 +96,10 @@ def positive(text: str) -> int:
 
 def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
     """The rows of each split by kind, in an order that depends on the seed alone."""
-    common = common_words(texts_of(dataset, "train")) if "words" in args.kinds else set()
-    train = rows_of_split(dataset, "train", args, common, args.max_rows, args.passes)
+    counts = count_words(texts_of(dataset, "train") if "words" in args.kinds else [])
+    common = common_words(counts)
+    others = by_ending(counts.keys() - common)
+    train = rows_of_split(dataset, "train", args, common, args.max_rows, args.passes, others)
     asked, answered = (
         {row["messages"][turn]["content"] for found in train.values() for row in found} for turn in (0, 1)
     )
@@ -109,7 +114,13 @@ def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict
 
 
 def rows_of_split(
-    dataset: Dataset, split: str, args: argparse.Namespace, common: set[str], most: int, passes: int = 1
+    dataset: Dataset,
+    split: str,
+    args: argparse.Namespace,
+    common: set[str],
+    most: int,
+    passes: int = 1,
+    others: dict[str, list[str]] | None = None,
 ) -> dict[str, list[dict]]:
     """By kind the rows of documents in random order, until a kind has `most`; every question once."""
     rows, asked = {kind: [] for kind in args.kinds}, set()
@@ -119,6 +130,8 @@ def rows_of_split(
             rng = Random(f"{args.seed} {split} {number} {kind}")
             for _ in range(passes):
                 for row in QUESTIONS[kind](text, rng, common):
+                    if "words" in row and others and rng.random() < args.exchange:
+                        row = exchange_words(row, rng, others)
                     question = row["messages"][0]["content"]
                     if question not in asked:
                         asked.add(question)
