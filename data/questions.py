@@ -21,7 +21,7 @@ LONGEST_CODE = 700  # characters of a function
 LONGEST_DOC = 200  # characters of the sentence that explains it
 BEFORE = 60  # characters of the scene before a line
 MIN_TIMES = 5  # a speaker of fewer lines is not asked for
-N_COMMON = 150  # words
+N_COMMON = 150  # words, or a quarter of all if that is less
 ENDINGS = ("ing", "ed", "ly", "s", "er", "y", "")
 
 HAN = "\u4e00-\u9fff"
@@ -120,7 +120,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def common_words(counts: Counter[str]) -> set[str]:
-    return {word for word, _ in counts.most_common(N_COMMON)}
+    return {word for word, _ in counts.most_common(min(N_COMMON, len(counts) // 4))}
 
 
 def by_ending(words: Iterable[str]) -> dict[str, list[str]]:

@@ -104,8 +104,8 @@ def test_exchanged_words_stand_in_the_question_and_the_story_with_their_endings(
 
 
 def test_counts_are_of_words_in_lower_case():
-    counts = count_words(["the the a", "The a b"])
-    assert counts == {"the": 2, "a": 2, "b": 1} and common_words(counts) == {"the", "a", "b"}
+    counts = count_words(["the the a", "The the b c"])
+    assert counts == {"the": 3, "a": 1, "b": 1, "c": 1} and common_words(counts) == {"the"}
 
 
 SOURCE = '''
@@ -228,3 +228,22 @@ def test_a_dataset_without_such_texts_is_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match="the train split of .* has nothing of couplet"):
         make.main([f"--dataset={corpus[0]}", f"--out_dir={tmp_path / 'none'}", "--kinds", "couplet"])
     assert not (tmp_path / "none").exists()
+
+
+def test_words_are_exchanged_in_training_alone(tmp_path):
+    nouns = ["dragon", "castle", "window", "garden", "planet", "basket", "pencil", "bridge"]
+    told = [f"Once a {a} met a {b}. They went to the {c}. Then it was late, and all of them slept well in the {a}.\n\n"
+            for a in nouns for b in nouns for c in nouns]  # fmt: skip
+    tokenizer, texts = BPETokenizer.train(told, 300), {"train": "".join(told[:400]), "val": "".join(told[400:])}
+    with DatasetWriter(tmp_path, tokenizer, {}) as writer:
+        for split, text in texts.items():
+            writer.write(split, tokenizer.encode(text), len(text))
+    for share, low, high in (("0", 0, 0), ("1", 0.9, 1), ("0.5", 0.3, 0.7)):
+        found = made((tmp_path, tokenizer), tmp_path / share, "--kinds", "words", f"--exchange={share}")
+        changed = []
+        for split, rows_of in zip(("train", "val"), found, strict=True):
+            whole = " ".join(texts[split].split())
+            changed.append([" ".join(row["messages"][1]["content"].split()) not in whole for row in rows_of])
+            for row in rows_of:
+                assert all(re.search(rf"\b{word}\b", row["messages"][1]["content"]) for word in row["words"])
+        assert low <= sum(changed[0]) / len(changed[0]) <= high and not any(changed[1])

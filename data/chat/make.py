@@ -81,7 +81,7 @@ def make_options() -> argparse.ArgumentParser:
     add("--passes", type=positive, default=1, help=passes)
     exchange = "share of the training stories whose words are exchanged for others, asked for as well, so that a model "
     exchange += "of few texts learns to read the question and not the stories by heart (default: %(default)s)"
-    add("--exchange", type=float, default=0.5, help=exchange)
+    add("--exchange", type=zero_to_one, default=0.5, help=exchange)
     add("--show", type=int, default=0, metavar="N", help="print N rows of each kind, and write nothing")
     add("--seed", type=int, default=1337, help="of all that is drawn (default: %(default)s)")
     add("--out_dir", type=Path, default=HERE, help="where to write the two files (default: beside the script)")
@@ -92,6 +92,12 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return int(text)
+
+
+def zero_to_one(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return float(text)
 
 
 def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
