@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from random import Random
 
 LEAD, FOLLOWING = (40, 80), (80, 320)  # characters of a passage's beginning, and of what follows, at least and at most
-STORY = (80, 200)  # of a story, after its first sentence
+SCENE = (20, 60), (30, 90)  # the same of a story with required words, which are to be much of it
 DENSE = 0.4  # of these for Chinese, which says as much in fewer characters
 LONGEST_CODE = 700  # characters of a function
 LONGEST_DOC = 200  # characters of the sentence that explains it
@@ -105,12 +105,13 @@ def rhymes(a: str, b: str) -> bool:
 
 
 def story_with_words(text: str, rng: Random, common: set[str]) -> Iterator[dict]:
-    """A passage, asked for by two to five words in it, in any order; the row has them as "words"."""
-    for lead, rest in [] if is_chinese(text) else passages(text, rng, rest=STORY):
+    """A short passage, asked for by three to five words in it, in their order; the row has them as "words"."""
+    for lead, rest in [] if is_chinese(text) else passages(text, rng, *SCENE):
         story = " ".join([lead.strip(), rest])
-        words = sorted({word for word in WORD.findall(story) if len(word) > 2 and word.islower()} - common)
+        words = [word for word in WORD.findall(story) if len(word) > 2 and word.islower() and word not in common]
+        words = list(dict.fromkeys(words))
         if len(words) >= 3:
-            chosen = rng.sample(words, rng.randint(2, min(5, len(words))))
+            chosen = sorted(rng.sample(words, rng.randint(3, min(5, len(words)))), key=words.index)
             yield row_of(f"Write a story with these words: {', '.join(chosen)}", story, words=chosen)
 
 

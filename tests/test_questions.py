@@ -83,8 +83,9 @@ def test_a_story_has_the_words_asked_for_and_they_are_no_common_ones():
     found, asked = rows("words", text, common)
     assert len(found) > 5
     for row, (question, story) in zip(found, asked, strict=True):
-        assert 2 <= len(row["words"]) <= 5 and question.endswith(": " + ", ".join(row["words"]))
+        assert 3 <= len(row["words"]) <= 5 and question.endswith(": " + ", ".join(row["words"]))
         assert all(re.search(rf"\b{word}\b", story) for word in row["words"])
+        assert [*map(story.index, row["words"])] == sorted(map(story.index, row["words"]))
         assert not common & set(row["words"]) and "Tom" not in row["words"]
 
 

@@ -8,7 +8,7 @@ The kinds:
     continue   a passage after its beginning
     who        who says a line, in a novel (X道：“...”) or a play (X:, and the line below)
     couplet    the second line of a couplet
-    words      a story with the words asked for, which the row names as "words"
+    words      a short story with the words asked for, in their order; the row names them as "words"
     body       the body of a Python function, from its head and docstring
     explain    what a Python function does
 
