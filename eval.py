@@ -64,13 +64,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--baselines", action="store_true", help="also compress the same bytes with gzip, bzip2, xz and zstd")
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
-    add(
-        "--no_repeat_ngram",
-        type=int,
-        default=0,
-        help="of the answers in --task=chat, as in sample.py (default: 0, off)",
-    )
-    add("--dry_multiplier", type=float, default=0.0, help="the same (default: 0, off)")
+    penalty = "of the answers in --task=chat, as in sample.py (default: 0, off)"
+    add("--no_repeat_ngram", type=int, default=0, help=penalty)
+    add("--dry_multiplier", type=float, default=0.0, help=penalty)
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best available)")
     precision = "of the matrix products; the 16-bit formats are faster on a GPU and change the loss by about 0.001"
     add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32", help=precision)

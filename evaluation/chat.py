@@ -112,11 +112,16 @@ def answer(model: GPT, text: Text, sampling: Sampling, ranks: Ranks) -> np.ndarr
         with torch.no_grad():
             answers = answer_all(model, text.tokenizer, prompts, sampling, LONGEST_ANSWER, [0] * ROWS)
         for row, (words, finish, _) in zip(rows, answers, strict=True):
-            asked = text.questions[row].get("words", []) if text.questions else []
+            asked = required_words(text.questions[row]) if text.questions else []
             said = text.tokenizer.encode(words, inside=True)
             expected = ids[text.windows[row, FIRST] : text.windows[row, STOP] - 1]  # without the marker that ends it
             found[row] = finish == "end", used(asked, words), len(asked), *runs_of_4(said), *runs_of_4(expected)
     return np.array(ranks.sum(found.ravel().tolist())).reshape(found.shape)
+
+
+def required_words(row: dict) -> list[str]:
+    words = row.get("words")
+    return [word for word in words if isinstance(word, str) and word] if isinstance(words, list) else []
 
 
 def used(asked: list[str], text: str) -> int:
