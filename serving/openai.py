@@ -1,7 +1,8 @@
 """OpenAI's API as its clients use it: /v1/completions and /v1/chat/completions.
 
-Extensions, named as in vLLM: top_k, min_p, repetition_penalty. Log-probabilities are the model's own, before
-temperature and filters. max_tokens beyond the context's room is cut to it; the text then ends with "length".
+Extensions, named as in vLLM: top_k, min_p, repetition_penalty; as in llama.cpp: dry_multiplier, dry_base,
+dry_allowed_length; as in sample.py: no_repeat_ngram. Log-probabilities are the model's own, before temperature and
+filters. max_tokens beyond the context's room is cut to it; the text then ends with "length".
 """
 
 from collections.abc import Iterator

@@ -169,6 +169,7 @@ def test_rows_that_come_and_go_are_what_each_is_alone(tmp_path, monkeypatch, sha
         penalty = rng.choice([1.0, 1.3])
         sampling = Sampling(rng.choice([0, 0.8, 1]), rng.choice([None, 5]), rng.choice([None, 0.9]), None, penalty)
         sampling.vocab_size = TOKENIZER.vocab_size
+        sampling.dry_multiplier, sampling.no_repeat_ngram = [(0.8, 0), (0.0, 3), (0.0, 0)][seed % 3]
         beginning = Beginning(TOKENIZER, prompt + "x")
         limit = rng.randint(1, 100) if seed % 6 else BLOCK - len(beginning.ids)
         rows.append(Row(beginning, TOKENIZER, sampling, seed, limit, scores=0, scores_prompt=seed % 8 == 1))
@@ -247,6 +248,14 @@ def test_presence_and_frequency_penalties_and_biases_are_openais(server):
     options = {"presence_penalty": 0.7, "frequency_penalty": 0.9, "logit_bias": bias, "temperature": 0}
     status, found = post(server, "/completion", {"prompt": "the cat", "n_predict": 30, "ignore": 1, **options})
     assert status == 200 and found["tokens"] == expected[len(ids) :][: len(found["tokens"])] and found["tokens"]
+
+
+def test_what_would_repeat_itself_is_penalised_as_the_generator_does(server):
+    plain = alone(server, "the cat", 0, 60, temperature=0)
+    for options in ({"dry_multiplier": 9.0, "dry_base": 2.0, "dry_allowed_length": 1}, {"no_repeat_ngram": 2}):
+        expected = alone(server, "the cat", 0, 60, temperature=0, unpenalized=tuple(TOKENIZER.ends), **options)
+        body = {"prompt": "the cat", "max_tokens": 60, "temperature": 0, **options}
+        assert post(server, "/v1/completions", body)[1]["choices"][0]["text"] == expected != plain
 
 
 # ---- OpenAI's client ---------------------------------------------------------------------------------------
