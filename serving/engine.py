@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, replace
 
 import torch
@@ -56,7 +56,7 @@ class Row:
         limit: int,
         *,
         stops: Sequence[str] = (),
-        ends: Container[int] = (),
+        ends: Collection[int] = (),
         scores: int | None = None,
         scores_prompt: bool = False,
         presence: float = 0.0,
