@@ -6,7 +6,8 @@
 A step is one forward pass of one id in each row. Between steps, prompts are encoded a part at a time, so that a long
 one delays the others' tokens little, and without the ids that a cached row begins with too: earlier turns of a
 conversation, or the same prompt in another row. In float32 a row's ids are those of inference.generate.stream with
-its seed, whatever shares the batch. A row whose context is full ends with finish "length".
+its seed, whatever shares the batch, unless rounding, which depends on shapes, tips a draw. A row whose context is full
+ends with finish "length".
 """
 
 import itertools

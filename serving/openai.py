@@ -39,14 +39,14 @@ class Completion(Reply):
         self.prompts = prompts_of(fields)
         options = {"stops": fields.stops(4), "scores": scores, "scores_prompt": scores_prompt}
         options |= fields.penalties(served.text_ids)
-        sampling = fields.sampling(served.text_ids)
-        if fields.get("suffix", str) is not None:
+        sampling, suffix = fields.sampling(served.text_ids), fields.get("suffix", str, "")
+        if suffix:
             options["ends"], sampling.vocab_size = served.ends_of_middle, served.tokenizer.vocab_size
         if len(self.prompts) * self.best_of > MAX_ROWS:
             raise RequestError(f"prompts times n or best_of must be at most {MAX_ROWS}", param="n")
         rows = []
         for prompt in self.prompts:
-            beginning = self.begin(served, prompt, scores_prompt, limit, fields.get("suffix", str))
+            beginning = self.begin(served, prompt, scores_prompt, limit, suffix)
             room = served.room(beginning, limit)
             for seed in seeds(fields, self.best_of, MAX_SEED):
                 rows.append(Row(beginning, served.tokenizer, sampling, seed, room, **options))
@@ -54,9 +54,9 @@ class Completion(Reply):
         if self.streams and (self.best_of > self.n or scores_prompt):
             raise RequestError("stream cannot be combined with best_of, or with both echo and logprobs", param="stream")
 
-    def begin(self, served: Served, prompt, as_is: bool, limit: int, suffix: str | None) -> Beginning:
+    def begin(self, served: Served, prompt, as_is: bool, limit: int, suffix: str) -> Beginning:
         """as_is: without healing the prompt's last token, so that its ids are those of its text."""
-        if suffix is not None:
+        if suffix:
             ids = None
             if served.infill and isinstance(prompt, str):
                 ids = served.infill(served.tokenizer, prompt, suffix, room_for_prompt(served.block_size, limit))

@@ -500,11 +500,12 @@ def test_a_client_that_takes_nothing_is_dropped_and_its_text_ends(server, monkey
         assert received < 1 << 26
 
 
-def test_null_is_as_good_as_absent(server):
+def test_null_is_as_good_as_absent_and_so_is_an_empty_suffix(server):
     asked = {"messages": [{"role": "user", "content": "cat"}], "max_completion_tokens": None, "max_tokens": 2}
     assert post(server, "/v1/chat/completions", asked)[1]["usage"]["completion_tokens"] <= 2
     fields = serving.request.Fields(b'{"repeat_penalty": null, "repetition_penalty": 1.5}')
     assert fields.sampling(300).repetition_penalty == 1.5
+    assert post(server, "/v1/completions", {"prompt": "cat", "suffix": "", "stop": "", "max_tokens": 1})[0] == 200
 
 
 def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypatch):
@@ -702,6 +703,15 @@ def test_a_model_that_learned_to_fill_in_is_asked_to():
     )
     reply = serving.app.Infilling(served, fields)
     assert asked == [("a\nb", "c", 56)] and reply.rows[0].prompt == [1, 2, 3]
+
+
+def test_a_shortened_prompt_keeps_what_begins_every_text():
+    tokenizer = ByteTokenizer(255)
+    tokenizer.begin = (255,)
+    served = Served("x", tokenizer, 64)
+    for kind, body in (("LlamaCompletion", {"prompt": "a" * 999}), ("Infilling", {"input_prefix": "a" * 999})):
+        reply = getattr(serving.app, kind)(served, serving.request.Fields(json.dumps(body | {"n_predict": 8}).encode()))
+        assert reply.rows[0].prompt == [255] + [ord("a")] * 55 and reply.truncated
 
 
 def test_the_run_s_losses_are_served_as_they_grow(server, out_dir):
