@@ -95,7 +95,8 @@ class Fields:
         """presence_penalty, frequency_penalty and logit_bias, as a Row takes them."""
         bias = self.get("logit_bias", (dict, list), {})
         try:
-            bias = {int(id): float(value) for id, value in (bias.items() if isinstance(bias, dict) else bias)}
+            pairs = bias.items() if isinstance(bias, dict) else bias
+            bias = {int(id): -1000.0 if value is False else float(value) for id, value in pairs}  # false: llama.cpp's
             if not all(0 <= id < vocab_size and -1000 <= value <= 1000 for id, value in bias.items()):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):

@@ -543,6 +543,26 @@ def test_headers_and_bodies_must_come_in_time(server, monkeypatch, constant):
         assert answer == b"" if constant == "SLOWEST_HEADERS" else b" 408 " in answer
 
 
+def test_a_stream_whose_client_is_gone_before_its_first_event_is_told_so():
+    async def never():
+        yield b"" if await asyncio.sleep(3600) else b""
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    ended = []
+    for send in (lambda _: asyncio.sleep(0), lambda _: asyncio.sleep(3600)):
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+        asyncio.run(serving.app.Events(never(), lambda: ended.append(1))(scope, gone, send))
+    assert len(ended) == 2
+
+
+def test_a_bias_of_false_bans_an_id_as_llama_cpp_s_does(server):
+    first = post(server, "/completion", {"prompt": "the", "n_predict": 1, "temperature": 0})[1]["tokens"]
+    body = {"prompt": "the", "n_predict": 1, "temperature": 0, "logit_bias": [[first[0], False]]}
+    assert post(server, "/completion", body)[1]["tokens"] not in ([], first)
+
+
 # ---- who may ask -------------------------------------------------------------------------------------------
 
 
