@@ -41,9 +41,10 @@ def load_teachers(run: Run) -> list[GPT]:
     names, student = run.config.distill_from, run.model.config
     if not names:
         return []
-    _, states = run.ranks.on_all(lambda: open_models(names, ""))
+    sources, states = run.ranks.on_all(lambda: open_models(names, ""))
     own = {"model_args": {"vocab_size": student.vocab_size}, "tokenizer": run.tokenizer_json}
-    check_same_ids([own, *states], ["the run", *names.split(",")])
+    own["config"] = {"dataset": run.config.dataset}
+    check_same_ids([own, *states], ["the run", *map(str, sources)])
     shortest = min(state["model_args"]["block_size"] for state in states)
     if shortest < run.config.block_size:
         problem = f"block_size={run.config.block_size}, but a model in distill_from={names} reads {shortest} at most"
