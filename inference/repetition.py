@@ -66,11 +66,24 @@ class History:
     """ids so far, and lengths: how many ids before position i are those at the end of the row."""
 
     def __init__(self, ids: Sequence[int]):
-        self.ids, self.lengths = [], np.zeros(0, np.int64)
-        for id in ids:
-            self.add(id)
+        self.ids, backwards = list(ids), list(reversed(ids))
+        self.lengths = np.array([0, *common_prefixes(backwards)[:0:-1]][: len(self.ids)], np.int64)
 
     def add(self, id: int) -> None:
         same = np.array(self.ids, np.int64) == id  # whether the id before position i + 1 is the new last one
         self.lengths = np.concatenate([[0], np.where(same, self.lengths + 1, 0)])
         self.ids.append(id)
+
+
+def common_prefixes(ids: Sequence[int]) -> list[int]:
+    """For each position, how many ids from there on are those at the beginning: the Z function (Gusfield 1997), in as
+    many steps as there are ids."""
+    lengths, left, right = [len(ids)] * bool(ids), 0, 0  # ids[left:right] are known to be ids[: right - left]
+    for i in range(1, len(ids)):
+        n = min(lengths[i - left], right - i) if i < right else 0
+        while i + n < len(ids) and ids[n] == ids[i + n]:
+            n += 1
+        lengths.append(n)
+        if i + n > right:
+            left, right = i, i + n
+    return lengths

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_generate import build, rows, run, seeded
 from test_train import write_dataset
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from checkpoints.build import build_model
 from checkpoints.load import load_checkpoint
 from data.dataset import open_dataset
 from inference.generate import stream
-from inference.repetition import FORBIDDEN, Repetition
+from inference.repetition import FORBIDDEN, History, Repetition
 from inference.sampling import Sampling
 from inference.static import CompiledStep
 
@@ -163,3 +165,15 @@ def test_the_benchmark_scores_what_was_written_as_a_plain_loop_does(tmp_path, ca
         logits = model(passage[:, :-1], passage[:, 1:])[0][0, 4:].detach()
         bits.append(F.cross_entropy(logits, passage[0, 5:]).item() / math.log(2))  # a character is a byte
     assert rows[-1]["scorer"] == pytest.approx(np.mean(bits), abs=1e-4)
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=5))
+def test_a_history_made_at_once_equals_one_that_grew(ids, more):
+    """The second, id by id, compares the end of the ids with what precedes each position."""
+    made, grown = History(ids), History([])
+    for id in ids:
+        grown.add(id)
+    for id in more:
+        made.add(id)
+        grown.add(id)
+    assert made.ids == grown.ids and made.lengths.tolist() == grown.lengths.tolist()
