@@ -21,6 +21,7 @@ BENCHMARKS = {  # name: file in benchmarks/, function
     "loss": ("steps", "loss_cost"),
     "prepare": ("preparing", "preparation_speed"),
     "profile": ("steps", "step_profile"),
+    "repetition": ("repetition", "repetition_penalties"),
     "save": ("steps", "save_stall"),
     "serve": ("serving", "serving_speed"),
     "time_to_loss": ("recipes", "time_to_loss"),

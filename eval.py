@@ -69,6 +69,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--memorised", action="store_true", help=copied)
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
+    penalty = "of the answers in --task=chat, as in sample.py (default: 0, off)"
+    add("--no_repeat_ngram", type=int, default=0, help=penalty)
+    add("--dry_multiplier", type=float, default=0.0, help=penalty)
     add("--device", default="auto", help="cuda, cuda:1, mps, cpu (default: the best available)")
     precision = "of the matrix products; the 16-bit formats are faster on a GPU and change the loss by about 0.001"
     add("--dtype", choices=("float32", "bfloat16", "float16", *DTYPES), default="float32", help=precision)
@@ -81,13 +84,14 @@ if __name__ == "__main__":
 import torch
 
 from checkpoints.build import build_model
-from evaluation.chat import count_chat, open_conversations, share_ended
+from evaluation.chat import answer, count_chat, open_conversations
 from evaluation.fim import fill_gaps, open_gaps
 from evaluation.memorised import overlap_figures
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_matching_dataset, open_task, open_text
 from inference.ensemble import Ensemble, join_models
 from inference.load import make_ready, open_models
+from inference.sampling import Sampling
 from model import GPT
 from system.device import pick_device, pick_dtype
 from system.distributed import Ranks
@@ -115,7 +119,7 @@ def main(argv: list[str]) -> None:
             found = fill_gaps(model, text, block_size, ranks)
         else:
             nats, misses = score(model, text.get_ids, text.windows, args.batch_size, bool(args.task), ranks)
-        ended = share_ended(model, text, ranks) if args.task == "chat" else None
+        answers = answer(model, text, answers_sampling(args), ranks) if args.task == "chat" else None
     ranks.stop()
     seconds = time.perf_counter() - start_time
     if not ranks.is_main:
@@ -132,7 +136,7 @@ def main(argv: list[str]) -> None:
     if args.task == "fim":
         result |= {"questions": len(text.questions)} | found
     elif args.task == "chat":
-        result |= {"questions": len(nats), **count_chat(nats, misses, n_tokens), "ended": ended}
+        result |= count_chat(text, nats, misses, answers)
     elif args.task:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
@@ -198,8 +202,15 @@ def validate(args: argparse.Namespace) -> None:
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):
         others = "--task, --per_document and --baselines"
         raise ValueError(f"--definition=huggingface only gives the perplexity of a text: leave {others} out")
+    answers_sampling(args).validate()
+    if answers_sampling(args).looks_back and args.task != "chat":
+        raise ValueError("--no_repeat_ngram and --dry_multiplier are for the answers of --task=chat: leave them out")
     if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch_size={args.batch_size} must be at least 1")
+
+
+def answers_sampling(args: argparse.Namespace) -> Sampling:
+    return Sampling(temperature=0, no_repeat_ngram=args.no_repeat_ngram, dry_multiplier=args.dry_multiplier)
 
 
 def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
@@ -230,8 +241,9 @@ def table(result: dict) -> str:
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
     losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"
     losses += " acc acc_norm acc_bytes exact_match exact_match_spm exact_match_cut exact_match_cut_spm"
-    losses += " exact_match_l2r edit_similarity edit_similarity_spm edit_similarity_l2r ended"
-    for key in losses.split():
+    losses += " exact_match_l2r edit_similarity edit_similarity_spm edit_similarity_l2r"
+    answers = "exact_match ended words_used distinct_4 distinct_4_expected"
+    for key in dict.fromkeys(f"{losses} {answers}".split()):
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))
@@ -240,6 +252,9 @@ def table(result: dict) -> str:
             longest, median = r[f"copied_{key}_longest"], r[f"copied_{key}_median"]
             passage = json.dumps(r[f"copied_{key}_text"], ensure_ascii=False)
             rows.append((f"copied, {key.replace('_', ' ')}", f"{longest} characters, median {median:g}: {passage}"))
+    for kind, found in r.get("kinds", {}).items():
+        shown = [f"{found[key]:.3f} {key.replace('_', ' ')}" for key in f"loss {answers}".split() if key in found]
+        rows.append((kind, f"{found['questions']:,} questions: {', '.join(shown)}"))
     rows += [(name, f"{bits:.4f} bits per byte") for name, bits in r.get("baselines", {}).items()]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows) + "\n"
 

@@ -22,7 +22,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +58,10 @@ class SampleConfig:
     top_p: float | None = None  # keep the fewest tokens whose probabilities sum to this; None = all
     min_p: float | None = None  # keep tokens at least this fraction as probable as the likeliest; None = all
     repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
+    no_repeat_ngram: int = 0  # never the same n tokens twice in a text; 0 = off
+    dry_multiplier: float = 0.0  # DRY penalty: a token that repeats a sequence becomes less likely; 0 = off, or try 0.8
+    dry_base: float = 1.75  # and the more so, the longer the sequence is
+    dry_allowed_length: int = 2  # sequences of this many tokens may be repeated
     seed: int = 1337  # with --dtype=fp32, sample i of a seed is the same in any batch; lower precision may differ
     # Output
     output: str | None = None  # write the samples to this file as JSON lines; - = standard output
@@ -134,8 +138,7 @@ def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
     tokenizer = chat_tokenizer_of(state)
     model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize)
     del state
-    filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
-    sampling = Sampling(*filters, vocab_size=tokenizer.vocab_size)
+    sampling = sampling_of(config)
     if config.chat:
         return talk(Chat(model, tokenizer, sampling, config.max_new_tokens), config.system, config.seed)
     to_file = config.output not in (None, "-")
@@ -163,9 +166,9 @@ class Writer:
         self.device = model.transformer.wte.weight.device
         self.steps: dict[int, CompiledStep | RecordedStep | None] = {}  # by batch size, of which one is kept
         self.stops = read_stops(config.stop)
-        filters = config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty
         logprobs = config.logprobs or config.best_of > 1
-        self.sampling = Sampling(*filters, vocab_size=text_ids(tokenizer), logprobs=logprobs)
+        known = dict(vocab_size=text_ids(tokenizer), unpenalized=tuple(tokenizer.ends), logprobs=logprobs)
+        self.sampling = replace(sampling_of(config), **known)
 
     def write(self, texts: list[Continuation]) -> Iterator[None]:
         """Generates the texts together, and yields whenever they have grown."""
@@ -309,8 +312,14 @@ def write(text: str) -> None:
     print(text, end="", flush=True)
 
 
+def sampling_of(config: SampleConfig) -> Sampling:
+    """The settings of the same names."""
+    keys = {field.name for field in fields(Sampling)} & vars(config).keys() - {"logprobs"}
+    return Sampling(**{key: getattr(config, key) for key in keys})
+
+
 def validate(config: SampleConfig) -> None:
-    Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty).validate()
+    sampling_of(config).validate()
     read_stops(config.stop)
     for key, low in {"num_samples": 1, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
         if getattr(config, key) < low:

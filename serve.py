@@ -92,9 +92,7 @@ from system.device import pick_device
 def main(argv: list[str]) -> None:
     config, _ = configure(ServeConfig, argv)
     validate(config)
-    with open_listener(
-        config.host, config.port
-    ) as listener:  # before the model is read: a port in use is an early answer
+    with open_listener(config.host, config.port) as listener:  # early: a port may be in use
         served, model = apart(load, config)
         asyncio.run(serve(config, served, model, listener))
 

@@ -84,6 +84,8 @@ class TrainConfig:
     beta1: float = 0.9  # decay rate of the gradient's mean
     beta2: float = 0.95  # decay rate of its square
     grad_clip: float = 1.0  # maximum gradient norm; 0 = no clipping
+    lora_rank: int = 0  # train only two factors of this rank beside each matrix, without weight decay; 0 = everything
+    lora_alpha: float = 16.0  # their product is added times lora_alpha / lora_rank
     # Learning from other models
     distill_from: str = ""  # their checkpoints or folders, separated by commas; they need the same tokenizer
     distill_weight: float = 0.5  # the share of the loss that compares with their probabilities; the text has the rest
@@ -153,7 +155,7 @@ def train(run: Run) -> int:
     autocast = torch.autocast(device.type, run.dtype) if run.dtype != torch.float32 else nullcontext()
     teachers = load_teachers(run)  # may be refused, so before the files of an earlier run are touched
     outputs = Outputs(run)
-    optimizer, scaler, parameters = run.optimizer, run.scaler, list(run.model.parameters())
+    optimizer, scaler, parameters = run.optimizer, run.scaler, run.trained
     local_model = compiled(run) if pick_compile(config.compile, device) else run.model
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
     objective = make_objective(run, model, teachers)  # the cross-entropy, or what distill_from makes of it
@@ -162,7 +164,8 @@ def train(run: Run) -> int:
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
         f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
-    peak_flops = peak_flops_of(device, run.dtype, config.peak_tflops)
+    # without padding, it computes less than it counts
+    peak_flops = None if run.trims else peak_flops_of(device, run.dtype, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
     stop, batches, has_room = StopSignals(), Batches(run), True

@@ -211,8 +211,14 @@ def chat_prompt(messages: Messages, tokenizer: ExtendedTokenizer, room: int) -> 
     head = [*tokenizer.begin, *encode_turns(messages[:n_first], tokenizer)[0]]
     tail = [tokenizer.special_tokens[MARKERS["assistant"]]]
     room -= len(head) + len(tail)
-    for first in range(n_first, len(messages), 2):
-        ids = encode_turns(messages[first:], tokenizer)[0]
-        if len(ids) <= room:
-            return head + ids + tail
-    raise ValueError(f"the last turn has {len(ids):,} tokens, but the model's context has room for {max(0, room):,}")
+    kept: list[int] = []
+    for first in range(len(messages) - 1, n_first - 1, -2):  # each turn is encoded once, those left out are not
+        ids = encode_turns(messages[first : first + 2], tokenizer)[0]
+        if len(ids) + len(kept) > room:
+            break
+        kept = ids + kept
+    if not kept:
+        raise ValueError(
+            f"the last turn has {len(ids):,} tokens, but the model's context has room for {max(0, room):,}"
+        )
+    return head + kept + tail

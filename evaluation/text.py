@@ -99,6 +99,12 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
     return name, lambda: dataset.array(split), tokenizer, eot
 
 
+def before_added(state: dict) -> dict:
+    """The checkpoint with its tokenizer as it was before special tokens were added, behind all other ids."""
+    saved = state.get("tokenizer") or {}
+    return {**state, "tokenizer": saved["base"]} if saved.get("kind") == "extended" else state
+
+
 def open_matching_dataset(name: str | None, state: dict):
     """The dataset, by default the one the model was trained on. Raises ValueError if its ids stand for other text than
     the checkpoint's."""
@@ -108,7 +114,7 @@ def open_matching_dataset(name: str | None, state: dict):
     size, folder = state["model_args"]["vocab_size"], find_folder(name)
     knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
     dataset = open_dataset(folder, None if knows_size else size)
-    if not has_ids_of(dataset, state):
+    if not has_ids_of(dataset, state) and not has_ids_of(dataset, before_added(state)):
         found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
         instead = "use the text itself (--input=FILE), or a dataset with the same tokenizer"
         raise ValueError(f"{found}: its ids stand for other text; {instead}")

@@ -30,6 +30,7 @@ from data.extended import ExtendedTokenizer
 from inference.cache import KVCache
 from inference.generate import stream
 from inference.load import find_tokenizer
+from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
 
@@ -59,8 +60,8 @@ class Chat:
 
     def __init__(self, model: GPT, tokenizer: ExtendedTokenizer, sampling: Sampling, max_new_tokens: int):
         self.model, self.tokenizer, self.sampling, self.max_new_tokens = model, tokenizer, sampling, max_new_tokens
-        self.sampling.vocab_size = tokenizer.vocab_size
         self.stops, self.finish = stops_of(tokenizer), None
+        self.sampling.vocab_size, self.sampling.unpenalized = tokenizer.vocab_size, tuple(self.stops)
         weight = model.transformer.wte.weight
         self.device = weight.device
         self.cache, self.cached = KVCache(model.config, 1, weight.device, weight.dtype), []  # cached: its ids
@@ -76,16 +77,20 @@ class Chat:
         decoder, V = self.tokenizer.decoder(prompt), self.tokenizer.vocab_size
         draws = uniforms(generator, 1, self.device)
         seen = torch.zeros(1, V, dtype=torch.bool, device=self.device)
-        seen[0, prompt] = True
+        seen[0, [id for id in prompt if id not in self.stops]] = True
+        repetition = Repetition(self.sampling, [prompt]) if self.sampling.looks_back else None
         for _ in range(min(self.max_new_tokens, block_size - len(prompt))):
             idx = torch.tensor([new], device=self.device)
             logits = self.model(idx, cache=self.cache)[0][:, -1, :V].float()
             self.cached += new
+            logits = repetition.apply(logits) if repetition else logits
             id = int(sample_next(logits, self.sampling, next(draws), seen))
             if id in self.stops:
                 self.finish = self.stops[id]
                 break
             seen[0, id], new = True, [id]
+            if repetition:
+                repetition.rows[0].add(id)
             yield decoder.push(id)
         else:
             self.finish = "length"
@@ -110,7 +115,7 @@ def answer_all(
     device, stops = model.transformer.wte.weight.device, stops_of(tokenizer)
     limits = [min(most, model.config.block_size - len(prompt)) for prompt in prompts]
     rows, finish = [[] for _ in prompts], ["" if limit > 0 else "length" for limit in limits]
-    sampling.vocab_size = tokenizer.vocab_size
+    sampling.vocab_size, sampling.unpenalized = tokenizer.vocab_size, tuple(stops)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     idx = [torch.tensor(prompt, device=device) for prompt in prompts]
     for ids, _ in stream(model, idx, max(limits), sampling, generators):

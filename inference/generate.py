@@ -15,6 +15,7 @@ import torch.nn as nn
 
 from inference.cache import KVCache
 from inference.ensemble import Ensemble, mean_logits, members
+from inference.repetition import Repetition
 from inference.sampling import Generators, Sampling, sample_next, uniforms
 from inference.static import CompiledStep, RecordedStep, reach_for
 from model import GPT
@@ -76,16 +77,22 @@ def stream(
         seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
         for row, ids in zip(seen, prompts, strict=True):
             row[ids] = True
+        seen[:, list(sampling.unpenalized)] = False
+    repetition = Repetition(sampling, prompts) if sampling.looks_back else None
     for _ in range(max_new_tokens):
         parts = [decoder.start() if new is None else decoder.advance(new) for decoder in decoders]
         logits = mean_logits([part[:, :V].float() for part in parts])
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+        possible = repetition.apply(possible) if repetition else possible
         uniform = next(draws) if draws else None
         new = sample(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
         if seen is not None:
             seen.scatter_(1, new[:, None], True)
+            seen[:, list(sampling.unpenalized)] = False
+        if repetition:
+            repetition.add(new)
         scores = logits.log_softmax(-1).gather(1, new[:, None])[:, 0] if sampling.logprobs else None
         yield new, scores
 

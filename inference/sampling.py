@@ -20,6 +20,11 @@ class Sampling:
     min_p: float | None = None  # keep ids at least this fraction as probable as the likeliest (arXiv:2407.01082)
     # applied first: divides positive logits of ids in the text so far, and multiplies negative ones, as Hugging Face's
     repetition_penalty: float = 1.0  # (Keskar et al. 2019, arXiv:1909.05858)
+    no_repeat_ngram: int = 0  # never the same n ids twice; 0 = off (see inference/repetition.py)
+    dry_multiplier: float = 0.0  # DRY: what it takes from the logit of an id that repeats dry_allowed_length ids
+    dry_base: float = 1.75  # and times this for each further id
+    dry_allowed_length: int = 2
+    unpenalized: Sequence[int] = ()  # ids that no penalty applies to, such as those that end a text
     vocab_size: int | None = None  # draw only ids below this: the model's vocabulary may be padded
     logprobs: bool = False  # whether stream() yields log-probabilities
 
@@ -36,6 +41,15 @@ class Sampling:
             raise ValueError(f"temperature={self.temperature} must be 0, for the likeliest id, or at least 1e-5")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
+        lowest = {"no_repeat_ngram": 0, "dry_multiplier": 0, "dry_base": 1, "dry_allowed_length": 1}
+        for name, low in lowest.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and at least {low}")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it needs the ids so far, in their order: see inference/repetition.py."""
+        return self.no_repeat_ngram > 0 or self.dry_multiplier > 0
 
 
 def uniforms(generator: Generators, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:

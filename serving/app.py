@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -24,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.curves import Curves
 from serving.engine import Engine, Full
-from serving.guard import SAFE, SLOWEST_READER, check_access, read_body, unless_gone
+from serving.guard import SAFE, check_access, read_body, unless_gone
 from serving.llamacpp import Infilling, LlamaCompletion, props
 from serving.openai import ChatCompletion, Completion, check_model, models
 from serving.reply import Reply, Served
@@ -51,20 +52,19 @@ def error_response(error: RequestError) -> Json:
 
 
 class Events(StreamingResponse):
-    """Server-sent events. A client that does not take them is dropped."""
+    """Server-sent events; on_end() is called after the last one, or when the client is gone, before the first too."""
 
     media_type = "text/event-stream"
 
-    async def stream_response(self, send: Send) -> None:
-        async def patient(message) -> None:
-            await asyncio.wait_for(send(message), SLOWEST_READER)
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
+        super().__init__(events)
+        self.on_end = on_end
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().stream_response(patient)
-        except asyncio.TimeoutError:
-            pass
-        finally:  # at once, not when the garbage collector comes by
-            await self.body_iterator.aclose()
+            await super().__call__(scope, receive, send)
+        finally:
+            self.on_end()
 
 
 class Guard:
@@ -127,20 +127,19 @@ class Server:
         return Json(models(self.served)["data"][0])
 
     async def run(self, _: Request) -> Json:
-        return Json(await self.apart(self.curves.of))
-
-    async def apart(self, work: Callable):
-        return await asyncio.get_running_loop().run_in_executor(self.preparing, work)
+        return Json(await asyncio.to_thread(self.curves.of))  # a long file delays no prompt
 
     def writer(self, kind: type[Reply]):
         async def answer(request: Request) -> Response:
             try:
                 body = await read_body(request)
-                reply = await self.apart(lambda: kind(self.served, Fields(body)))
+                prepare = asyncio.get_running_loop().run_in_executor
+                reply = await prepare(self.preparing, lambda: kind(self.served, Fields(body)))
                 self.engine.submit(reply.rows)
+                cancel = partial(self.engine.cancel, reply.rows)  # no effect once they are done
                 if reply.streams:
-                    return Events(self.events(reply))
-                if not await unless_gone(request, self.finished(reply), lambda: self.engine.cancel(reply.rows)):
+                    return Events(self.events(reply), cancel)
+                if not await unless_gone(request, self.finished(reply), cancel):
                     return Response(status_code=499)  # nobody reads it
                 reply.check()
                 return Json(reply.whole())
@@ -162,7 +161,7 @@ class Server:
             reply.wake.clear()
 
     async def events(self, reply: Reply) -> AsyncIterator[bytes]:
-        """What a streaming client gets. If it leaves, this is cancelled at one of its yields or waits."""
+        """What a streaming client gets."""
         try:
             for event in reply.first():
                 yield sse(event)
@@ -180,8 +179,6 @@ class Server:
                 yield b"data: [DONE]\n\n"
         except RequestError as error:
             yield sse(error.to_json())
-        finally:
-            self.engine.cancel(reply.rows)  # no effect once they are done
 
 
 def fixed(value: dict):

@@ -6,7 +6,8 @@
 A step is one forward pass of one id in each row. Between steps, prompts are encoded a part at a time, so that a long
 one delays the others' tokens little, and without the ids that a cached row begins with too: earlier turns of a
 conversation, or the same prompt in another row. In float32 a row's ids are those of inference.generate.stream with
-its seed, whatever shares the batch. A row whose context is full ends with finish "length".
+its seed, whatever shares the batch, unless rounding, which depends on shapes, tips a draw. A row whose context is full
+ends with finish "length".
 """
 
 import itertools
@@ -15,8 +16,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import astuple, replace
 
 import torch
 
@@ -24,6 +25,7 @@ from inference.cache import KVCache
 from inference.chat import shared
 from inference.continuation import Beginning, Continuation
 from inference.healing import prefix_index
+from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
 
@@ -38,12 +40,12 @@ class Row:
     """A prompt and its growing text. The engine's thread alone writes it; others may read `text` at any time, and the
     rest once it is `done`; then `error` says what went wrong, if anything did.
 
-    limit: most new tokens. job: what `deliver` is told when the row ends or, with `streams`, grows. scores: the tokens
-    have "logprob", and "top", this many of the likeliest [(id, log-probability), ...]; None: neither. scores_prompt:
-    prompt_scores has the same, as [(log-probability, top), ...], for all ids of the prompt but the first. presence and
-    frequency: subtracted from the logits of ids drawn so far, once and for each time. bias: {id: added to its logit}.
-    patience: seconds after the first token at which it ends, once it has a newline. cut: the text ends where this
-    matches.
+    sampling: its penalties spare the ids that end a text. limit: most new tokens. job: what `deliver` is told when
+    the row ends or, with `streams`, grows. scores: the tokens have "logprob", and "top", this many of the likeliest
+    [(id, log-probability), ...]; None: neither. scores_prompt: prompt_scores has the same, as [(log-probability,
+    top), ...], for all ids of the prompt but the first. presence and frequency: subtracted from the logits of ids
+    drawn so far, once and for each time. bias: {id: added to its logit}. patience: seconds after the first token at
+    which it ends, once it has a newline. cut: the text ends where this matches.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Row:
         limit: int,
         *,
         stops: Sequence[str] = (),
-        ends: Container[int] = (),
+        ends: Collection[int] = (),
         scores: int | None = None,
         scores_prompt: bool = False,
         presence: float = 0.0,
@@ -65,12 +67,14 @@ class Row:
         cut: re.Pattern | None = None,
         streams: bool = False,
     ):
-        self.sampling, self.seed, self.limit, self.streams, self.job = sampling, seed, limit, streams, None
-        self.settings = astuple(sampling)  # rows with the same are drawn together
+        self.seed, self.limit, self.streams, self.job = seed, limit, streams, None
         self.text = Continuation(tokenizer, beginning, 0, list(stops), ends)
+        self.sampling = replace(sampling, unpenalized=tuple(self.text.ends))
+        self.settings = astuple(self.sampling)  # rows with the same are drawn together
         self.prompt, self.rest = beginning.ids.tolist(), beginning.healed.encode()  # rest: bytes yet to be redrawn
         self.scores, self.scores_prompt, self.prompt_scores = scores, scores_prompt, []
         self.presence, self.frequency, self.bias, self.patience, self.cut = presence, frequency, bias, patience, cut
+        self.repetition = Repetition(self.sampling, [self.prompt]) if sampling.looks_back else None
         self.counts = self.seen = None  # (V,): how often each id was drawn; whether it is in the text
         self.last, self.reused, self.cancelled, self.done, self.error = -1, 0, False, False, None
         self.submitted = self.started = self.first = self.ended = 0.0  # seconds, of time.perf_counter()
@@ -313,6 +317,8 @@ class Engine:
                 row.counts[id] += 1
             if row.seen is not None:
                 row.seen[id] = True
+            if row.repetition:
+                row.repetition.rows[0].add(id)
         return ids
 
     def change(self, row: Row, logits: torch.Tensor) -> torch.Tensor | None:
@@ -332,12 +338,14 @@ class Engine:
             possible = torch.full_like(logits, -torch.inf)
             possible[ids] = (logits if changed is None else changed)[ids]
             changed = possible
+        if row.repetition:
+            changed = row.repetition.apply((logits if changed is None else changed)[None])[0]
         return changed
 
     def seen_by(self, row: Row) -> torch.Tensor:
         if row.seen is None:
             row.seen = torch.zeros(self.V, dtype=torch.bool, device=self.device)
-            row.seen[[id for id in row.prompt if id < self.V]] = True
+            row.seen[[id for id in row.prompt if id < self.V and id not in row.text.ends]] = True
         return row.seen[: row.sampling.vocab_size]
 
     def score(self, rows: list[Row], logits: torch.Tensor, ids: list[int]) -> list[tuple[float | None, list | None]]:

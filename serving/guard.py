@@ -22,7 +22,7 @@ from serving.request import RequestError
 MAX_BODY = 1 << 20  # bytes
 SLOWEST_HEADERS = 10  # seconds for all headers of a request
 SLOWEST_BODY = 30  # seconds for all of a body
-SLOWEST_READER = 60  # seconds in which a client must take a part of its reply
+SLOWEST_READER = 60  # seconds in which a client must take a part of a long reply
 MAX_CONNECTIONS = 512
 OPEN_PATHS = ("/", "/health")  # without a key: the page itself holds nothing, and asks for it
 SAFE = {
@@ -89,9 +89,11 @@ async def unless_gone(request: Request, work: Awaitable, on_gone: Callable[[], N
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, for clients that send all headers of a request within SLOWEST_HEADERS."""
+    """uvicorn's HTTP/1.1, for clients that send all headers of a request within SLOWEST_HEADERS, and take their
+    replies: one that lets them pile up for SLOWEST_READER is dropped."""
 
     deadline: asyncio.TimerHandle | None = None
+    reading: asyncio.TimerHandle | None = None
 
     def is_waiting(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -108,7 +110,17 @@ class DeadlineProtocol(H11Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end_deadline()
+        if self.reading is not None:
+            self.reading.cancel()
         super().connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self.reading = self.loop.call_later(SLOWEST_READER, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.reading.cancel()
+        super().resume_writing()
 
     def start_deadline(self) -> None:
         if self.deadline is None and self.is_waiting():

@@ -7,8 +7,10 @@ is too long loses its beginning, and `truncated` says so.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from data.tokenizer import EOT
 from inference.chat import room_for_prompt
@@ -67,16 +69,18 @@ class LlamaCompletion(Reply):
                 ids += encode_prompt(served.tokenizer, part, served.special == "encode", inside=bool(ids)).tolist()
         beginning = Beginning.of_ids(ids)
         beginning.prompt, beginning.healed = last.prompt, last.healed
-        return self.shortened(beginning, room)
+        return self.shortened(beginning, room, served.tokenizer.begin)
 
     def end_of(self, text: str, served: Served) -> str:
         most = MAX_CHARS_IN_TOKEN * served.block_size
         self.truncated |= len(text) > most
         return text[-most:]
 
-    def shortened(self, beginning: Beginning, room: int) -> Beginning:
+    def shortened(self, beginning: Beginning, room: int, first: Sequence[int]) -> Beginning:
+        """first: ids that stay if it begins with them."""
+        n = len(first) if beginning.ids[: len(first)].tolist() == list(first) else 0
         if len(beginning.ids) > room:
-            beginning.ids, self.truncated = beginning.ids[-room:], True
+            beginning.ids, self.truncated = torch.cat((beginning.ids[:n], beginning.ids[n - room :])), True
         return beginning
 
     def record(self, i: int, text: str, tokens: list) -> dict:
@@ -191,7 +195,7 @@ class Infilling(LlamaCompletion):
         self.options["stops"] += ["\n"] if suffix.partition("\n")[0].strip() else ["\n\n"]
         start = EOT if served.tokenizer.eot is not None and served.bos is None and not served.tokenizer.begin else ""
         beginning = Beginning(served.tokenizer, start + self.end_of(prefix or "\n" * (not start), served))
-        beginning = self.shortened(beginning, room - (served.bos is not None))
+        beginning = self.shortened(beginning, room - (served.bos is not None), served.tokenizer.begin)
         if served.bos is not None:
             beginning.ids = beginning.ids.new_tensor([served.bos, *beginning.ids.tolist()])
         return beginning

@@ -1,7 +1,8 @@
 """OpenAI's API as its clients use it: /v1/completions and /v1/chat/completions.
 
-Extensions, named as in vLLM: top_k, min_p, repetition_penalty. Log-probabilities are the model's own, before
-temperature and filters. max_tokens beyond the context's room is cut to it; the text then ends with "length".
+Extensions, named as in vLLM: top_k, min_p, repetition_penalty; as in llama.cpp: dry_multiplier, dry_base,
+dry_allowed_length; as in sample.py: no_repeat_ngram. Log-probabilities are the model's own, before temperature and
+filters. max_tokens beyond the context's room is cut to it; the text then ends with "length".
 """
 
 from collections.abc import Iterator
@@ -38,14 +39,14 @@ class Completion(Reply):
         self.prompts = prompts_of(fields)
         options = {"stops": fields.stops(4), "scores": scores, "scores_prompt": scores_prompt}
         options |= fields.penalties(served.text_ids)
-        sampling = fields.sampling(served.text_ids)
-        if fields.get("suffix", str) is not None:
+        sampling, suffix = fields.sampling(served.text_ids), fields.get("suffix", str, "")
+        if suffix:
             options["ends"], sampling.vocab_size = served.ends_of_middle, served.tokenizer.vocab_size
         if len(self.prompts) * self.best_of > MAX_ROWS:
             raise RequestError(f"prompts times n or best_of must be at most {MAX_ROWS}", param="n")
         rows = []
         for prompt in self.prompts:
-            beginning = self.begin(served, prompt, scores_prompt, limit, fields.get("suffix", str))
+            beginning = self.begin(served, prompt, scores_prompt, limit, suffix)
             room = served.room(beginning, limit)
             for seed in seeds(fields, self.best_of, MAX_SEED):
                 rows.append(Row(beginning, served.tokenizer, sampling, seed, room, **options))
@@ -53,9 +54,9 @@ class Completion(Reply):
         if self.streams and (self.best_of > self.n or scores_prompt):
             raise RequestError("stream cannot be combined with best_of, or with both echo and logprobs", param="stream")
 
-    def begin(self, served: Served, prompt, as_is: bool, limit: int, suffix: str | None) -> Beginning:
+    def begin(self, served: Served, prompt, as_is: bool, limit: int, suffix: str) -> Beginning:
         """as_is: without healing the prompt's last token, so that its ids are those of its text."""
-        if suffix is not None:
+        if suffix:
             ids = None
             if served.infill and isinstance(prompt, str):
                 ids = served.infill(served.tokenizer, prompt, suffix, room_for_prompt(served.block_size, limit))
@@ -155,8 +156,7 @@ class ChatCompletion(Reply):
             raise RequestError(message, code="no_chat_template")
         fields.refuse(NOT_SUPPORTED)
         n = fields.integer("n", 1, 1, MAX_ROWS)
-        key = "max_completion_tokens" if "max_completion_tokens" in fields.values else "max_tokens"
-        limit = fields.integer(key, None, -1, 2**31)
+        limit = fields.integer("max_completion_tokens", fields.integer("max_tokens", None, -1, 2**31), -1, 2**31)
         limit = served.block_size if limit in (None, -1) else max(1, limit)
         self.scored = fields.get("logprobs", bool, False)
         top = fields.integer("top_logprobs", 0, 0, 20)

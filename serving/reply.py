@@ -81,7 +81,7 @@ class Reply:
         self.wants_usage = bool(fields.get("stream_options", dict, {}).get("include_usage"))
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.wake = asyncio.Event()
-        self.told = [(0, 0, 0)] * len(rows)  # characters, tokens, characters of these tokens
+        self.told = [(0, 0, 0, False)] * len(rows)  # characters, tokens, characters of these tokens, all
         for row in rows:
             row.job, row.streams = self, self.streams
 
@@ -101,9 +101,9 @@ class Reply:
 
     def news(self, i: int) -> tuple[str, list[tuple[int, dict]], str | None]:
         """What row i has since the last call: text, tokens with the place in the text where each begins, and why it
-        ended, at the end. Tokens come when their characters are certain, without the one that ends the text and those
+        ended, once. Tokens come when their characters are certain, without the one that ends the text and those
         that a stop string cut off."""
-        row, (chars, n, offset) = self.rows[i], self.told[i]
+        row, (chars, n, offset, told_all) = self.rows[i], self.told[i]
         done, text = row.done, row.text.text  # in this order: done comes last
         finish = row.text.finish if done else None
         tokens = []
@@ -115,8 +115,8 @@ class Reply:
             if not is_cut:
                 tokens.append((offset, token))
             n, offset = n + 1, end
-        self.told[i] = len(text), n, offset
-        return text[chars:], tokens, finish
+        self.told[i] = len(text), n, offset, done
+        return text[chars:], tokens, None if told_all else finish
 
     def usage(self) -> dict:
         """OpenAI's; a prompt that several rows share counts once."""

@@ -1,7 +1,6 @@
 """The fields of a request, read from JSON and checked one by one; what is wrong with one, in one line."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ class Fields:
         return self.ranged(name, self.get(name, (int, float), default), low, high)
 
     def ranged(self, name: str, value, low, high):
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
+        if value is not None and not low <= value <= high:
             raise RequestError(f"{name} must be from {low} to {high}, not {shortened(value)}", param=name)
         return value
 
@@ -70,17 +69,21 @@ class Fields:
         return [stop for stop in stops if stop]
 
     def sampling(self, vocab_size: int, **defaults) -> Sampling:
-        """temperature, top_k, top_p, min_p, and repetition_penalty, which is llama.cpp's repeat_penalty. defaults: as
-        Sampling's own."""
+        """temperature, top_k, top_p, min_p, no_repeat_ngram, DRY's (llama.cpp's names), and repetition_penalty, which
+        is llama.cpp's repeat_penalty. defaults: as Sampling's own."""
         made = Sampling(
             temperature=self.number("temperature", defaults.get("temperature", 1.0), 0, 100),
             top_k=max(0, self.integer("top_k", defaults.get("top_k", 0), -1, 2**31)) or None,
             top_p=self.number("top_p", defaults.get("top_p", 1.0), 0, 1),
             min_p=self.number("min_p", defaults.get("min_p", 0.0), 0, 1) or None,
+            no_repeat_ngram=self.integer("no_repeat_ngram", 0, 0, 2**31),
+            dry_multiplier=self.number("dry_multiplier", 0.0, 0, 100),
+            dry_base=self.number("dry_base", 1.75, 1, 100),
+            dry_allowed_length=self.integer("dry_allowed_length", 2, 1, 2**31),
             vocab_size=vocab_size,
         )
-        name = "repeat_penalty" if "repeat_penalty" in self.values else "repetition_penalty"
-        made.repetition_penalty = self.number(name, 1.0, 0.01, 100)
+        penalty = self.number("repetition_penalty", 1.0, 0.01, 100)
+        made.repetition_penalty = self.number("repeat_penalty", penalty, 0.01, 100)
         made.top_p = None if made.top_p == 1 else made.top_p  # a sort of all ids less
         try:
             made.validate()
@@ -92,7 +95,8 @@ class Fields:
         """presence_penalty, frequency_penalty and logit_bias, as a Row takes them."""
         bias = self.get("logit_bias", (dict, list), {})
         try:
-            bias = {int(id): float(value) for id, value in (bias.items() if isinstance(bias, dict) else bias)}
+            pairs = bias.items() if isinstance(bias, dict) else bias
+            bias = {int(id): -1000.0 if value is False else float(value) for id, value in pairs}  # false: llama.cpp's
             if not all(0 <= id < vocab_size and -1000 <= value <= 1000 for id, value in bias.items()):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):

@@ -85,9 +85,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def may_compile(wanted: bool | str, device: torch.device) -> bool:
+    return wanted is True or (wanted == "auto" and device.type == "cuda")
+
+
 def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     """Whether to compile. auto: on CUDA only; on a CPU it gained nothing. Off with a note where it cannot work."""
-    if not wanted or (wanted == "auto" and device.type != "cuda"):
+    if not may_compile(wanted, device):
         return False
     missing, on_cuda = None, device.type == "cuda"
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):

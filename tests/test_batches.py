@@ -40,7 +40,9 @@ def calls(monkeypatch) -> list[tuple]:
 def run(tmp_path) -> SimpleNamespace:
     config, _ = configure(train.TrainConfig, SMALL)
     dataset = open_dataset(write_dataset(tmp_path, "the cat sat on a mat. the dog ran to it. " * 20))
-    return SimpleNamespace(config=config, dataset=dataset, ranks=Ranks(), iter_num=3, micro_steps=2, shift=0)
+    return SimpleNamespace(
+        config=config, dataset=dataset, ranks=Ranks(), iter_num=3, micro_steps=2, shift=0, trims=False
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda:1"])

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -29,11 +30,13 @@ from checkpoints.build import add_rows, build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
-from data.dataset import batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
+from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
 from inference.chat import Chat, answer_all, chat_tokenizer_of
+from inference.repetition import Repetition
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
+from training.batches import Batches, without_padding
 
 TEXT = "宝玉笑道：“来了。” The cat sat on a mat, and <|user|> is text. what say you 0123456789\n"
 SHAPE = dict(block_size=96, n_layer=2, n_head=2, n_embd=16)
@@ -304,6 +307,13 @@ def test_two_processes_give_the_losses_of_one(dataset, base, tmp_path):
         torch.testing.assert_close(two["model"][name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["chat", "chat_small"])
+def test_the_configs_for_conversations_train(name, dataset, base, tmp_path):
+    options = [f"--dataset={dataset}", f"--init_from={base}", f"--out_dir={tmp_path}", "--device=cpu", "--eval_iters=1"]
+    assert train.main([str(ROOT / "config" / f"{name}.py"), *options, "--max_iters=2"]) == 0
+    assert (tmp_path / "ckpt.pt").exists()
+
+
 def test_an_epoch_limit_counts_conversations(dataset, base, tmp_path):
     state = run(dataset, tmp_path, f"--init_from={base}", "--max_epochs=2")
     n = open_dataset(dataset).meta["splits"]["train"]["documents"]
@@ -415,6 +425,15 @@ def test_history_is_cut_at_whole_turns_and_the_system_turn_stays():
         chat_prompt(messages, tokenizer, 10)
 
 
+def test_no_turn_of_a_long_history_is_encoded_twice_nor_many_that_are_left_out(monkeypatch):
+    tokenizer, encoded = chat_tokenizer(TOKENIZERS["char"]), []
+    plain = type(tokenizer).encode
+    counted = lambda self, text, **more: (encoded.append(text), plain(self, text, **more))[1]  # noqa: E731
+    monkeypatch.setattr(type(tokenizer), "encode", counted)
+    chat_prompt(turns(*["cat"] * 999), tokenizer, 60)
+    assert len(encoded) <= 60 // len("cat")
+
+
 def test_answers_drawn_together_do_not_depend_on_each_other(trained):
     state = load_checkpoint(trained / "ckpt.pt")
     tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
@@ -422,6 +441,46 @@ def test_answers_drawn_together_do_not_depend_on_each_other(trained):
     together = answer_all(model, tokenizer, prompts, Sampling(), 20, [1, 2, 3])
     alone = [answer_all(model, tokenizer, [prompts[i]], Sampling(), 20, [i + 1])[0] for i in range(3)]
     assert together == alone and any(text for text, *_ in alone)
+
+
+@torch.no_grad()
+def test_penalties_for_repetition_mean_the_same_in_a_chat_and_in_a_batch_and_let_answers_end(trained):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    messages = turns("what you", "cat cat", "mat", "sat sat cat", "what")
+    prompt = chat_prompt(messages, tokenizer, 90)
+    plain, finish = None, set()
+    for more in ({}, dict(no_repeat_ngram=2), dict(dry_multiplier=2.0), dict(repetition_penalty=1.3)):
+        chat = Chat(model, tokenizer, Sampling(temperature=0, **more), 40)
+        text = "".join(chat.answer(messages))
+        assert (text, chat.finish) == answer_all(model, tokenizer, [prompt], chat.sampling, 40, [0])[0][:2]
+        plain, finish = plain or text, finish | {chat.finish}
+    assert text != plain and "end" in finish
+    ended = tokenizer.special_tokens["<|end|>"]
+    assert prompt.count(ended) > 2  # and yet it is drawn, though the text has it and its neighbours already
+    assert not {ended, tokenizer.special_tokens["<|user|>"]} & chat_costs(prompt + prompt[-3:]).keys()
+
+
+def chat_costs(ids):
+    tokenizer = chat_tokenizer(TOKENIZERS["char"])
+    sampling = Sampling(no_repeat_ngram=1, unpenalized=tuple(tokenizer.special_tokens.values()))
+    repetition = Repetition(sampling, [ids])
+    return repetition.costs(repetition.rows[0])
+
+
+def test_a_tuned_model_is_evaluated_on_its_bases_dataset(trained, tmp_path, capsys):
+    text = "the cat sat on a mat, what say you\n" * 20
+    with DatasetWriter(tmp_path / "text", TOKENIZERS["char"], {}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, TOKENIZERS["char"].encode(text), len(text))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    losses = []
+    for options in (f"--dataset={tmp_path / 'text'}", f"--input={tmp_path / 'text.txt'}"):
+        command.main([f"--out_dir={trained}", "--device=cpu", options])
+        losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["loss"])
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="--no_repeat_ngram and --dry_multiplier are for the answers of --task=chat"):
+        command.main([f"--out_dir={trained}", "--device=cpu", options, "--no_repeat_ngram=3"])
 
 
 def test_the_terminal_answers_saves_and_resets(trained, tmp_path, monkeypatch, capsys):
@@ -487,6 +546,95 @@ def test_eval_counts_what_a_naive_loop_counts(trained, dataset, tmp_path, capsys
             assert (found["exact_match"], found["ended"]) == (np.mean(exact), np.mean(ended))
             assert 0 < found["ended"]
     assert found["questions"] == sum(len(row["messages"]) // 2 for row in some_rows())
+
+
+def test_a_step_sees_the_same_conversations_dealt_out_by_length_as_without(dataset):
+    opened = open_dataset(dataset)
+    config = SimpleNamespace(batch_size=2, block_size=96, seed=3, sampling="contiguous")
+    common = dict(dataset=opened, config=config, device=torch.device("cpu"), shift=1, micro_steps=2, samples=8)
+    widths = []
+    for step in range(4):
+        rows = []
+        for micro in range(2):
+            for rank in range(2):
+                ranks = SimpleNamespace(world_size=2, rank=rank)
+                batches = Batches(SimpleNamespace(**common, ranks=ranks, iter_num=step, trims=True))
+                x, y, n = batches.load(step * 2 + micro)
+                batches.close()
+                assert n == (y >= 0).sum() and (y[:, -1] >= 0).any()
+                widths.append(x.shape[1])
+                rows += [F.pad(row, (0, 96 - len(row)), value=-1).numpy().tobytes() for row in y]
+        assert widths[-4:] == sorted(widths[-4:])
+        _, y = batch(opened, "train", 3, 1 + np.arange(step * 8, step * 8 + 8), 96)
+        assert sorted(rows) == sorted(row.tobytes() for row in y)
+    assert len(set(widths)) > 4
+
+
+def test_text_among_conversations_is_the_base_datasets_and_is_learned_whole(base, tmp_path):
+    tokenizer, rng = TOKENIZERS["char"], np.random.default_rng(0)
+    texts = {split: rng.integers(0, 20, 5000) for split in ("train", "val")}
+    with DatasetWriter(tmp_path / "text", tokenizer, {}) as writer:
+        for split, ids in texts.items():
+            writer.write(split, ids, 5000)
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    options = ["--input", str(rows), f"--init_from={base}", f"--out_dir={tmp_path / 'chat'}"]
+    prepare.main([*options, f"--text={tmp_path / 'text'}", "--text_share=0.5"])
+    opened = open_dataset(tmp_path / "chat")
+    x, y = eval_batch(opened, "train", eval_windows(opened, "train", 96), 96)
+    plain = (y >= 0).all(1)
+    assert (y[plain] >= 0).sum() / (y >= 0).sum() == pytest.approx(0.5, abs=0.05)
+    whole = texts["train"].astype(np.uint8).tobytes()
+    for row, targets in zip(x[plain], y[plain], strict=True):
+        assert np.append(row, targets[-1]).astype(np.uint8).tobytes() in whole and (row[1:] == targets[:-1]).all()
+    assert (opened.array("val") >= tokenizer.vocab_size).any()  # conversations alone
+    other = write_base(tmp_path / "other.pt", CharTokenizer.train(["ZQ!" + TEXT], eot=True))
+    with pytest.raises(ValueError, match="does not match the checkpoint"):
+        prepare.main([*options, f"--init_from={other}", f"--text={tmp_path / 'text'}"])
+
+
+@torch.no_grad()
+def test_words_used_and_distinct_runs_are_those_of_plain_loops_also_by_kind(trained, tmp_path, capsys):
+    state = load_checkpoint(trained / "ckpt.pt")
+    tokenizer, model = chat_tokenizer_of(state), build_model(state).eval()
+    asked = ["what", "you cat", "mat mat", "sat you what", "cat"]
+    rows = [{"prompt": question, "response": "cat cat sat", "kind": "ab"[i % 2]} for i, question in enumerate(asked)]
+    answers = [
+        tokenizer.decode(naive_answer(model, tokenizer, chat_prompt(turns(question), tokenizer, 96), 512)[0])
+        for question in asked
+    ]
+    wanted = [[answers[0].split()[0].upper(), "ca"], ["dog"], [], ["?"], answers[4].split()[:1]]
+    for row, words in zip(rows, wanted, strict=True):
+        row["words"] = words
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    command.main([f"--out_dir={trained}", "--task=chat", "--device=cpu", f"--input={path}"])
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+
+    def expected(numbers):
+        used = [word.lower() in re.findall("[a-z]+", answers[i]) for i in numbers for word in wanted[i]]
+        runs = [[answers[i][at : at + 4] for at in range(len(answers[i]) - 3)] for i in numbers]  # a token a letter
+        return sum(used) / len(used), sum(len(set(run)) for run in runs) / sum(map(len, runs))
+
+    assert (found["words_used"], found["distinct_4"]) == pytest.approx(expected(range(5)))
+    assert found["distinct_4_expected"] == pytest.approx(7 / 8)  # "cat " is there twice
+    for kind, numbers in (("a", (0, 2, 4)), ("b", (1, 3))):
+        by_kind = found["kinds"][kind]
+        assert (by_kind["words_used"], by_kind["distinct_4"]) == pytest.approx(expected(numbers))
+        assert f"{kind:<20}{len(numbers)} questions: {by_kind['loss']:.3f} loss" in out
+    assert 0 < found["words_used"] < 1 and found["distinct_4"] < 1
+
+
+def test_windows_without_their_padding_have_the_same_loss_and_gradients(dataset, base):
+    opened = open_dataset(dataset)
+    model = build_model(add_rows(load_checkpoint(base), TOKENIZERS["char"].vocab_size, opened.vocab_size))
+    x, y = batch(opened, "train", 1, np.arange(4), 96)
+    grads = []
+    for windows in ((x, y), without_padding(x, y)):
+        loss = model(*map(torch.from_numpy, windows))[1]
+        grads.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert windows[0].shape[1] < 96 and (windows[1] >= 0).sum() == (y >= 0).sum()
+    for whole, cut in zip(*grads, strict=True):
+        torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

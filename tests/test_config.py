@@ -20,8 +20,8 @@ from training.check import MODEL_KEYS, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
-# chat.py's data are conversations: tests/test_chat.py
-TRAINED = [path for path in CONFIGS if not path.stem.startswith("eval_") and path.stem != "chat"]
+# the data of chat*.py are conversations: tests/test_chat.py
+TRAINED = [path for path in CONFIGS if not path.stem.startswith(("eval_", "chat"))]
 SMALL = (
     "--batch_size=2 --gradient_accumulation_steps=1 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 "
     "--max_iters=20 --eval_iters=1 --log_interval=1 --device=cpu --compile=False"

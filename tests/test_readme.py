@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {
-    "train.py": "--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=16 --n_layer=1 --n_head=2 "
+    "train.py": "--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=96 --n_layer=1 --n_head=2 "
                 "--n_embd=8 --gradient_accumulation_steps=2 --device=cpu",
     "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
@@ -40,7 +40,8 @@ def clone(folder: Path) -> None:
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
     shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 30
-    novel = "黛玉见了宝玉便说：“今日来得不巧了。”\n" * 60
+    lines = (f"黛玉见了宝玉便说道：“今日来得不巧了，且续写第{i}句。”谁说的？对下句。\n" for i in range(200))
+    novel = "".join(lines)
     (folder / "data/shakespeare_char/input.txt").write_text(shakespeare, encoding="utf-8")
     (folder / "data/hongloumeng/input.txt").write_text(novel, encoding="utf-8")
     (folder / "novel.txt").write_text(novel, encoding="gb18030")

@@ -21,12 +21,13 @@ import train
 from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
+from data.bpe import CODE_PATTERN
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = "\n 便宝玉见说贾黛😀"
-WORDS = BPETokenizer.train(["the cat sat on the mat. " * 9 + "def f(x):\n    return x\n" * 9], 300)
+WORDS = BPETokenizer.train(["the cat sat on the mat. " * 9 + "def f(x):\n    return x\n" * 9], 300, words=CODE_PATTERN)
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_white_space_at_a_prompts_end_may_become_part_of_the_next_token(tmp_path
 
 
 CHAT = BPETokenizer.train(
-    ["the cat\n  sat\n    on the\n\n mat\n" * 9], 300, ["<|user|>"]
+    ["the cat\n  sat\n    on the\n\n mat\n" * 9], 300, ["<|user|>"], words=CODE_PATTERN
 )  # tokens begin with a newline
 
 

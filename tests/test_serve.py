@@ -169,6 +169,7 @@ def test_rows_that_come_and_go_are_what_each_is_alone(tmp_path, monkeypatch, sha
         penalty = rng.choice([1.0, 1.3])
         sampling = Sampling(rng.choice([0, 0.8, 1]), rng.choice([None, 5]), rng.choice([None, 0.9]), None, penalty)
         sampling.vocab_size = TOKENIZER.vocab_size
+        sampling.dry_multiplier, sampling.no_repeat_ngram = [(0.8, 0), (0.0, 3), (0.0, 0)][seed % 3]
         beginning = Beginning(TOKENIZER, prompt + "x")
         limit = rng.randint(1, 100) if seed % 6 else BLOCK - len(beginning.ids)
         rows.append(Row(beginning, TOKENIZER, sampling, seed, limit, scores=0, scores_prompt=seed % 8 == 1))
@@ -249,6 +250,14 @@ def test_presence_and_frequency_penalties_and_biases_are_openais(server):
     assert status == 200 and found["tokens"] == expected[len(ids) :][: len(found["tokens"])] and found["tokens"]
 
 
+def test_what_would_repeat_itself_is_penalised_as_the_generator_does(server):
+    plain = alone(server, "the cat", 0, 60, temperature=0)
+    for options in ({"dry_multiplier": 9.0, "dry_base": 2.0, "dry_allowed_length": 1}, {"no_repeat_ngram": 2}):
+        expected = alone(server, "the cat", 0, 60, temperature=0, unpenalized=tuple(TOKENIZER.ends), **options)
+        body = {"prompt": "the cat", "max_tokens": 60, "temperature": 0, **options}
+        assert post(server, "/v1/completions", body)[1]["choices"][0]["text"] == expected != plain
+
+
 # ---- OpenAI's client ---------------------------------------------------------------------------------------
 
 
@@ -262,7 +271,8 @@ def test_completions_are_the_generators_texts(server):
     assert [choice.index for choice in found.choices] == list(range(6))
     assert found.usage.prompt_tokens == sum(len(Beginning(TOKENIZER, p).ids) for p in prompts)
     ids = TOKENIZER.encode("the cat sat").tolist()
-    by_ids = server.client.completions.create(model="wise", prompt=ids, max_tokens=20, temperature=0, echo=True)
+    options = dict(max_tokens=20, temperature=0, echo=True, suffix="")  # as good as none
+    by_ids = server.client.completions.create(model="wise", prompt=ids, **options)
     assert by_ids.choices[0].text == "the cat sat" + alone(server, ids, 0, 20, temperature=0)
     assert by_ids.choices[0].finish_reason in ("length", "stop")
 
@@ -281,6 +291,19 @@ def test_a_stream_is_the_same_text_and_shows_no_beginning_of_a_stop_string(serve
         tokens
     )  # what the stop string cut off is no token, and the last one is in the text at least in part
     assert text.startswith(before) and text != before and (before + last).startswith(text)
+
+
+def test_choices_of_a_stream_that_end_one_after_another_each_end_once(server):
+    options = dict(model="wise", prompt="the", n=8, max_tokens=60, seed=2, stop=["t", "j"])
+    texts, ends = [""] * 8, [[] for _ in range(8)]
+    for event in server.client.completions.create(stream=True, **options):
+        (choice,) = event.choices
+        assert not ends[choice.index]
+        texts[choice.index] += choice.text
+        ends[choice.index] += [choice.finish_reason] * (choice.finish_reason is not None)
+    whole = server.client.completions.create(**options).choices
+    assert texts == [choice.text for choice in whole] and len(set(map(len, texts))) > 1
+    assert ends == [[choice.finish_reason] for choice in whole]
 
 
 def test_logprobs_are_the_models_and_echo_scores_a_prompt(server):
@@ -359,6 +382,7 @@ BAD = [
     ({"logit_bias": {"99999": 1}}, "logit_bias"), ({"tools": [{"type": "function"}]}, "tools"),
     ({"prompt": "\ud800"}, None), ({"best_of": 2, "stream": True}, "stream"), ({"repetition_penalty": 0}, None),
     ({"temperature": 1e-9}, "temperature"), ({"prompt": []}, "prompt"), ({"prompt": [[]]}, "prompt"),
+    ({"temperature": 10**400}, "temperature"), ({"seed": 10**400}, "seed"),
 ]  # fmt: skip
 
 
@@ -463,6 +487,27 @@ def test_a_client_that_leaves_ends_its_text(server, monkeypatch):
     assert not row.done and row not in server.engine.rows
 
 
+def test_a_client_that_takes_nothing_is_dropped_and_its_text_ends(server, monkeypatch):
+    monkeypatch.setattr(serving.guard, "SLOWEST_READER", 0.05)
+    monkeypatch.setattr(serving.app, "sse", lambda event: bytes(1 << 26))  # more than sockets hold
+    over, plain = queue.Queue(), server.engine.cancel
+    monkeypatch.setattr(server.engine, "cancel", lambda rows: (plain(rows), over.put(rows)))
+    body = json.dumps({"prompt": "the", "max_tokens": 250, "stream": True}).encode()
+    with connect(server, request(body)) as connection, contextlib.suppress(ConnectionError):
+        over.get(timeout=60)
+        received = 0
+        while data := connection.recv(1 << 20):
+            received += len(data)
+        assert received < 1 << 26
+
+
+def test_null_is_as_good_as_absent(server):
+    asked = {"messages": [{"role": "user", "content": "cat"}], "max_completion_tokens": None, "max_tokens": 2}
+    assert post(server, "/v1/chat/completions", asked)[1]["usage"]["completion_tokens"] <= 2
+    fields = serving.request.Fields(b'{"repeat_penalty": null, "repetition_penalty": 1.5}')
+    assert fields.sampling(300).repetition_penalty == 1.5
+
+
 def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypatch):
     def full(rows):
         raise Full
@@ -496,6 +541,26 @@ def test_headers_and_bodies_must_come_in_time(server, monkeypatch, constant):
             connection.sendall(sent)
             answer = connection.recv(1000)  # b"" = closed
         assert answer == b"" if constant == "SLOWEST_HEADERS" else b" 408 " in answer
+
+
+def test_a_stream_whose_client_is_gone_before_its_first_event_is_told_so():
+    async def never():
+        yield b"" if await asyncio.sleep(3600) else b""
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    ended = []
+    for send in (lambda _: asyncio.sleep(0), lambda _: asyncio.sleep(3600)):
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+        asyncio.run(serving.app.Events(never(), lambda: ended.append(1))(scope, gone, send))
+    assert len(ended) == 2
+
+
+def test_a_bias_of_false_bans_an_id_as_llama_cpp_s_does(server):
+    first = post(server, "/completion", {"prompt": "the", "n_predict": 1, "temperature": 0})[1]["tokens"]
+    body = {"prompt": "the", "n_predict": 1, "temperature": 0, "logit_bias": [[first[0], False]]}
+    assert post(server, "/completion", body)[1]["tokens"] not in ([], first)
 
 
 # ---- who may ask -------------------------------------------------------------------------------------------
@@ -658,6 +723,15 @@ def test_a_model_that_learned_to_fill_in_is_asked_to():
     )
     reply = serving.app.Infilling(served, fields)
     assert asked == [("a\nb", "c", 56)] and reply.rows[0].prompt == [1, 2, 3]
+
+
+def test_a_shortened_prompt_keeps_what_begins_every_text():
+    tokenizer = ByteTokenizer(255)
+    tokenizer.begin = (255,)
+    served = Served("x", tokenizer, 64)
+    for kind, body in (("LlamaCompletion", {"prompt": "a" * 999}), ("Infilling", {"input_prefix": "a" * 999})):
+        reply = getattr(serving.app, kind)(served, serving.request.Fields(json.dumps(body | {"n_predict": 8}).encode()))
+        assert reply.rows[0].prompt == [255] + [ord("a")] * 55 and reply.truncated
 
 
 def test_the_run_s_losses_are_served_as_they_grow(server, out_dir):

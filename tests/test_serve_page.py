@@ -96,6 +96,23 @@ def test_tokens_are_reached_by_keys_and_edited_ones_become_text(server, open_pag
     assert page.locator("#text .tok").count() > n - 1
 
 
+def test_keys_reach_tokens_out_of_sight_and_digits_stay_in_their_field(server, open_page):
+    page = open_page(server, viewport={"width": 900, "height": 400})
+    page.locator("#n_predict").fill("12")
+    page.focus("#text")
+    write(page, "the\n" * 40)
+    page.locator("#text").evaluate("node => { node.scrollTop = 0; }")
+    for back in range(1, 4):  # each scrolls, or not, before the list is shown
+        page.keyboard.press("Alt+ArrowLeft")
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        marked = page.locator("#text .tok").evaluate_all("all => all.findIndex((node) => node.matches('.here'))")
+        assert page.locator("#choices").is_visible() and marked == page.locator("#text .tok").count() - back
+    written = page.locator("#text").inner_text()
+    page.focus("#seed")
+    page.keyboard.type("12")
+    assert page.locator("#seed").input_value() == "12" and page.locator("#text").inner_text() == written
+
+
 def test_it_speaks_the_browsers_language_fits_a_phone_and_talks(server, open_page):
     page = open_page(
         server,

@@ -17,11 +17,13 @@ class Batches:
 
     def __init__(self, run: Run):
         self.run, self.number, self.waited = run, run.iter_num * run.micro_steps, 0.0
+        self.dealt = -1, None, None  # step, x, y, used by the thread alone
         self.thread = ThreadPoolExecutor(1, initializer=make_current, initargs=(run.device,))
         self.coming = self.thread.submit(self.load, self.number)
 
     def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What next() will return: x, y, both int64 (batch_size, block_size), and the number of targets in y."""
+        """What next() will return: x, y, both int64 (batch_size, block_size), of conversations perhaps shorter, and the
+        number of targets in y."""
         x, y, n = self.coming.result()
         return to_device(x, self.run.device), to_device(y, self.run.device), n
 
@@ -35,14 +37,36 @@ class Batches:
         return ready
 
     def load(self, number: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        run, config, ranks = self.run, self.run.config, self.run.ranks
-        first = run.shift + (number * ranks.world_size + ranks.rank) * config.batch_size
-        index = np.arange(first, first + config.batch_size)
-        x, y = batch(run.dataset, "train", config.seed, index, config.block_size, config.sampling)
+        run, n = self.run, self.run.config.batch_size
+        first = (number * run.ranks.world_size + run.ranks.rank) * n
+        x, y = self.conversations(first) if run.trims else self.windows(run.shift + first, n)
         return ready_to_send(x, run.device), ready_to_send(y, run.device), int((y >= 0).sum())
+
+    def windows(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        config, index = self.run.config, np.arange(first, first + n)
+        return batch(self.run.dataset, "train", config.seed, index, config.block_size, config.sampling)
+
+    def conversations(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Those of a step are dealt out by length, over its micro-batches and ranks, so that there is little padding;
+        the step sees the same ones as without."""
+        run, n = self.run, self.run.config.batch_size
+        step, at = divmod(first, run.samples)
+        if self.dealt[0] != step:
+            x, y = self.windows(run.shift + step * run.samples, run.samples)
+            length = np.where(y >= 0, np.arange(1, y.shape[1] + 1), 0).max(1)
+            order = np.argsort(length, kind="stable")
+            self.dealt = step, x[order], y[order]
+        _, x, y = self.dealt
+        return without_padding(x[at : at + n], y[at : at + n])
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)
+
+
+def without_padding(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Conversations (B, T) up to the last target of the longest: what follows is padding, and costs as much."""
+    width = 1 + int(np.flatnonzero((y >= 0).any(0)).max(initial=0))
+    return x[:, :width], y[:, :width]
 
 
 def ready_to_send(array: np.ndarray, device: torch.device) -> torch.Tensor:

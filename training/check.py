@@ -13,19 +13,20 @@ MODEL_KEYS = [field.name for field in fields(GPTConfig) if field.name != "rope_s
 MACHINE_KEYS = ["device", "compile", "backend", "threads", "init_from", "allow_changed", "out_dir", "eval_only"]
 MACHINE_KEYS += ["print_params", "peak_tflops"]
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # with the dataset, what a step sees
+FIXED_KEYS = ("optimizer", "lora_rank", "lora_alpha")  # what the optimizer's state belongs to
 OTHER_TEXT = "ids stand for other text; use the dataset the model was trained on, or one with the same tokenizer"
 
 
 def validate(config, ranks: Ranks) -> None:
     """Raises ValueError with every setting that cannot work, in one line."""
     counts = "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"
-    not_negative = "max_iters warmup_iters save_interval weight_decay grad_clip min_lr"
+    not_negative = "lora_rank max_iters warmup_iters save_interval weight_decay grad_clip min_lr"
     positive = "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters "
     positive += "distill_temperature"
     limits = [
         (counts, "must be at least 1", lambda value: value >= 1),
         (not_negative, "must be finite and not negative", lambda value: 0 <= value < math.inf),
-        (positive, "must be positive and finite", lambda value: 0 < value < math.inf),
+        (f"{positive} lora_alpha", "must be positive and finite", lambda value: 0 < value < math.inf),
         ("cooldown", "must be above 0 and at most 1: a fraction of the run", lambda value: 0 < value <= 1),
         ("beta1 beta2", "must be at least 0 and below 1", lambda value: 0 <= value < 1),
         ("distill_weight", "must be from 0 to 1", lambda value: 0 <= value <= 1),
@@ -48,6 +49,12 @@ def validate(config, ranks: Ranks) -> None:
         problems.append(f"threads={config.threads} must be at least 1, or auto")
     if not -(2**62) < config.seed < 2**62:
         problems.append(f"seed={config.seed} must be within ±2^62")
+    if config.lora_rank:
+        needed = {"optimizer": "adamw", "parallel": "ddp", "checkpoint_format": "full"}
+        others = [f"{key}={getattr(config, key)}" for key, value in needed.items() if getattr(config, key) != value]
+        others += ["init_from=scratch"] * (config.init_from == "scratch")
+        if others:
+            problems.append(f"lora_rank={config.lora_rank} cannot be combined with {', '.join(others)}: leave one out")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -67,13 +74,13 @@ def take_saved_config(config, explicit: set[str], state: dict) -> None:
 def check_changes(config, explicit: set[str], state: dict, dataset: Dataset) -> list[str]:
     """What the explicit settings change in a resumed run, each as "key old -> new". Raises ValueError listing every
     change that is not allowed: another model or optimizer and, unless allow_changed names it, other data."""
-    saved, known = state.get("config", {}), state["model_args"].keys() & set(MODEL_KEYS)
+    saved, known = {"lora_rank": 0, **state.get("config", {})}, state["model_args"].keys() & set(MODEL_KEYS)
     shape = GPTConfig(**{key: state["model_args"][key] for key in known})
     changed, fixed = {}, []
     for key in (field.name for field in fields(config) if field.name in explicit.difference(MACHINE_KEYS)):
         new = getattr(config, key)
         old = getattr(shape, key) if key in MODEL_KEYS else saved.get(key, new)
-        is_fixed = reshapes(shape, key, new) if key in MODEL_KEYS else key == "optimizer" and old != new
+        is_fixed = reshapes(shape, key, new) if key in MODEL_KEYS else key in FIXED_KEYS and old != new
         if is_fixed or (old != new and (key not in MODEL_KEYS or key == "dropout")):
             changed[key] = f"{key} {old} -> {new}"
         if is_fixed:

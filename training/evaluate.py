@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from data.dataset import eval_batch, eval_windows
-from training.batches import ready_to_send, to_device
+from training.batches import ready_to_send, to_device, without_padding
 from training.run import Run
 
 
@@ -22,6 +22,7 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
             padding = np.full(config.batch_size - len(mine), windows[0])
             x, y = eval_batch(dataset, split, np.append(mine, padding), config.block_size, config.sampling)
             y[len(mine) :] = -1
+            x, y = without_padding(x, y) if run.trims else (x, y)
             valid = int((y >= 0).sum())
             x, y = (to_device(ready_to_send(part, device), device) for part in (x, y))
             with autocast:

@@ -17,7 +17,11 @@ def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimiz
             torch.cuda.empty_cache()
         model.train()
         with suppress(torch.OutOfMemoryError):
-            reserve = [] if optimizer.state else [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+            reserve = (
+                []
+                if optimizer.state
+                else [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            )
             for _ in range(2):
                 idx = torch.zeros(fits, config.block_size, dtype=torch.int64, device=device)
                 with autocast:

@@ -12,6 +12,7 @@ from checkpoints.saver import Saver
 from checkpoints.sharded import save_sharded
 from system.distributed import gather
 from training.health import Health
+from training.lora import merged_weights
 from training.metrics import Metrics
 from training.run import Run
 
@@ -71,6 +72,8 @@ class Outputs:
             "run": {**run.progress, "torch": str(torch.__version__), "world_size": run.ranks.world_size},
             "format": FORMAT,
         }
+        if run.config.lora_rank:
+            state["model"], state["lora"] = merged_weights(run.model)
         if "last.pt" in names:
             run.saved_iter = run.iter_num
         paths = [run.out_dir / name for name in names]

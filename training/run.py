@@ -10,6 +10,7 @@ import torch
 
 from data.dataset import Dataset, windows_per_epoch
 from model import GPT
+from system.device import may_compile
 from system.distributed import Ranks
 
 
@@ -34,6 +35,7 @@ class Run:
 
     def __post_init__(self) -> None:
         config, self.out_dir = self.config, Path(self.config.out_dir)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.fsdp = config.parallel == "fsdp" and self.ranks.world_size > 1
         self.micro_steps = config.gradient_accumulation_steps // self.ranks.world_size  # per step, of this process
         self.samples = config.gradient_accumulation_steps * config.batch_size  # sequences per step, all processes
@@ -41,6 +43,8 @@ class Run:
         self.epoch_tokens = self.dataset.tokens("train")
         if self.dataset.is_masked:  # every conversation is padded to a window
             self.epoch_tokens = windows_per_epoch(self.dataset, "train", config.block_size) * config.block_size
+        # shapes that a compiler has to know stay the same
+        self.trims = self.dataset.is_masked and not self.fsdp and not may_compile(config.compile, self.device)
         self.n_params = self.model.get_num_params(non_embedding=False)
         own = self.dataset.tokenizer
         self.tokenizer_json = own.to_json() if own else self.start.get("tokenizer")  # may be large

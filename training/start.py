@@ -26,6 +26,7 @@ from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.distributed import Ranks
 from training.check import MODEL_KEYS, OTHER_TEXT, check_changes, reshapes, take_saved_config, validate
+from training.lora import add_lora
 from training.optim import load_optimizer, make_optimizer
 from training.run import Run
 from training.threads import choose_threads
@@ -69,8 +70,8 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
         model = model.to_empty(device=device) if from_shards else model.to(device)
     model.checkpoint_activations = config.checkpoint_activations
     muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
-    betas = (config.beta1, config.beta2)
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay, betas, muon_lr)
+    weight_decay = config.weight_decay * (not config.lora_rank)  # it would change frozen rows of embeddings
+    optimizer = make_optimizer(model, config.learning_rate, weight_decay, (config.beta1, config.beta2), muon_lr)
     # float16's small gradients need scaling, on the CPU too
     scaler = torch.amp.GradScaler("cuda" if device.type == "cuda" else "cpu", enabled=dtype == torch.float16)
     progress = {"seconds": 0.0, "last_eval_iter": -1, "clipped": 0, "skipped": 0, "id": run_id}
@@ -84,11 +85,13 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
 
 
 def with_rows_for(dataset: Dataset, state: dict) -> dict:
-    """The checkpoint, with rows for the special tokens that the dataset's tokenizer has beyond the checkpoint's."""
+    """The checkpoint, with rows for the special tokens that the dataset's tokenizer has beyond the checkpoint's; the
+    first of these is then its "first_new_id"."""
     known = ids_before_added(dataset, state)
     if known is None:
         return state
-    return {**add_rows(state, known, model_vocab_size(dataset.vocab_size)), "tokenizer": dataset.tokenizer.to_json()}
+    state = add_rows(state, known, model_vocab_size(dataset.vocab_size))
+    return {**state, "tokenizer": dataset.tokenizer.to_json(), "first_new_id": known}
 
 
 def check_split_lengths(config, dataset: Dataset) -> None:
@@ -181,6 +184,9 @@ def make_model(config, explicit: set[str], state: dict | None, dataset: Dataset,
     if not has_ids_of(dataset, state, config.vocab_size):
         found = f"dataset {dataset.name} (vocabulary {dataset.vocab_size}) does not match the checkpoint"
         raise ValueError(f"{found} (vocabulary {model.config.vocab_size}): its {OTHER_TEXT}")
+    if config.lora_rank:
+        saved = state["lora"] if config.init_from == "resume" else None
+        add_lora(model, config.lora_rank, config.lora_alpha, config.seed, state.get("first_new_id"), saved)
     return model
 
 

@@ -2,6 +2,7 @@
 
     python data/chat/prepare.py --input chats.jsonl more.parquet --init_from=out-x
     python data/chat/prepare.py --input chats.jsonl --init_from=out-x --bad_rows=stop --out_dir=data/my_chat
+    python data/chat/prepare.py --input chats.jsonl --init_from=out-x --text=hongloumeng --text_share=0.3
     python train.py config/chat.py --init_from=out-x
 
 A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these shapes:
@@ -13,7 +14,8 @@ A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these 
 After a system turn or none, user and assistant take turns. Only the assistant's words, and the marker that ends them,
 are learned. Each conversation is a window of its own: it sees no other, and is not cut but before a user's turn, if it
 is longer than the model's context. The first question decides whether it is train or val, so the same question is never
-in both.
+in both. With --text, some windows are plain text out of the dataset that the model was trained on, so that it does not
+forget how to write.
 """
 
 import argparse
@@ -22,12 +24,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import answer_early, exit_on_error
 from data.conversations import Messages, chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
-from data.dataset import SPLITS, DatasetWriter, display_path
+from data.dataset import SPLITS, TARGET, DatasetWriter, display_path
 from data.extended import ExtendedTokenizer
 from data.source import Parser, open_fraction
 
@@ -44,6 +48,10 @@ def prepare_options() -> argparse.ArgumentParser:
     share = "share of the questions for validation, without --val_input (default: %(default)s)"
     add("--val_fraction", type=open_fraction, default=0.1, help=share)
     add("--block_size", type=int, help="longest conversation in tokens (default: the model's context)")
+    text = "a dataset in the model's tokens: some of its training split is learned as it is, so that none is forgotten"
+    add("--text", metavar="DATASET", help=text)
+    part = "share of the training targets that are such text (default: %(default)s)"
+    add("--text_share", type=open_fraction, default=0.3, help=part)
     bad = "skip rows that are no conversations, and count them, or stop at the first (default: skip)"
     add("--bad_rows", choices=("skip", "stop"), default="skip", help=bad)
     add("--out_dir", type=Path, default=HERE, help="where to write the dataset (default: beside the script)")
@@ -54,6 +62,7 @@ if __name__ == "__main__":
     answer_early(prepare_options().parse_args)  # --help and mistakes are answered before the slow imports
 
 from checkpoints.pretrained import load_pretrained
+from evaluation.text import open_matching_dataset
 from inference.load import find_tokenizer
 
 
@@ -77,9 +86,10 @@ def main(argv: list[str]) -> None:
     block_size = args.block_size or longest
     if not 8 <= block_size <= longest:
         raise ValueError(f"block_size={block_size} must be 8 to {longest}, the context of {args.init_from}")
+    text = open_matching_dataset(args.text, state).array("train") if args.text else None
     del state
     counts = Counts(stop=args.bad_rows == "stop")
-    source = {"from": [path.name for path in [*args.input, *args.val_input]], "special": "text"}
+    source = {"from": [path.name for path in [*args.input, *args.val_input]], "special": "text", "text": args.text}
     lengths = {split: [] for split in SPLITS}
     with DatasetWriter(args.out_dir, tokenizer, source) as writer:
         writer.extra = {"chat": {"template": chat_template(tokenizer), "block_size": block_size}}
@@ -91,7 +101,10 @@ def main(argv: list[str]) -> None:
                         lengths[split] += write_conversation(writer, split, messages, tokenizer, block_size, counts)
                     except ValueError as error:  # a character the tokenizer lacks
                         counts.refuse(place, str(error))
-        print_counts(counts, lengths, writer.counts, block_size)
+        print_counts(counts, lengths, writer.counts, block_size, text is not None)
+        if text is not None:
+            n = write_text(writer, text, args.text_share, block_size)
+            print(f"train: {n:,} windows of text from {args.text}")
         if not any(lengths.values()):
             raise ValueError(f"{args.input[0]}: no conversation that can be used; see the reasons above")
     print(f"wrote {display_path(args.out_dir)}; next: python train.py config/chat.py --init_from={args.init_from}")
@@ -109,13 +122,23 @@ def write_conversation(
     return [len(ids) for ids, _ in pieces]
 
 
+def write_text(writer: DatasetWriter, ids: np.ndarray, share: float, block_size: int) -> int:
+    """Writes windows spread over the text, of which everything is learned; returns their number."""
+    targets = sum(int((mask & TARGET).sum()) for mask in writer.masks["train"])
+    length = min(block_size + 1, len(ids))
+    n = max(1, min(len(ids) // length, round(targets * share / (1 - share) / (length - 1))))
+    for start in np.linspace(0, len(ids) - length, n).astype(int):
+        writer.write_conversation("train", ids[start : start + length], np.arange(length) > 0, 0)
+    return n
+
+
 def split_of_question(messages: Messages, val_fraction: float) -> str:
     question = next(message["content"] for message in messages if message["role"] == "user")
     draw = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
     return "val" if draw < val_fraction else "train"
 
 
-def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, block_size: int) -> None:
+def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, block_size: int, has_text: bool) -> None:
     for reason, n in counts.reasons.most_common(SHOWN_REASONS):
         print(f"left out {n:,} row{'s' * (n > 1)}: {reason} (first: {counts.first[reason]})")
     if more := sum(n for _, n in counts.reasons.most_common()[SHOWN_REASONS:]):
@@ -128,7 +151,7 @@ def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, b
             tokens = f"{written[split]['tokens']:,} tokens, the longest {max(sizes):,}"
             print(f"{split}: {len(sizes):,} windows with {tokens}; windows of {block_size} are filled to {filled:.0%}")
     sizes = sorted(lengths["train"])
-    if sizes and sizes[-1] <= block_size // 2:
+    if sizes and sizes[-1] <= block_size // 2 and not has_text:
         print(f"note: --block_size={sizes[-1] - 1} for train.py holds them all, and saves the time for the padding")
 
 
