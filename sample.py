@@ -58,7 +58,7 @@ class SampleConfig:
     top_p: float | None = None  # keep the fewest tokens whose probabilities sum to this; None = all
     min_p: float | None = None  # keep tokens at least this fraction as probable as the likeliest; None = all
     repetition_penalty: float = 1.0  # above 1: tokens already in the text become less likely
-    no_repeat_ngram: int = 0  # never the same n tokens twice in a text; 0 = off
+    no_repeat_ngram: int | None = None  # never the same n tokens twice in a text; 0 = off; None = 4 for answers, else 0
     dry_multiplier: float = 0.0  # DRY penalty: a token that repeats a sequence becomes less likely; 0 = off, or try 0.8
     dry_base: float = 1.75  # and the more so, the longer the sequence is
     dry_allowed_length: int = 2  # sequences of this many tokens may be repeated
@@ -82,7 +82,7 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from data.fim import text_ids
-from inference.chat import Chat, answer_questions, chat_tokenizer_of, read_questions, talk
+from inference.chat import NO_REPEAT_NGRAM, Chat, answer_questions, chat_tokenizer_of, read_questions, talk
 from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
@@ -315,7 +315,10 @@ def write(text: str) -> None:
 def sampling_of(config: SampleConfig) -> Sampling:
     """The settings of the same names."""
     keys = {field.name for field in fields(Sampling)} & vars(config).keys() - {"logprobs"}
-    return Sampling(**{key: getattr(config, key) for key in keys})
+    made = Sampling(**{key: getattr(config, key) for key in keys})
+    if made.no_repeat_ngram is None:
+        made.no_repeat_ngram = NO_REPEAT_NGRAM if config.chat or config.messages else 0
+    return made
 
 
 def validate(config: SampleConfig) -> None:

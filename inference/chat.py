@@ -34,6 +34,7 @@ from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
 
+NO_REPEAT_NGRAM = 4  # for answers: more of them end, and the texts are as likely as without (RESULTS.md)
 CHAT_HELP = """Type a message and press Enter; \\n is a new line. Ctrl-C ends the answer.
 /reset starts over, /save FILE adds the conversation to a .jsonl, Ctrl-D (Windows: Ctrl-Z, Enter) leaves."""
 
@@ -55,13 +56,22 @@ def stops_of(tokenizer: ExtendedTokenizer) -> dict[int, str]:
     )
 
 
+def fit_sampling(sampling: Sampling, tokenizer: ExtendedTokenizer) -> None:
+    """Penalties spare what ends an answer, and of sequences judge the answer alone."""
+    sampling.vocab_size, sampling.unpenalized, sampling.new_only = (
+        tokenizer.vocab_size,
+        tuple(stops_of(tokenizer)),
+        True,
+    )
+
+
 class Chat:
     """finish: why the last answer ended: 'end', 'marker', 'length' (no room is left), None if it was interrupted."""
 
     def __init__(self, model: GPT, tokenizer: ExtendedTokenizer, sampling: Sampling, max_new_tokens: int):
         self.model, self.tokenizer, self.sampling, self.max_new_tokens = model, tokenizer, sampling, max_new_tokens
         self.stops, self.finish = stops_of(tokenizer), None
-        self.sampling.vocab_size, self.sampling.unpenalized = tokenizer.vocab_size, tuple(self.stops)
+        fit_sampling(sampling, tokenizer)
         weight = model.transformer.wte.weight
         self.device = weight.device
         self.cache, self.cached = KVCache(model.config, 1, weight.device, weight.dtype), []  # cached: its ids
@@ -115,7 +125,7 @@ def answer_all(
     device, stops = model.transformer.wte.weight.device, stops_of(tokenizer)
     limits = [min(most, model.config.block_size - len(prompt)) for prompt in prompts]
     rows, finish = [[] for _ in prompts], ["" if limit > 0 else "length" for limit in limits]
-    sampling.vocab_size, sampling.unpenalized = tokenizer.vocab_size, tuple(stops)
+    fit_sampling(sampling, tokenizer)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     idx = [torch.tensor(prompt, device=device) for prompt in prompts]
     for ids, _ in stream(model, idx, max(limits), sampling, generators):

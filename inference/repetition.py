@@ -25,7 +25,8 @@ class Repetition:
     """Of B rows of ids, which must be on the CPU at every step: a GPU waits for them."""
 
     def __init__(self, sampling: Sampling, prompts: Iterable[torch.Tensor | Sequence[int]]):
-        self.sampling, self.rows = sampling, [History(ids.tolist() if torch.is_tensor(ids) else ids) for ids in prompts]
+        self.sampling, known = sampling, ([] if sampling.new_only else ids for ids in prompts)
+        self.rows = [History(ids.tolist() if torch.is_tensor(ids) else ids) for ids in known]
 
     def add(self, ids: torch.Tensor) -> None:
         for row, id in zip(self.rows, ids.tolist(), strict=True):

@@ -24,6 +24,7 @@ class Sampling:
     dry_multiplier: float = 0.0  # DRY: what it takes from the logit of an id that repeats dry_allowed_length ids
     dry_base: float = 1.75  # and times this for each further id
     dry_allowed_length: int = 2
+    new_only: bool = False  # whether no_repeat_ngram and DRY see new ids alone: an answer may quote its question
     unpenalized: Sequence[int] = ()  # ids that no penalty applies to, such as those that end a text
     vocab_size: int | None = None  # draw only ids below this: the model's vocabulary may be padded
     logprobs: bool = False  # whether stream() yields log-probabilities

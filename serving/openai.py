@@ -8,7 +8,7 @@ filters. max_tokens beyond the context's room is cut to it; the text then ends w
 from collections.abc import Iterator
 
 from data.conversations import chat_prompt, check_messages, message_of
-from inference.chat import room_for_prompt, stops_of
+from inference.chat import NO_REPEAT_NGRAM, room_for_prompt, stops_of
 from inference.continuation import Beginning, encode_prompt
 from serving.engine import Row
 from serving.reply import MAX_ROWS, Reply, Served, seeds
@@ -172,7 +172,8 @@ class ChatCompletion(Reply):
         beginning = Beginning.of_ids(prompt)
         options = {"stops": fields.stops(4), "ends": stops_of(served.chat), "scores": top if self.scored else None}
         options |= fields.penalties(served.chat.vocab_size)
-        sampling, room = fields.sampling(served.chat.vocab_size), served.room(beginning, limit)
+        defaults = {"no_repeat_ngram": NO_REPEAT_NGRAM, "new_only": True}
+        sampling, room = fields.sampling(served.chat.vocab_size, **defaults), served.room(beginning, limit)
         numbers = seeds(fields, n, MAX_SEED)
         rows = [Row(beginning, served.chat, sampling, seed, room, **options) for seed in numbers]
         super().__init__(served, fields, rows)

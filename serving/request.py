@@ -76,11 +76,12 @@ class Fields:
             top_k=max(0, self.integer("top_k", defaults.get("top_k", 0), -1, 2**31)) or None,
             top_p=self.number("top_p", defaults.get("top_p", 1.0), 0, 1),
             min_p=self.number("min_p", defaults.get("min_p", 0.0), 0, 1) or None,
-            no_repeat_ngram=self.integer("no_repeat_ngram", 0, 0, 2**31),
+            no_repeat_ngram=self.integer("no_repeat_ngram", defaults.get("no_repeat_ngram", 0), 0, 2**31),
             dry_multiplier=self.number("dry_multiplier", 0.0, 0, 100),
             dry_base=self.number("dry_base", 1.75, 1, 100),
             dry_allowed_length=self.integer("dry_allowed_length", 2, 1, 2**31),
             vocab_size=vocab_size,
+            new_only=defaults.get("new_only", False),
         )
         penalty = self.number("repetition_penalty", 1.0, 0.01, 100)
         made.repetition_penalty = self.number("repeat_penalty", penalty, 0.01, 100)

@@ -336,7 +336,7 @@ def test_chat_answers_as_inference_does_streaming_or_not(server):
     asked = [{"role": "system", "content": "the"}, {"role": "user", "content": "cat 宝玉 <|user|>"}]
     chat = chat_tokenizer_of({"tokenizer": TOKENIZER.to_json(), "model_args": {"vocab_size": TOKENIZER.vocab_size}})
     prompt = serve_prompt(asked, chat)
-    sampling = Sampling(0.7, 50, vocab_size=chat.vocab_size)
+    sampling = Sampling(0.7, 50, no_repeat_ngram=4, vocab_size=chat.vocab_size)
     expected = [text for text, *_ in answer_all(server.model, chat, [prompt] * 2, sampling, 40, [9, 10])]
     options = dict(model="wise", messages=asked, max_tokens=40, seed=9, n=2, temperature=0.7, extra_body={"top_k": 50})
     found = server.client.chat.completions.create(logprobs=True, top_logprobs=2, **options)
