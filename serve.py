@@ -41,6 +41,7 @@ class ServeConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
     quantize: Literal["none", "int8"] = "none"  # int8 = 8-bit weights: faster on a CPU, slower on a GPU
+    threads: int | Literal["auto"] = "auto"  # of a CPU for the model; auto = OMP_NUM_THREADS, or one core is left free
 
 
 def read_key(config: ServeConfig) -> str | None:
@@ -62,6 +63,8 @@ def validate(config: ServeConfig) -> None:
     for key, low in {"max_batch": 1, "max_queue": 0}.items():
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
+    if config.threads != "auto" and config.threads < 1:
+        raise ValueError(f"threads={config.threads} must be at least 1, or auto")
     if read_key(config) is None and not is_loopback(config.host):
         how = "set --api_key=FILE:path, or leave --host out to serve this machine only"
         raise ValueError(f"--host={config.host} lets other machines in, which needs a key: {how}")
@@ -74,6 +77,7 @@ if __name__ == "__main__":
 
 import asyncio
 
+import torch
 import uvicorn
 
 from checkpoints.build import build_model
@@ -111,6 +115,8 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def load(config: ServeConfig) -> tuple[Served, GPT]:
+    device = pick_device(config.device)
+    set_threads(config.threads, device)
     source, state = open_trained(config.init_from, config.out_dir)
     tokenizer = find_tokenizer(state)
     try:
@@ -122,7 +128,16 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
     bos = 0 if (state.get("config") or {}).get("sampling") == "line" else None  # such windows begin with id 0
     infill = infill_prompt if has_learned(state, tokenizer)[0] else None
     served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, bos, infill)
-    return served, make_ready(model, pick_device(config.device), config.dtype, config.quantize)
+    return served, make_ready(model, device, config.dtype, config.quantize)
+
+
+def set_threads(threads: int | str, device: torch.device) -> None:
+    """For the engine's thread too. A core is left to what answers requests: where it takes one in turn from the model's
+    threads, these wait for each other at every product, and 2 threads on 2 cores wrote half as much as one."""
+    if threads == "auto" and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() - 1)
+    if threads != "auto":
+        torch.set_num_threads(threads)
 
 
 async def serve(config: ServeConfig, served: Served, model: GPT, listener: socket.socket) -> None:

@@ -780,3 +780,23 @@ def test_the_benchmark_gets_the_tokens_that_it_counts(capsys, monkeypatch):
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert row["clients"] == 2 and row["times generator"] == row["server tokens/s"] / row["generator tokens/s"]
     assert row["first token ms"] > 0
+
+
+def test_one_core_is_left_to_what_answers_requests(out_dir, monkeypatch):
+    def in_another_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        for threads, there_are, expected in [("auto", 4, 3), ("auto", 1, 1), (2, 4, 2)]:
+            torch.set_num_threads(there_are)
+            serve.load(serve.ServeConfig(out_dir=str(out_dir), device="cpu", threads=threads))
+            assert in_another_thread() == expected
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        torch.set_num_threads(4)
+        serve.load(serve.ServeConfig(out_dir=str(out_dir), device="cpu"))
+        assert in_another_thread() == 4
+    finally:
+        torch.set_num_threads(before)
