@@ -197,6 +197,10 @@ def validate(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is for a text, not for --task={args.task}: leave one out")
     if args.memorised and args.input:
         raise ValueError("--memorised compares samples with the dataset's training text: leave --input out")
+    if args.memorised and args.split == "train":
+        raise ValueError(
+            "--memorised compares samples with the train split, which is no held-out text: leave --split out"
+        )
     if args.join_rows and not args.input:
         raise ValueError("--join_rows joins the lines of a text file: use it with --input=FILE")
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):

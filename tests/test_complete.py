@@ -64,12 +64,17 @@ def learn(tokenizer, steps: int) -> GPT:
     rng = np.random.default_rng(0)
     for _ in range(100):
         ids += [tokenizer.eot, *tokenizer.encode("\n\n".join(rng.permutation(blocks)) + "\n").tolist()]
-    ids, optimizer = torch.tensor(ids), make_optimizer(model, 0.01, 0.0, (0.9, 0.95), muon_learning_rate=0.05)
+    return fit(model, torch.tensor(ids), steps, 65, generator)
+
+
+def fit(model: GPT, ids: torch.Tensor, steps: int, width: int, generator: torch.Generator) -> GPT:
+    """Trained on random windows of `width` ids."""
+    optimizer = make_optimizer(model, 0.01, 0.0, (0.9, 0.95), muon_learning_rate=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = group["max_lr"] * min(1, step / 10) * (1 - step / steps)
-        starts = torch.randint(len(ids) - 65, (4, 1), generator=generator)
-        window = ids[starts + torch.arange(65)]
+        starts = torch.randint(len(ids) - width, (4, 1), generator=generator)
+        window = ids[starts + torch.arange(width)]
         _, loss = model(window[:, :-1], window[:, 1:])
         optimizer.zero_grad()
         loss.backward()

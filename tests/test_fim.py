@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_build import digests, novel, run, units_of
-from test_complete import Terminal, count_tokens, save
+from test_complete import Terminal, count_tokens, fit, save
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -32,7 +32,6 @@ from evaluation.text import Text
 from inference.ensemble import Ensemble
 from model import GPT, GPTConfig
 from system.distributed import Ranks
-from training.optim import make_optimizer
 
 CODE = "def f(a, b):\n    return a + b\n\n\nclass Number:\n    value = 1  # é 中\n" * 9
 FILLING = {"fim_rate": 0.5, "spm_rate": 0.5, "fim_chars": 64, "file_names": False}
@@ -243,17 +242,7 @@ def learn_colors() -> GPT:
         text, first, spm = parts
         last = len("x.color = ") + len(COLORS[thing])
         ids += rearranged(BYTES, (text[:first], text[first:last], text[last:], spm), [])
-    ids, optimizer = torch.tensor(ids), make_optimizer(model, 0.01, 0.0, (0.9, 0.95), muon_learning_rate=0.05)
-    for step in range(150):
-        for group in optimizer.param_groups:
-            group["lr"] = group["max_lr"] * min(1, step / 10) * (1 - step / 150)
-        starts = torch.randint(len(ids) - 97, (4, 1), generator=generator)
-        window = ids[starts + torch.arange(97)]
-        _, loss = model(window[:, :-1], window[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
+    return fit(model, torch.tensor(ids), 150, 97, generator)
 
 
 @pytest.fixture(scope="module")

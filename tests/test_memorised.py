@@ -91,6 +91,7 @@ def test_what_a_real_model_writes_is_compared(tmp_path, capsys):
     "options, message",
     [
         (["--input=x.txt"], "leave --input out"),
+        (["--split=train"], "leave --split out"),
         (["--task=chat"], "leave one out"),
         ([], "val has 6 ids, and its first 16 are a prompt"),
     ],
