@@ -56,7 +56,7 @@ def open_gaps(args: argparse.Namespace, state: dict) -> Text:
     if args.input:
         name, texts = str(display_path(args.input)), [("", tasks.read_text(args.input))]
     else:
-        dataset = open_matching_dataset(args.dataset or state.get("config", {}).get("dataset"), state)
+        dataset = open_matching_dataset(args.dataset, state)
         split = args.split or "val"
         dataset.tokens(split)  # raises if there is no such split
         name, texts = f"{display_path(dataset.folder)} {split}", list(texts_of(dataset.array(split), tokenizer))
