@@ -54,7 +54,7 @@ GRAPH = {name: imported(tree) & FILES.keys() for name, tree in TREES.items()}
 
 def level(name: str) -> int:
     """Its place in LEVELS; commands, with those of the datasets, come last."""
-    if name in COMMANDS or name.endswith((".prepare", ".make")):
+    if name in COMMANDS or name.endswith((".prepare", ".make")) or name.startswith("docs."):
         return len(LEVELS)
     folder = name.partition(".")[0]
     for i, members in enumerate(LEVELS):
