@@ -1,0 +1,48 @@
+"""The notebook runs from a clone to a sample with small limits, and when it is run again, training goes on."""
+
+import shutil
+import sys
+
+import pytest
+from test_docs import ROOT, clone
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+LIMITS = "--n_layer=1 --n_head=2 --n_embd=16 --block_size=32 --batch_size=2 --eval_iters=1 --device=cpu"
+
+
+def execute(folder, **parameters) -> str:
+    """Runs all cells in `folder`, with other values in the first cell of code; returns all that they print."""
+    notebook = nbformat.read(ROOT / "notebooks/train.ipynb", as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    for name, value in parameters.items():
+        assert f"{name} = " in first.source
+        first.source += f"\n{name} = {value!r}"
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text", "") for output in outputs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the cells start programs as a POSIX shell does")
+def test_the_notebook_trains_goes_on_and_exports(tmp_path, monkeypatch):
+    clone(tmp_path)
+    (tmp_path / "requirements.txt").write_text("torch==0\n", encoding="utf-8")  # all is installed; torch is left alone
+    monkeypatch.setenv("PYTHONUTF8", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    texts = {"TEXT": "books", "KEEP": str(tmp_path / "kept")}
+    (tmp_path / "kept").mkdir()
+    first = execute(tmp_path, **texts, EPOCHS=100, OPTIONS=f"{LIMITS} --max_iters=4 --lr_decay_iters=100")
+    assert "4 steps" in first and "error" not in first
+    shutil.rmtree(tmp_path / "data/notebook")  # the session's disk is gone, the kept folder is not
+    second = execute(tmp_path, **texts, EPOCHS=100, OPTIONS=f"{LIMITS} --max_iters=6 --lr_decay_iters=100")
+    assert "6 steps" in second and "resum" in second and "error" not in second
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "kept/hf-notebook")
+    assert model.config.model_type == "llama" and model.config.hidden_size == 16
+
+
+def test_the_notebook_keeps_no_outputs():
+    notebook = nbformat.read(ROOT / "notebooks/train.ipynb", as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
