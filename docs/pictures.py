@@ -84,7 +84,8 @@ def as_svg(screen: pyte.Screen) -> str:
             if reverse:
                 front, back = back or "#1e1e1e", front
             if back:
-                parts.append(f'<rect x="{left:.1f}" y="{y * height}" width="{length:.1f}" height="{height}" fill="{back}"/>')
+                place = f'x="{left:.1f}" y="{y * height}" width="{length:.1f}" height="{height}"'
+                parts.append(f'<rect {place} fill="{back}"/>')
             if text.strip():
                 weight = ' font-weight="bold"' if bold else ""
                 place = f'x="{left:.1f}" y="{y * height + 13}" textLength="{length:.1f}" fill="{front}"{weight}'
