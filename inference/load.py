@@ -41,6 +41,8 @@ def open_models(init_from: str, out_dir: str) -> tuple[list[str | Path], list[di
     out_dir. Raises ValueError if the ids of one stand for other text than those of the first."""
     given = out_dir if init_from == "resume" else init_from
     names = [given] if Path(given).exists() else given.split(",")
+    if "" in names:
+        raise ValueError(f"{given!r} names nothing before or after a comma: expected names such as out-1,out-2")
     opened = [open_trained(*(("resume", name) if init_from == "resume" else (name, out_dir))) for name in names]
     sources, states = [source for source, _ in opened], [state for _, state in opened]
     if len(states) > 1:

@@ -214,6 +214,12 @@ def http_error(_: Request, error: Exception) -> Json:
     return Json(RequestError(error.detail, status=error.status_code).to_json(), error.status_code, error.headers)
 
 
+def internal_error(_: Request, __: Exception) -> Json:
+    """An error of this program, which is also in its log."""
+    return Json(RequestError("the server made a mistake: its log says more", status=500).to_json(), 500)
+
+
 def make_app(served: Served, engine: Engine, api_key: str | None, out_dir: Path | None) -> ASGIApp:
     routes = Server(served, engine, out_dir).routes()
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: http_error}), api_key)
+    handlers = {HTTPException: http_error, Exception: internal_error}
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), api_key)

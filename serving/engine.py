@@ -103,7 +103,12 @@ class Engine:
     # ---- called by other threads ----
 
     def submit(self, rows: Sequence[Row]) -> None:
-        """Raises Full."""
+        """Raises Full, and ValueError for more rows than ever find a place together."""
+        if len(rows) > self.max_queue + self.max_batch:
+            asked = f"{len(rows)} texts in one request are too many"
+            raise ValueError(
+                f"{asked}: at most {self.max_queue + self.max_batch} (--max_queue and --max_batch together)"
+            )
         with self.lock:
             if self.stopping or len(self.waiting) + len(rows) > self.max_queue + self.max_batch - len(self.rows):
                 raise Full

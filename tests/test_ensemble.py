@@ -87,6 +87,8 @@ def test_models_with_other_ids_do_not_work_together(pair):
         sample.main([f"--out_dir={folder / 'out-0'},{folder / 'chars'}", "--device=cpu"])
     with pytest.raises(ValueError, match="other has other ids than"):
         evaluate.main([f"--out_dir={folder / 'out-0'},{folder / 'other'}", "--device=cpu"])
+    with pytest.raises(ValueError, match="names nothing before or after a comma"):
+        sample.main([f"--out_dir={folder / 'out-0'},", "--device=cpu"])
     with pytest.raises(ValueError, match="--compile is for one model, not for the 2 in"):
         sample.main([f"--out_dir={folder / 'out-0'},{folder / 'out-1'}", "--start=a", "--device=cpu", "--compile"])
 

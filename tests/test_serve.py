@@ -522,6 +522,14 @@ def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypa
             server.client.completions.create(model="wise", prompt="the")
         with pytest.raises(openai.APIError, match="ZeroDivisionError"):
             list(server.client.completions.create(model="wise", prompt="the", stream=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "max_queue", 4)
+        with pytest.raises(openai.BadRequestError, match=r"are too many: at most \d+ \(--max_queue"):
+            server.client.completions.create(model="wise", prompt=["the"] * (5 + server.engine.max_batch))
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "submit", lambda rows: 1 / 0)
+        status, answer = post(server, "/v1/completions", {"prompt": "the"})
+        assert status == 500 and answer["error"]["type"] == "server_error"
     assert server.client.completions.create(model="wise", prompt="the", seed=1).choices[0].text == alone(
         server, "the", 1, 16
     )

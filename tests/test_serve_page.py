@@ -142,6 +142,13 @@ def test_it_speaks_the_browsers_language_fits_a_phone_and_talks(server, open_pag
 def test_it_asks_for_a_key(out_dir, open_page):
     with running(out_dir, api_key="a-key-of-tests") as server:
         page = open_page(server)
+        page.locator("#key[open]").wait_for()
+        page.keyboard.press("Escape")  # no key, no question again
+        page.locator(".state", has_text="asks for a key").first.wait_for()
+        assert not page.locator("#key[open]").count()
+        page.focus("#text")
+        page.keyboard.type("the")
+        page.keyboard.press("Control+Enter")  # asked again
         page.locator("#key input").fill("a-key-of-tests")
         page.keyboard.press("Enter")
         page.locator("#name", has_text="wise").wait_for()
