@@ -104,13 +104,13 @@ class Engine:
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Raises Full, and ValueError for more rows than ever find a place together."""
-        if len(rows) > self.max_queue + self.max_batch:
-            asked = f"{len(rows)} texts in one request are too many"
+        most = self.max_queue + self.max_batch
+        if len(rows) > most:
             raise ValueError(
-                f"{asked}: at most {self.max_queue + self.max_batch} (--max_queue and --max_batch together)"
+                f"{len(rows)} texts in one request are too many: at most {most} (--max_queue + --max_batch)"
             )
         with self.lock:
-            if self.stopping or len(self.waiting) + len(rows) > self.max_queue + self.max_batch - len(self.rows):
+            if self.stopping or len(self.waiting) + len(rows) > most - len(self.rows):
                 raise Full
             for row in rows:
                 row.submitted = time.perf_counter()
