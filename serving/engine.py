@@ -107,7 +107,7 @@ class Engine:
         most = self.max_queue + self.max_batch
         if len(rows) > most:
             raise ValueError(
-                f"{len(rows)} texts in one request are too many: at most {most} (--max_queue + --max_batch)"
+                f"{len(rows)} texts in one request are too many: at most {most} (--max_queue, --max_batch)"
             )
         with self.lock:
             if self.stopping or len(self.waiting) + len(rows) > most - len(self.rows):

@@ -219,7 +219,7 @@ def test_a_cancelled_row_leaves_and_an_exception_ends_only_its_rows(tmp_path, mo
         return made
 
     long, bad, good = row("long", 4000, True), row("bad", 50, temperature=0.5), row("good", 20)
-    with pytest.raises(ValueError, match="5 texts in one request are too many: at most 4"):
+    with pytest.raises(ValueError, match="5 texts are too many, at most 4 fit"):
         engine.submit([row("more", 1) for _ in range(5)])
     engine.submit([long])
     assert news.get() == "long"
@@ -526,7 +526,7 @@ def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypa
             list(server.client.completions.create(model="wise", prompt="the", stream=True))
     with monkeypatch.context() as patch:
         patch.setattr(server.engine, "max_queue", 4)
-        with pytest.raises(openai.BadRequestError, match=r"are too many: at most \d+ \\(--max_queue"):
+        with pytest.raises(openai.BadRequestError, match=r"are too many, at most \d+ fit \(--max_queue"):
             server.client.completions.create(model="wise", prompt=["the"] * (5 + server.engine.max_batch))
     with monkeypatch.context() as patch:
         patch.setattr(server.engine, "submit", lambda rows: 1 / 0)
