@@ -106,9 +106,7 @@ class Engine:
         """Raises Full, and ValueError for more rows than ever find a place together."""
         most = self.max_queue + self.max_batch
         if len(rows) > most:
-            raise ValueError(
-                f"{len(rows)} texts in one request are too many: at most {most} (--max_queue, --max_batch)"
-            )
+            raise ValueError(f"{len(rows)} texts are too many, at most {most} fit (--max_queue, --max_batch)")
         with self.lock:
             if self.stopping or len(self.waiting) + len(rows) > most - len(self.rows):
                 raise Full
