@@ -52,10 +52,14 @@ def pages(language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    """The lines of a page's sh blocks, without comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    """The lines of a page's sh blocks, without comments, and the commands in its tables, in their order."""
+    found = []
+    text = path.read_text(encoding="utf-8")
+    for block, row in re.findall(r"^```sh\n(.*?)^```|^(\|[^\n]*)$", text, re.DOTALL | re.MULTILINE):
+        lines = [line.split("  #")[0].strip() for line in block.splitlines()]
+        found += [line for line in lines if line and not line.startswith("#")]
+        found += re.findall(r"`((?:python|torchrun) [^`]+\.py[^`]*)`", row)
+    return found
 
 
 def clone(folder: Path) -> None:
