@@ -140,7 +140,9 @@ def limits(line: str, script: str) -> list[str]:
     more = LIMITS.get(script, "").split()
     if "--chat" in line or "--messages" in line:
         more.remove("--num_samples=1")  # which they refuse
-    if "--init_from" in line and script == "train.py":  # the checkpoint has the same shape: it was made here
+    if "--init_from" in line and script == "train.py":  # the shape is that of the checkpoint
+        shape = ("--n_", "--mlp_hidden")
+        more = more if "resume" in line or "config/train_" in line else [w for w in more if not w.startswith(shape)]
         more[0] = "--max_iters=5"
     return more
 
