@@ -186,6 +186,11 @@ def test_figures_are_those_of_one_place():
         assert figures.fill_page(text, language, known) == text, f"{path}: run python docs/figures.py"
 
 
+def test_no_line_begins_with_a_figure():
+    for path in figures.pages():  # a comment there would end the paragraph, and what follows would be plain HTML
+        assert not re.search(r"^\s*<!--\w+\.", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
