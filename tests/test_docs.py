@@ -146,7 +146,7 @@ def limits(line: str, script: str) -> list[str]:
         more.remove("--num_samples=1")  # which they refuse
     if "--init_from" in line and script == "train.py":  # the shape is that of the checkpoint
         shape = ("--n_", "--mlp_hidden")
-        more = [word for word in more if not word.startswith(shape)] if "resume" not in line else more
+        more = more if "resume" in line or "config/train_" in line else [w for w in more if not w.startswith(shape)]
         more[0] = "--max_iters=5"
     return more
 
@@ -188,6 +188,11 @@ def test_figures_are_those_of_one_place():
     for path, language in figures.pages().items():
         text = path.read_text(encoding="utf-8")
         assert figures.fill_page(text, language, known) == text, f"{path}: run python docs/figures.py"
+
+
+def test_no_line_begins_with_a_figure():
+    for path in figures.pages():  # a comment there would end the paragraph, and what follows would be plain HTML
+        assert not re.search(r"^\s*<!--\w+\.", path.read_text(encoding="utf-8"), re.MULTILINE), path
 
 
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
