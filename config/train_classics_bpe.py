@@ -19,7 +19,10 @@ n_layer = 6
 n_head = 6
 n_embd = 384
 dropout = 0.2
+# Qwen3's shape, which transformers and llama.cpp know
 pos = "rope"
+norm = "rmsnorm"
+mlp = "swiglu"
 qk_norm = True
 
 optimizer = "muon"
