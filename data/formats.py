@@ -24,7 +24,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +42,7 @@ UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
 READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
 DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
+MOST_REPLACED = 0.05  # undecodable bytes a character; a book in another encoding has about one
 LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
@@ -682,10 +683,11 @@ def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDec
 
 
 def report_replaced(parts: list[Part], reading: Reading) -> None:
-    """Prints how many bytes of each file errors='replace' replaces; reads everything to count them."""
+    """Prints how many bytes of each file errors='replace' replaces; reads everything to count them. ValueError for a
+    file of which so much is replaced that it is no damage."""
     from tqdm import tqdm
 
-    counts = Counter()
+    counts, lengths = Counter(), Counter()
 
     def count(error: UnicodeDecodeError) -> tuple[str, int]:
         counts[part.name] += error.end - error.start
@@ -693,8 +695,13 @@ def report_replaced(parts: list[Part], reading: Reading) -> None:
 
     codecs.register_error("count", count)
     for part in tqdm(parts, desc="counting damage", unit=" parts", leave=False, disable=None):
-        deque(documents(part, replace(reading, errors="count")), maxlen=0)
+        lengths[part.name] += sum(len(text) for _, text, _ in documents(part, replace(reading, errors="count")))
     for name, n in counts.items():
+        if n > MOST_REPLACED * lengths[name]:
+            raise ValueError(
+                f"{name}: {n:,} bytes cannot be decoded, for {lengths[name]:,} characters: more than damage. It is in "
+                "another encoding (--encoding=auto finds which) or no text (leave it out)"
+            )
         print(f"replaced {name}: {n:,} undecodable bytes by U+FFFD")
 
 

@@ -353,6 +353,15 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
 
 
+@pytest.mark.parametrize("data", [NOVEL.encode("gb18030"), bytes(range(256)) * 99])
+def test_a_file_in_another_encoding_and_no_text_are_not_read_as_damaged(tmp_path, data):
+    write(tmp_path / "a.txt", data)
+    write(tmp_path / "b.txt", NOVEL[:999].encode())
+    args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--errors=replace"])
+    with pytest.raises(ValueError, match=r"a\.txt: [\d,]+ bytes cannot be decoded, for [\d,]+ characters: more than"):
+        find_parts(args, reading_of(args))
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".tar.gz"])
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv"])
 @pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])
