@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import build as module
-from data.build import Fold, Seen, build, find_limit, split_texts
+from data.build import Fold, Seen, build, find_limits, split_texts
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -273,11 +273,11 @@ def test_the_tokenizer_sees_the_training_texts_or_all(tmp_path):
 
 def test_a_search_for_the_splits_reads_no_further_than_it_must(tmp_path):
     log = tmp_path / "log"
-    limit = find_limit(units_of(novel(50), log=str(log)), 0.5)
-    assert limit == 2**63 and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
+    limits = find_limits(units_of(novel(50), log=str(log)), 0.5)
+    assert limits == (("val", 2**63),) and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
     given = [Unit("t", (Piece("t", "text", True, "train"),)), Unit("v", (Piece("v", "text", True, "val"),), fails="no")]
-    assert find_limit(given, 0.5) == 2**63
-    assert list(split_texts(given[:1], limit)) == ["text"]
+    assert find_limits(given, 0.5) == limits
+    assert list(split_texts(given[:1], limits)) == ["text"]
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------
