@@ -202,9 +202,9 @@ def move_in(temp: Path, folder: Path, splits: Sequence[str] = SPLITS) -> None:
             if had_old and name == names[0]:  # nothing lost yet; Windows can't replace a mapped file
                 os.replace(temp / "old.bin", folder / "train.bin")
             raise
-        for path in stale:  # once there is no going back, and while meta.json still lists it
+        while stale:  # once there is no going back, and while meta.json still lists it
             with suppress(OSError):  # Windows: a process has it open; no meta.json will list it
-                path.unlink(missing_ok=True)
+                stale.pop().unlink(missing_ok=True)
     sync_folder(folder)
 
 
