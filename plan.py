@@ -7,12 +7,13 @@
 Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes
 (with the config's head size). Any other --key=value goes to train.py.
 
---sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that ends there and the dropout that the
-proposal has. Two curves go through the three training losses: a power law E + A t^-b of the time t, and a hyperbola
-E + A / (t + t0), since a run of few steps learns as if it had started late. The gap to the validation loss, which grows
-with every epoch, goes on growing by as much at each doubling as at the last. So the expected loss is the mean of two,
-and the range is between them. Where it rises towards the end, the text has been read too often, and the proposal stops
-earlier; it evaluates twenty times and keeps the best checkpoint.
+--sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
+dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three
+training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (t + t0), since a run of few steps learns
+as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as much at
+each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies between
+them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
+evaluates twenty times and keeps the best checkpoint.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
         if not args.sizes and row["epochs"] < 0.5:
             break  # larger ones would see even less of the text
     if args.sweep:
-        sweep(rows, options, args)
+        sweep(rows, options, args, settings.warmup_iters)
     print_rows([{key: value for key, value in row.items() if key not in HIDDEN} for row in rows])
     if args.sweep:
         best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
@@ -122,7 +123,7 @@ def dropout_for(epochs: float) -> float:
     return next(rate for most, rate in DROPOUT if epochs <= most)
 
 
-def sweep(rows: list[dict], options: list[str], args: argparse.Namespace) -> None:
+def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup: int | None) -> None:
     """Adds to the rows the losses of short runs, and those expected after args.minutes; None where not run. Without
     --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
     names, best = [f"loss at 1/{round(1 / share)}" for share in SHARES], math.inf
@@ -133,17 +134,18 @@ def sweep(rows: list[dict], options: list[str], args: argparse.Namespace) -> Non
         for name, share in zip(names, SHARES, strict=True):
             steps = max(1, round(row["steps"] * share))
             limits = {"max_iters": steps, "eval_interval": 10**6, "max_minutes": None}
+            limits |= {"warmup_iters": round(warmup * share)} if warmup else {}
             record = run_train([*options, *as_options(fixed | limits)], "eval")[-1]
             train.append(record["train_loss"])
             val.append(record["val_loss"])
             row[name] = record["val_loss"]
             print(f"{row['size']}, {steps:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
         ranges = [expected_range(train, val, doublings) for doublings in range(1 + DOUBLINGS)]
-        best_stop, means = DOUBLINGS, [(low + high) / 2 for low, high in ranges]
+        at, means = DOUBLINGS, [(low + high) / 2 for low, high in ranges]
         if means[-1] > min(means) + RISE:
-            best_stop = means.index(min(means))
-        row["from"], row["to"] = ranges[best_stop]
-        row["expected loss"], row["stop"] = means[best_stop], 2.0 ** (best_stop - DOUBLINGS)
+            at = means.index(min(means))
+        row["from"], row["to"] = ranges[at]
+        row["expected loss"], row["stop"] = means[at], 2.0 ** (at - DOUBLINGS)
         if not args.sizes and row["expected loss"] > 1.05 * best:
             break
         best = min(best, row["expected loss"])

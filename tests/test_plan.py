@@ -123,8 +123,9 @@ def test_short_runs_have_the_dropout_of_the_proposal(planned):
     falling = [[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]]
     for options, dropout in ((), "0.2"), (("--dropout=0.35",), "0.35"):
         out, [row] = planned(falling, *options)
-        assert [run[-3:] for run in planned.runs] == [
-            [f"--max_iters={steps}", "--eval_interval=1000000", "--max_minutes=None"] for steps in (20, 40, 80)
+        assert [run[-4:] for run in planned.runs] == [
+            [f"--max_iters={steps}", "--eval_interval=1000000", "--max_minutes=None", f"--warmup_iters={warmup}"]
+            for steps, warmup in ((20, 1), (40, 2), (80, 5))  # of 320 steps, and of the config's 20
         ]
         command = next(line for line in out.splitlines() if line.startswith("python train.py"))
         for words in [*planned.runs, shlex.split(command)]:
