@@ -31,7 +31,7 @@ SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the steps, for the short runs: each twice the one before
 DOUBLINGS = 2  # from the last of them to the end
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
-HIDDEN = ("shape", "stop")  # of a row, which the table does not show
+UNLISTED = ("shape", "stop")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
@@ -83,10 +83,10 @@ def main(argv: list[str]) -> None:
             break  # larger ones would see even less of the text
     if args.sweep:
         sweep(rows, options, args, settings.warmup_iters)
-    print_rows([{key: value for key, value in row.items() if key not in HIDDEN} for row in rows])
+    print_rows([{key: value for key, value in row.items() if key not in UNLISTED} for row in rows])
     if args.sweep:
         best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
-        print(f"\n{summary(best)}\n{proposal(best, options, args.minutes)}")
+        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes)}")
     else:
         print("\n--sweep predicts their losses.")
     if args.json:
@@ -183,7 +183,7 @@ def hyperbola(losses: list[float], doublings: int) -> float:
     return losses[2] - first * (1 + t0) * (2 + t0) * (1 / (4 + t0) - 1 / (4 * 2**doublings + t0))
 
 
-def summary(row: dict) -> str:
+def recommendation(row: dict) -> str:
     steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
     stop = "when the time is over"
     if row["stop"] < 1:
