@@ -30,6 +30,7 @@ from data.source import Parser
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the steps, for the short runs: each twice the one before
 DOUBLINGS = 2  # from the last of them to the end
+FEWEST = 16  # steps of the shortest run; from 4 steps, the loss was expected 0.64 too high (RESULTS.md)
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
 UNLISTED = ("shape", "stop")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
@@ -184,7 +185,7 @@ def hyperbola(losses: list[float], doublings: int) -> float:
 
 
 def recommendation(row: dict) -> str:
-    steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
+    steps, epochs, shortest = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"], row["steps"] * SHARES[0]
     stop = "when the time is over"
     if row["stop"] < 1:
         stop = f"after 1/{round(1 / row['stop'])} of the time, as the loss is expected to rise again by the end"
@@ -193,6 +194,8 @@ def recommendation(row: dict) -> str:
         f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
         f"with {row['parameters']:,} parameters, {row['memory MB']:,.0f} MB of memory, and dropout {row['dropout']}. "
         f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
+        + f"\nThe shortest run had {shortest:.0f} steps, which are too few to predict from: plan more minutes."
+        * (shortest < FEWEST)
     )
 
 

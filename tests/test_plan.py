@@ -103,10 +103,17 @@ def planned(capsys, monkeypatch):
 def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the_lowest(planned):
     losses = [[9.0, 6.0, 3.0], [3.0, 2.9, 2.8], [1.0, 0.9, 0.8]]
     out, rows = planned([[(loss, loss) for loss in size] for size in losses])
-    assert rows[0]["stop"] == 1 and "Stop when the time is over" in out
+    assert rows[0]["stop"] == 1 and "Stop when the time is over" in out and "too few" not in out
     assert [row["from"] for row in rows] == [0.0, pytest.approx(2.6), None]
     assert rows[0]["expected loss"] < rows[1]["expected loss"] and rows[2]["expected loss"] is None
     assert "The lowest loss is expected of 1x16" in out
+
+
+def test_runs_that_are_too_short_to_predict_from_are_named(planned, monkeypatch):
+    falling = [[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]]
+    for fewest, is_told in ((20, False), (21, True)):
+        monkeypatch.setattr(plan, "FEWEST", fewest)
+        assert ("The shortest run had 20 steps, which are too few to predict from" in planned(falling)[0]) == is_told
 
 
 def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(planned):
