@@ -13,7 +13,8 @@ training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (
 as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as much at
 each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies between
 them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
-evaluates twenty times and keeps the best checkpoint.
+evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, the
+runs were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
 """
 
 import argparse
@@ -28,11 +29,9 @@ from configurator import answer_early, exit_on_error
 from data.source import Parser
 
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
-SHARES = (1 / 16, 1 / 8, 1 / 4)  # of the steps, for the short runs: each twice the one before
-DOUBLINGS = 2  # from the last of them to the end
-FEWEST = 16  # steps of the shortest run; from 4 steps, the loss was expected 0.64 too high (RESULTS.md)
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
-UNLISTED = ("shape", "stop")  # of a row, which the table does not show
+UNLISTED = ("shape", "stop", "is steep", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
@@ -127,29 +126,45 @@ def dropout_for(epochs: float) -> float:
 def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup: int | None) -> None:
     """Adds to the rows the losses of short runs, and those expected after args.minutes; None where not run. Without
     --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
-    names, best = [f"loss at 1/{round(1 / share)}" for share in SHARES], math.inf
+    best = math.inf
     for row in rows:
-        row |= dict.fromkeys([*names, "expected loss", "from", "to"])
+        row |= dict.fromkeys([*map(loss_name, SHARES), "expected loss", "from", "to"])
     for row in rows:
-        fixed, train, val = row["shape"] | {"dropout": row["dropout"]}, [], []
-        for name, share in zip(names, SHARES, strict=True):
-            steps = max(1, round(row["steps"] * share))
-            limits = {"max_iters": steps, "eval_interval": 10**6, "max_minutes": None}
+        fixed, train, val = [*options, *as_options(row["shape"] | {"dropout": row["dropout"]})], [], []
+        for share in SHARES:
+            if len(train) == 3 and gains(train)[0] > gains(train)[1]:
+                break  # past the steep part of the curve
+            limits = {"max_iters": max(1, round(row["steps"] * share)), "eval_interval": 10**6, "max_minutes": None}
             limits |= {"warmup_iters": round(warmup * share)} if warmup else {}
-            record = run_train([*options, *as_options(fixed | limits)], "eval")[-1]
+            record = run_train([*fixed, *as_options(limits)], "eval")[-1]
             train.append(record["train_loss"])
             val.append(record["val_loss"])
-            row[name] = record["val_loss"]
-            print(f"{row['size']}, {steps:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
-        ranges = [expected_range(train, val, doublings) for doublings in range(1 + DOUBLINGS)]
-        at, means = DOUBLINGS, [(low + high) / 2 for low, high in ranges]
-        if means[-1] > min(means) + RISE:
-            at = means.index(min(means))
-        row["from"], row["to"] = ranges[at]
-        row["expected loss"], row["stop"] = means[at], 2.0 ** (at - DOUBLINGS)
+            row[loss_name(share)] = val[-1]
+            print(f"{row['size']}, {limits['max_iters']:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
+        row |= {"train losses": train} | expectation(train, val)
         if not args.sizes and row["expected loss"] > 1.05 * best:
             break
         best = min(best, row["expected loss"])
+
+
+def loss_name(share: float) -> str:
+    return f"loss at 1/{round(1 / share)}"
+
+
+def gains(losses: list[float]) -> tuple[float, float]:
+    """What the last two doublings of the time gained."""
+    return losses[-3] - losses[-2], losses[-2] - losses[-1]
+
+
+def expectation(train: list[float], val: list[float]) -> dict:
+    """The lowest loss expected, its range, "stop": the share of the steps after which, and whether it "is steep" still
+    after the last of the short runs: then little is known of where that ends."""
+    left = len(SHARES) + 1 - len(train)  # doublings to the end
+    ranges = [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
+    means = [(low + high) / 2 for low, high in ranges]
+    at = left if means[-1] <= min(means) + RISE else means.index(min(means))
+    found = {"expected loss": means[at], "from": ranges[at][0], "to": ranges[at][1]}
+    return found | {"stop": 2.0 ** (at - left), "is steep": gains(train)[0] <= gains(train)[1]}
 
 
 def expected_range(train: list[float], val: list[float], doublings: int) -> tuple[float, float]:
@@ -164,7 +179,7 @@ def expected_range(train: list[float], val: list[float], doublings: int) -> tupl
 def shrinking(losses: list[float]) -> tuple[float, float]:
     """(what the first doubling gained, by which factor the second gained less); the factor is 0 where the loss no
     longer falls, and at most 1: runs that still get faster do not tell where that ends."""
-    first, second = losses[0] - losses[1], losses[1] - losses[2]
+    first, second = gains(losses)
     if second <= 0:
         return 0.0, 0.0
     return (second, 1.0) if first <= second else (first, second / first)
@@ -185,7 +200,7 @@ def hyperbola(losses: list[float], doublings: int) -> float:
 
 
 def recommendation(row: dict) -> str:
-    steps, epochs, shortest = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"], row["steps"] * SHARES[0]
+    steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
     stop = "when the time is over"
     if row["stop"] < 1:
         stop = f"after 1/{round(1 / row['stop'])} of the time, as the loss is expected to rise again by the end"
@@ -194,8 +209,8 @@ def recommendation(row: dict) -> str:
         f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
         f"with {row['parameters']:,} parameters, {row['memory MB']:,.0f} MB of memory, and dropout {row['dropout']}. "
         f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
-        + f"\nThe shortest run had {shortest:.0f} steps, which are too few to predict from: plan more minutes."
-        * (shortest < FEWEST)
+        + "\nEvery doubling of the time still gains more than the one before, so the range may be too narrow."
+        * row["is steep"]
     )
 
 
