@@ -111,7 +111,7 @@ def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the
 
 def test_a_fourth_run_follows_where_the_second_doubling_gained_more_than_the_first(planned):
     """The prediction is then from the last three, over one doubling."""
-    for last, is_steep in ((2.0, False), (1.0, True)):
+    for last, is_steep in ((2.0, False), (1.6, True)):
         train = [3.0, 2.9, 2.4, last]
         out, [row] = planned([[(loss, loss + 0.1) for loss in train]])
         assert [run[-4] for run in planned.runs] == [f"--max_iters={steps}" for steps in (20, 40, 80, 160)]
