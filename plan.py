@@ -13,8 +13,8 @@ training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (
 as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as much at
 each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies between
 them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
-evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, the
-runs were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
+evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, or
+the third run had few steps, these were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from data.source import Parser
 
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
+LEAST = 64  # steps of the last short run: with fewer, losses were expected up to 0.65 too high
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
-UNLISTED = ("shape", "stop", "is steep", "train losses")  # of a row, which the table does not show
+UNLISTED = ("shape", "stop", "too short", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
@@ -132,14 +133,15 @@ def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup
     for row in rows:
         fixed, train, val = [*options, *as_options(row["shape"] | {"dropout": row["dropout"]})], [], []
         for share in SHARES:
-            if len(train) == 3 and gains(train)[0] > gains(train)[1]:
-                break  # past the steep part of the curve
+            if len(train) == 3 and not row["too short"]:
+                break
             limits = {"max_iters": max(1, round(row["steps"] * share)), "eval_interval": 10**6, "max_minutes": None}
             limits |= {"warmup_iters": round(warmup * share)} if warmup else {}
             record = run_train([*fixed, *as_options(limits)], "eval")[-1]
             train.append(record["train_loss"])
             val.append(record["val_loss"])
             row[loss_name(share)] = val[-1]
+            row["too short"] = limits["max_iters"] < LEAST or len(train) < 3 or gains(train)[0] <= gains(train)[1]
             print(f"{row['size']}, {limits['max_iters']:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
         row |= {"train losses": train} | expectation(train, val)
         if not args.sizes and row["expected loss"] > 1.05 * best:
@@ -157,14 +159,13 @@ def gains(losses: list[float]) -> tuple[float, float]:
 
 
 def expectation(train: list[float], val: list[float]) -> dict:
-    """The lowest loss expected, its range, "stop": the share of the steps after which, and whether it "is steep" still
-    after the last of the short runs: then little is known of where that ends."""
+    """The lowest loss expected, its range, and "stop": the share of the steps after which."""
     left = len(SHARES) + 1 - len(train)  # doublings to the end
     ranges = [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
     means = [(low + high) / 2 for low, high in ranges]
     at = left if means[-1] <= min(means) + RISE else means.index(min(means))
-    found = {"expected loss": means[at], "from": ranges[at][0], "to": ranges[at][1]}
-    return found | {"stop": 2.0 ** (at - left), "is steep": gains(train)[0] <= gains(train)[1]}
+    low, high = ranges[at]
+    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - left)}
 
 
 def expected_range(train: list[float], val: list[float], doublings: int) -> tuple[float, float]:
@@ -209,8 +210,8 @@ def recommendation(row: dict) -> str:
         f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
         f"with {row['parameters']:,} parameters, {row['memory MB']:,.0f} MB of memory, and dropout {row['dropout']}. "
         f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
-        + "\nEvery doubling of the time still gains more than the one before, so the range may be too narrow."
-        * row["is steep"]
+        + "\nThe short runs end where the loss still falls steeply: it may be outside this range, so plan more minutes."
+        * row["too short"]
     )
 
 

@@ -103,13 +103,13 @@ def planned(capsys, monkeypatch):
 def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the_lowest(planned):
     losses = [[9.0, 5.9, 3.0], [3.0, 2.89, 2.8], [1.0, 0.9, 0.8]]
     out, rows = planned([[(loss, loss) for loss in size] for size in losses])
-    assert rows[0]["stop"] == 1 and "Stop when the time is over" in out and "still gains more" not in out
+    assert rows[0]["stop"] == 1 and "Stop when the time is over" in out and "falls steeply" not in out
     assert [row["from"] for row in rows] == [0.0, pytest.approx(2.8 - 0.09 * (9 / 11 + 81 / 121)), None]
     assert rows[0]["expected loss"] < rows[1]["expected loss"] and rows[2]["expected loss"] is None
     assert "The lowest loss is expected of 1x16" in out
 
 
-def test_a_fourth_run_follows_where_the_second_doubling_gained_more_than_the_first(planned):
+def test_a_fourth_run_follows_where_the_second_doubling_gained_more_or_the_third_run_was_short(planned, monkeypatch):
     """The prediction is then from the last three, over one doubling."""
     for last, is_steep in ((2.0, False), (1.6, True)):
         train = [3.0, 2.9, 2.4, last]
@@ -117,9 +117,14 @@ def test_a_fourth_run_follows_where_the_second_doubling_gained_more_than_the_fir
         assert [run[-4] for run in planned.runs] == [f"--max_iters={steps}" for steps in (20, 40, 80, 160)]
         expected = sorted(curve(train[1:], 1) + 0.1 for curve in (plan.power_law, plan.hyperbola))
         assert [row["from"], row["to"]] == pytest.approx(expected) and row["stop"] == 1 and row["loss at 1/2"]
-        assert ("Every doubling of the time still gains more" in out) == is_steep
+        assert ("The short runs end where the loss still falls steeply" in out) == is_steep
     _, [row] = planned([[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]])
     assert len(planned.runs) == 3 and row["loss at 1/2"] is None
+    falling = [(3.0, 3.0), (2.5, 2.5), (2.2, 2.2), (2.0, 2.0)]
+    for least, is_short in ((81, False), (161, True)):  # the third run has 80 steps, the fourth 160
+        monkeypatch.setattr(plan, "LEAST", least)
+        out, _ = planned([falling])
+        assert len(planned.runs) == 4 and ("falls steeply" in out) == is_short
 
 
 def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(planned):
