@@ -30,7 +30,7 @@ from data.source import Parser
 
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
-LEAST = 64  # steps of the last short run: with fewer, losses were expected up to 0.65 too high
+LEAST = 64  # steps of the last short run: with fewer, predictions were up to 0.65 nats too high
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
 UNLISTED = ("shape", "stop", "too short", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
