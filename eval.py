@@ -2,6 +2,7 @@
 
     python eval.py --out_dir=out-x                              # the validation split of its dataset
     python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
+    python eval.py --out_dir=out-x --split=test                 # what no choice has seen: prepare.py --test_fraction
     python eval.py --out_dir=out-x --memorised                  # how much of its samples is copied
     python eval.py --out_dir=out-x --input=novel.txt            # any UTF-8 text, with the checkpoint's tokenizer
     torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
@@ -49,7 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--init_from", default="resume", help="'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'")
     add("--out_dir", default="out", help="folder of the run, or several as one: out-1,out-2 (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
-    add("--split", help="of the dataset (default: val)")
+    add("--split", help="of the dataset: val, train, or test if it was prepared with --test_fraction (default: val)")
     text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
     add("--input", type=Path, metavar="FILE", help=text)
     task = "the task in the .jsonl, in its official format; chat: conversations, as data/chat/prepare.py reads them; "

@@ -7,11 +7,14 @@
 Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes
 (with the config's head size). Any other --key=value goes to train.py.
 
---sweep trains each size for 1/32, 1/16 and 1/8 of the steps, with a schedule that ends there. Where the loss is
-E + A t^-b, what each doubling of the time t gains shrinks by one factor, so three losses give those to come. The
-prediction is for one pass over new text: beyond some four epochs a text teaches less (Muennighoff et al. 2023,
-arXiv:2305.16264), and the loss of a small one rises again. So the proposed command evaluates twenty times and keeps the
-best checkpoint, and has dropout where the epochs are many.
+--sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
+dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three
+training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (t + t0), since a run of few steps learns
+as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as much at
+each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies between
+them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
+evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, or
+the third run had few steps, these were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
 """
 
 import argparse
@@ -26,7 +29,10 @@ from configurator import answer_early, exit_on_error
 from data.source import Parser
 
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
-SHARES = (1 / 32, 1 / 16, 1 / 8)  # of the steps, for the short runs: each twice the one before
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
+LEAST = 64  # steps of the last short run: with fewer, predictions were up to 0.65 nats too high
+RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
+UNLISTED = ("shape", "stop", "too short", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
@@ -72,15 +78,16 @@ def main(argv: list[str]) -> None:
     for layers, width in args.sizes or [size(text) for text in SIZES]:
         shape = {"n_layer": layers, "n_embd": width, "n_head": max(1, width // head_size)}
         row = trial([*options, *as_options(shape)], args.minutes)
+        row["dropout"] = settings.dropout if is_given("dropout", options) else dropout_for(row["epochs"])
         rows.append({"size": f"{layers}x{width}", **row, "shape": shape})
         if not args.sizes and row["epochs"] < 0.5:
             break  # larger ones would see even less of the text
     if args.sweep:
-        sweep(rows, options, args)
-    print_rows([{key: value for key, value in row.items() if key != "shape"} for row in rows])
+        sweep(rows, options, args, settings.warmup_iters)
+    print_rows([{key: value for key, value in row.items() if key not in UNLISTED} for row in rows])
     if args.sweep:
         best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
-        print(f"\nThe lowest loss is expected of {best['size']}:\n{proposal(best, options, args.minutes)}")
+        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes)}")
     else:
         print("\n--sweep predicts their losses.")
     if args.json:
@@ -108,40 +115,112 @@ def trial(options: list[str], minutes: float) -> dict:
     }
 
 
-def sweep(rows: list[dict], options: list[str], args: argparse.Namespace) -> None:
-    """Adds to the rows the losses of short runs and the loss expected after args.minutes; None where not run. Without
+def is_given(key: str, options: list[str]) -> bool:
+    """Whether the command line, not just the config, sets this key."""
+    return any(option.startswith(f"--{key}=") for option in options)
+
+
+def dropout_for(epochs: float) -> float:
+    return next(rate for most, rate in DROPOUT if epochs <= most)
+
+
+def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup: int | None) -> None:
+    """Adds to the rows the losses of short runs, and those expected after args.minutes; None where not run. Without
     --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
     best = math.inf
     for row in rows:
-        row |= {f"loss at 1/{round(1 / share)}": None for share in SHARES} | {"expected loss": None}
+        row |= dict.fromkeys([*map(loss_name, SHARES), "expected loss", "from", "to"])
     for row in rows:
+        fixed, train, val = [*options, *as_options(row["shape"] | {"dropout": row["dropout"]})], [], []
         for share in SHARES:
-            steps = max(1, round(row["steps"] * share))
-            limits = {"max_iters": steps, "eval_interval": 10**6}
-            loss = run_train([*options, *as_options(row["shape"] | limits)], "eval")[-1]["val_loss"]
-            row[f"loss at 1/{round(1 / share)}"] = loss
-            print(f"{row['size']}, {steps:,} steps: loss {loss:.4f}", file=sys.stderr, flush=True)
-        row["expected loss"] = extrapolate([row[f"loss at 1/{round(1 / share)}"] for share in SHARES])
+            if len(train) == 3 and not row["too short"]:
+                break
+            limits = {"max_iters": max(1, round(row["steps"] * share)), "eval_interval": 10**6, "max_minutes": None}
+            limits |= {"warmup_iters": round(warmup * share)} if warmup else {}
+            record = run_train([*fixed, *as_options(limits)], "eval")[-1]
+            train.append(record["train_loss"])
+            val.append(record["val_loss"])
+            row[loss_name(share)] = val[-1]
+            row["too short"] = limits["max_iters"] < LEAST or len(train) < 3 or gains(train)[0] <= gains(train)[1]
+            print(f"{row['size']}, {limits['max_iters']:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
+        row |= {"train losses": train} | expectation(train, val)
         if not args.sizes and row["expected loss"] > 1.05 * best:
             break
         best = min(best, row["expected loss"])
 
 
-def extrapolate(losses: list[float], doublings: int = 3) -> float:
-    """The loss after so many more doublings of the time, from those after t, 2t and 4t. Where it no longer falls, the
-    last one."""
-    before, last = losses[0] - losses[1], losses[1] - losses[2]
-    if last <= 0 or before <= 0:
-        return losses[2]
-    factor = min(1.0, last / before)
-    return max(0.0, losses[2] - last * sum(factor**k for k in range(1, doublings + 1)))
+def loss_name(share: float) -> str:
+    return f"loss at 1/{round(1 / share)}"
+
+
+def gains(losses: list[float]) -> tuple[float, float]:
+    """What the last two doublings of the time gained."""
+    return losses[-3] - losses[-2], losses[-2] - losses[-1]
+
+
+def expectation(train: list[float], val: list[float]) -> dict:
+    """The lowest loss expected, its range, and "stop": the share of the steps after which."""
+    left = len(SHARES) + 1 - len(train)  # doublings to the end
+    ranges = [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
+    means = [(low + high) / 2 for low, high in ranges]
+    at = left if means[-1] <= min(means) + RISE else means.index(min(means))
+    low, high = ranges[at]
+    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - left)}
+
+
+def expected_range(train: list[float], val: list[float], doublings: int) -> tuple[float, float]:
+    """The lowest and the highest validation loss expected after so many more doublings of the time, from the losses
+    after t, 2t and 4t: training's on either curve, and the gap between the two."""
+    before, last = val[1] - train[1], val[2] - train[2]
+    gap = last + doublings * max(0.0, last - before)
+    low, high = sorted(max(0.0, curve(train, doublings) + gap) for curve in (power_law, hyperbola))
+    return low, high
+
+
+def shrinking(losses: list[float]) -> tuple[float, float]:
+    """(what the first doubling gained, by which factor the second gained less); the factor is 0 where the loss no
+    longer falls, and at most 1: runs that still get faster do not tell where that ends."""
+    first, second = gains(losses)
+    if second <= 0:
+        return 0.0, 0.0
+    return (second, 1.0) if first <= second else (first, second / first)
+
+
+def power_law(losses: list[float], doublings: int) -> float:
+    """The loss after so many more doublings, from those after t, 2t and 4t, on E + A t^-b, where every doubling gains
+    the same factor less than the one before."""
+    first, factor = shrinking(losses)
+    return losses[2] - sum(first * factor ** (2 + k) for k in range(doublings))
+
+
+def hyperbola(losses: list[float], doublings: int) -> float:
+    """The same on E + A / (t + t0), with t = 1, 2 and 4."""
+    first, factor = shrinking(losses)
+    t0 = (4 * factor - 2) / (2 - factor)  # of first (1 + t0) = A / (2 + t0) and factor first (4 + t0) = 2 A / (2 + t0)
+    return losses[2] - first * (1 + t0) * (2 + t0) * (1 / (4 + t0) - 1 / (4 * 2**doublings + t0))
+
+
+def recommendation(row: dict) -> str:
+    steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
+    stop = "when the time is over"
+    if row["stop"] < 1:
+        stop = f"after 1/{round(1 / row['stop'])} of the time, as the loss is expected to rise again by the end"
+    return (
+        f"The lowest loss is expected of {row['size']}: {row['expected loss']:.3f} ({row['from']:.3f} to "
+        f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
+        f"with {row['parameters']:,} parameters, {row['memory MB']:,.0f} MB of memory, and dropout {row['dropout']}. "
+        f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
+        + "\nThe short runs end where the loss still falls steeply: it may be outside this range, so plan more minutes."
+        * row["too short"]
+    )
 
 
 def proposal(row: dict, options: list[str], minutes: float) -> str:
-    dropout = next(rate for epochs, rate in DROPOUT if row["epochs"] <= epochs)
-    limits = {"max_minutes": f"{minutes:g}", "max_iters": 10**6, "eval_interval": max(1, row["steps"] // 20)}
-    extra = as_options(row["shape"] | {"dropout": dropout} | limits | {"always_save_checkpoint": False})
-    return shlex.join(["python", "train.py", *options, *extra])
+    limits = {"max_minutes": f"{minutes * row['stop']:g}", "max_iters": 10**6}
+    limits |= {"eval_interval": max(1, round(row["steps"] * row["stop"]) // 20), "always_save_checkpoint": False}
+    return shlex.join(
+        ["python", "train.py", *options, *as_options(row["shape"] | {"dropout": row["dropout"]} | limits)]
+    )
 
 
 if __name__ == "__main__":

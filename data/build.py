@@ -4,9 +4,13 @@
 
 Workers encode units (data/source.py) into encoded parts: files with the ids of a unit and a row for each of its
 documents. The parent takes these in the order of the units, decides where each document goes, and appends it to
-train.bin or val.bin. So the result does not depend on the number of workers, memory does not grow with the text, and a
-killed run can resume: units with rows but no ids are already in the .bin files, those with both are finished, and the
-others are encoded again.
+train.bin, val.bin or test.bin. So the result does not depend on the number of workers, memory does not grow with the
+text, and a killed run can resume: units with rows but no ids are already in the .bin files, those with both are
+finished, and the others are encoded again.
+
+A document's rank, a hash of its text, decides its split: the share val_fraction of lowest ranks is val, the share
+test_fraction above them is test, and the rest is train. So a test split takes its documents from train alone, no
+document of val moves, and train is what it would be with a val_fraction that is larger by test_fraction.
 """
 
 import hashlib
@@ -20,7 +24,7 @@ import tempfile
 import threading
 from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
@@ -33,7 +37,17 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import DATA, SPLITS, Dataset, DatasetWriter, display_path, id_dtype, open_dataset, os_errors
+from data.dataset import (
+    DATA,
+    SPLITS,
+    TEST,
+    Dataset,
+    DatasetWriter,
+    display_path,
+    id_dtype,
+    open_dataset,
+    os_errors,
+)
 from data.fim import Fim, fim_of, find_markers, name_ids, rearranged, with_markers
 from data.progress import byte_bar
 from data.source import (
@@ -59,7 +73,9 @@ RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decide
 BYTES_PER_WORKER = 2**23  # of text: less is not worth starting a worker process
 SLICE = 2**18  # ids copied at a time
 CACHED_BYTES = 2**16  # bytes per numpy step: the intermediate arrays fit the processor's cache
-DROPPED = len(SPLITS)  # where a duplicate goes
+NUMBERED = (*SPLITS, TEST)  # the splits by the numbers that rows and the ledger have for them
+DROPPED = len(NUMBERED)  # where a duplicate goes
+Limits = tuple[tuple[str, int], ...]  # (split, largest rank that is in it), ascending; higher ranks are train
 # Of a document in one unit; split -1: its rank decides
 ROW = np.dtype("<i8,<i8,<i8,<u8,<u8,i1,?")
 ROW.names = ("tokens", "bytes", "characters", "rank", "hash", "split", "ends")
@@ -71,7 +87,8 @@ def prepare_dataset(args: Namespace, parts: list[Part], units: list[Unit], confi
 
 
 def prepare_text(args: Namespace, urls: list[str], sha256: str, config: str) -> None:
-    """Prepare --input, or the script's own text, with the end of the text as the validation split."""
+    """Prepare --input, or the script's own text, with the end of the text as the validation split (or, with
+    --test_fraction, as validation and then test)."""
     if download_inputs(args, {"input.txt": (urls, sha256)}):
         reading = reading_of(args)
         parts = find_parts(args, reading, sha256)
@@ -83,17 +100,19 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
 
     make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
     all. Of `args`: out_dir, val_fraction, dry_run (write to a temporary folder instead of out_dir) and, optionally,
-    workers (processes; 0 = all cores), eot (False: no end-of-text id after documents) and special ('encode': special
-    tokens typed in the texts become their ids). `source` goes into meta.json. ValueError for everything the user can
-    fix.
+    test_fraction (0 = no test split), workers (processes; 0 = all cores), eot (False: no end-of-text id after
+    documents) and special ('encode': special tokens typed in the texts become their ids). `source` goes into meta.json.
+    ValueError for everything the user can fix.
     """
     units = list(units)
-    limit = find_limit(units, args.val_fraction)
-    tokenizer = make_tokenizer(partial(split_texts, units, limit))
+    test_fraction = getattr(args, "test_fraction", 0.0)
+    splits = NUMBERED if test_fraction else SPLITS
+    limits = find_limits(units, args.val_fraction, test_fraction)
+    tokenizer = make_tokenizer(partial(split_texts, units, limits))
     fim = fim_of(args)
     tokenizer = with_markers(tokenizer, fim)
     end = tokenizer.eot if getattr(args, "eot", True) else None
-    layout = Layout(end, getattr(args, "special", "text") == "encode", limit, fim)
+    layout = Layout(end, getattr(args, "special", "text") == "encode", limits, fim)
     if layout.special:
         check_special(tokenizer)
     n = worker_count(getattr(args, "workers", 0), units)
@@ -102,18 +121,18 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
         with (
             work_folder(folder, [fingerprint(tokenizer), *layout.settings]) as work,
             worker_pool(n, tokenizer) as pool,
-            DatasetWriter(folder, tokenizer, source, work) as writer,
+            DatasetWriter(folder, tokenizer, source, work, splits) as writer,
         ):
             start = partial(pool.submit, encode_unit, layout)
-            ledger = assemble(units, start, 3 * n, writer, limit)
-            used = {split: count_ids(pool, writer, split) for split in SPLITS}
+            ledger = assemble(units, start, 3 * n, writer, limits)
+            used = {split: count_ids(pool, writer, split) for split in splits}
         print(f"source {source['from']}" + (f", {source['bytes']:,} bytes" if "bytes" in source else ""))
         special = special_tokens_report(args, tokenizer, ledger, used, end) + fim_report(fim, tokenizer, used)
         print_report(open_dataset(folder), ledger, used, special)
     if args.dry_run:
         print(f"dry run, nothing written to {args.out_dir}")
         return
-    print(f"wrote  train.bin, val.bin and meta.json in {display_path(args.out_dir)}")
+    print(f"wrote  {', '.join(f'{split}.bin' for split in splits)} and meta.json in {display_path(args.out_dir)}")
     name = args.out_dir.name if args.out_dir.resolve().parent == DATA else display_path(args.out_dir)
     quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
     print(f"next   python train.py {config} --dataset={quoted}")
@@ -247,33 +266,66 @@ def total_bytes(units: Iterable[Unit]) -> int:
     return sum(unit.size for unit in units)
 
 
-def find_limit(units: list[Unit], val_fraction: float) -> int:
-    """The largest rank (of 0 to 2**64 - 1) that is validation: a share val_fraction of all ranks.
+def find_limits(units: list[Unit], val_fraction: float, test_fraction: float = 0.0) -> Limits:
+    """The largest ranks (of 0 to 2**64 - 1) that are val and test: shares of all ranks, test's above val's.
 
-    If that leaves a split without documents, the document of lowest rank is val, or that of the highest is train. Reads
-    until both splits have a document, and stops at once if the corpus has splits of its own.
+    If that leaves a split without documents, the ones of lowest rank are val and test, or that of the highest is train.
+    Reads until each split has a document, and stops at once if the corpus has splits of its own. If only validation is
+    given, as by --val_input, test is a share of the other ranks.
     """
-    limit = min(int(val_fraction * 2**64), 2**64 - 1)
-    lowest, highest, left_out = 2**64, -1, Counter()
+    limits = shares_of_ranks(("val", val_fraction), (TEST, test_fraction))
+    kept, left_out = {}, Counter()  # by split: the lowest and highest ranks, which are all that may be needed below
     for _, rank in ranked_pieces(with_progress(units, "splitting"), left_out):
-        if isinstance(rank, str):
-            return limit
-        lowest, highest = min(lowest, rank), max(highest, rank)
-        if lowest <= limit < highest:
-            return limit
-    if lowest >= highest:
-        found = "; ".join(["no text" if highest < 0 else "one document, or copies of one", *described(left_out)])
+        if rank == "val" and test_fraction:
+            limits = shares_of_ranks((TEST, test_fraction))
+        elif isinstance(rank, str):
+            return limits
+        else:
+            split = split_of_rank(rank, limits)
+            ranks = sorted({rank, *kept.get(split, ())})
+            kept[split] = ranks if len(ranks) <= 6 else [*ranks[:3], *ranks[-3:]]
+            if len(kept) > len(limits):
+                return limits
+    return moved_limits(limits, sorted(rank for ranks in kept.values() for rank in ranks), left_out)
+
+
+def shares_of_ranks(*shares: tuple[str, float]) -> Limits:
+    """Limits that give each split its share, one above the other."""
+    limits, total = [], 0.0
+    for split, share in shares:
+        total += share
+        limits += [(split, min(int(total * 2**64), 2**64 - 1))] * (share > 0)
+    return tuple(limits)
+
+
+def moved_limits(limits: Limits, ranks: list[int], left_out: Counter) -> Limits:
+    """Those nearest to `limits` that leave no split without a rank. ranks: sorted, the three lowest and highest of each
+    split, or all. ValueError if there are fewer than splits."""
+    n = len(limits) + 1
+    if len(ranks) < n:
+        few = "one document, or copies of one" if len(ranks) == 1 else f"{len(ranks)} documents without their copies"
+        found = "; ".join([few if ranks else "no text", *described(left_out)])
+        splits = " or ".join(["train", *(split for split, _ in limits)])
         raise ValueError(
-            f"{found}: need at least 2, as each goes to train or val whole; pass more with --input, split the text "
+            f"{found}: need at least {n}, as each goes to {splits} whole; pass more with --input, split the text "
             "into documents with --separator, or choose the field of rows with --field"
         )
-    return lowest if limit < lowest else highest - 1
+    moved, count = [], 0
+    for i, (split, limit) in enumerate(limits):
+        wanted = sum(rank <= limit for rank in ranks)
+        count = min(max(wanted, count + 1), len(ranks) - (len(limits) - i))
+        moved.append((split, limit if count == wanted else ranks[count - 1]))
+    return tuple(moved)
 
 
-def split_texts(units: list[Unit], limit: int, split: str | None = "train") -> Iterator[str]:
-    """The texts of a split (None: both) piece by piece, duplicates included."""
+def split_of_rank(rank: int, limits: Limits) -> str:
+    return next((split for split, limit in limits if rank <= limit), "train")
+
+
+def split_texts(units: list[Unit], limits: Limits, split: str | None = "train") -> Iterator[str]:
+    """The texts of a split (None: all) piece by piece, duplicates included."""
     for piece, rank in ranked_pieces(with_progress(units, "reading")):
-        if split in (None, rank if isinstance(rank, str) else SPLITS[rank <= limit]):
+        if split in (None, rank if isinstance(rank, str) else split_of_rank(rank, limits)):
             yield piece.text
 
 
@@ -302,23 +354,26 @@ class Seen:
 class Ledger:
     """Decides, unit by unit, where documents go, and counts them. Equal rows give equal decisions."""
 
-    def __init__(self, limit: int):
-        self.limit, self.seen = np.uint64(limit), Seen()
+    def __init__(self, limits: Limits, splits: Sequence[str]):
+        self.limits, self.splits, self.seen = limits, splits, Seen()
         keys = ("tokens", "bytes", "characters", "documents", "duplicates")
-        self.counts = {split: dict.fromkeys(keys, 0) for split in SPLITS}
-        self.longest = dict.fromkeys(SPLITS, (0, ""))  # characters, name
+        self.counts = {split: dict.fromkeys(keys, 0) for split in splits}
+        self.longest = dict.fromkeys(splits, (0, ""))  # characters, name
         self.copies: list[str] = []  # names of the first duplicates
         self.left_out = Counter()  # (why, name)
         self.open = None  # (split number, row so far (1,)) of a document that continues in the next unit
 
     def add(self, rows: np.ndarray, names: list[str], left_out: Counter) -> np.ndarray:
-        """Rows of the next unit's documents (n,) -> for each the index of its split in SPLITS, or DROPPED.
+        """Rows of the next unit's documents (n,) -> for each the index of its split in NUMBERED, or DROPPED.
 
         If the first completes an open document and is dropped, its earlier rows no longer count either.
         """
         rows = rows.copy()
         self.left_out.update(left_out)
-        where = np.where(rows["split"] < 0, rows["rank"] <= self.limit, rows["split"])
+        by_rank = np.zeros(len(rows), np.int8)  # train
+        for split, limit in reversed(self.limits):
+            by_rank[rows["rank"] <= np.uint64(limit)] = NUMBERED.index(split)
+        where = np.where(rows["split"] < 0, by_rank, rows["split"])
         if self.open is not None and rows.size:
             where[0], before = self.open
             self.tally(before, where[0], -1)
@@ -329,11 +384,11 @@ class Ledger:
             self.open = None
         copies = np.flatnonzero(rows["ends"])
         copies = copies[self.seen.add(rows["hash"][copies])]
-        for split, n in zip(SPLITS, np.bincount(where[copies], minlength=2), strict=True):
+        for split, n in zip(self.splits, np.bincount(where[copies], minlength=len(self.splits)), strict=True):
             self.counts[split]["duplicates"] += int(n)
         where[copies] = DROPPED
         self.copies += [names[i] for i in copies[: SHOWN_NAMES - len(self.copies)]]
-        for i, split in enumerate(SPLITS):
+        for i, split in enumerate(self.splits):
             self.tally(rows[where == i], i)
             kept = np.flatnonzero((where == i) & rows["ends"])
             if kept.size and rows["characters"][kept].max() > self.longest[split][0]:
@@ -344,7 +399,7 @@ class Ledger:
         return where
 
     def tally(self, rows: np.ndarray, i: int, sign: int = 1) -> None:
-        counts = self.counts[SPLITS[i]]
+        counts = self.counts[NUMBERED[i]]
         for key in ("tokens", "bytes", "characters"):
             counts[key] += sign * int(rows[key].sum())
         counts["documents"] += sign * int(np.count_nonzero(rows["ends"]))
@@ -404,12 +459,13 @@ class Layout:
 
     end: int | None  # the id after each
     special: bool  # special tokens typed in the text become their ids, whose bytes do not count: they stand for no text
-    limit: int  # the largest rank of a validation document (see find_limit)
+    limits: Limits  # of the ranks in each split (see find_limits)
     fim: Fim  # of training documents
 
     @property
     def settings(self) -> list:
-        return [self.end, self.limit, self.special] + [asdict(self.fim)] * (self.fim != Fim())
+        settings = [self.end, *(limit for _, limit in self.limits), self.special]
+        return settings + [asdict(self.fim)] * (self.fim != Fim())
 
 
 def encode_unit(layout: Layout, unit: Unit, path: Path) -> None:
@@ -428,9 +484,9 @@ def encode_unit(layout: Layout, unit: Unit, path: Path) -> None:
             n_characters += len(piece.text)
             rank = fold.value() if fold.rank is None else fold.rank
             is_known = begins and (piece.ends or fold.rank is not None)  # else the rank may still change
-            is_train = piece.split == "train" if piece.split else is_known and rank > layout.limit
+            split = piece.split or (split_of_rank(rank, layout.limits) if is_known else None)
             try:
-                arrays, more_bytes = encode_piece(layout, piece, is_train, tokenizer, num_threads)
+                arrays, more_bytes = encode_piece(layout, piece, split == "train", tokenizer, num_threads)
             except ValueError as error:
                 raise ValueError(f"{piece.document}: {error}") from None
             n_bytes += more_bytes
@@ -438,8 +494,8 @@ def encode_unit(layout: Layout, unit: Unit, path: Path) -> None:
                 with os_errors(path.parent):
                     file.write(ids.astype(dtype, copy=False).data)
                 n_tokens += ids.size
-            split = -1 if piece.split is None else SPLITS.index(piece.split)
-            rows[-1] = n_tokens, n_bytes, n_characters, rank, fold.value(), split, piece.ends
+            given = -1 if piece.split is None else NUMBERED.index(piece.split)
+            rows[-1] = n_tokens, n_bytes, n_characters, rank, fold.value(), given, piece.ends
             if piece.ends:
                 fold = None
     with os_errors(path.parent):
@@ -578,12 +634,12 @@ def take_lock(file: Any, path: Path) -> bool:
 
 
 def assemble(
-    units: list[Unit], start: Callable[[Unit, Path], Future], n_ahead: int, writer: DatasetWriter, limit: int
+    units: list[Unit], start: Callable[[Unit, Path], Future], n_ahead: int, writer: DatasetWriter, limits: Limits
 ) -> Ledger:
     """Append all units' ids to the writer's files, in order; `start` encodes one, n_ahead at a time."""
     hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
     paths = [writer.temp / f"{i:06}-{key}" for i, key in enumerate(hashes)]
-    n_done, ledger = resume(paths, writer, limit)
+    n_done, ledger = resume(paths, writer, limits)
     todo = zip(units[n_done:], paths[n_done:], strict=True)
 
     def start_one() -> None:
@@ -609,7 +665,7 @@ def assemble(
     return ledger
 
 
-def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, Ledger]:
+def resume(paths: list[Path], writer: DatasetWriter, limits: Limits) -> tuple[int, Ledger]:
     """How many of the first units are in the writer's files from an earlier run, and the ledger after them.
 
     The files are cut there. Of the other leftovers, parts of `paths` are kept.
@@ -619,16 +675,16 @@ def resume(paths: list[Path], writer: DatasetWriter, limit: int) -> tuple[int, L
         if file.suffix == ".tmp" or file.suffix in (".ids", ".rows") and file.stem not in names:
             with suppress(OSError):  # Windows: a worker may not have ended yet
                 file.unlink()
-    n, ledger = 0, Ledger(limit)
+    n, ledger = 0, Ledger(limits, writer.splits)
     with suppress(OSError, ValueError, EOFError):
         while n < len(paths) and not paths[n].with_suffix(".ids").exists():
             ledger.add(*read_rows(paths[n]))
             n += 1
     if n:
         print(f"resuming after {n:,} of {len(paths):,} parts, finished by an earlier run", flush=True)
-    if not all([writer.cut(split, ledger.counts[split]["tokens"]) for split in SPLITS]):
-        n, ledger = 0, Ledger(limit)  # killed while the files were moved into place
-        for split in SPLITS:
+    if not all([writer.cut(split, ledger.counts[split]["tokens"]) for split in writer.splits]):
+        n, ledger = 0, Ledger(limits, writer.splits)  # killed while the files were moved into place
+        for split in writer.splits:
             writer.cut(split, 0)
     for path in paths[n:]:
         if not path.with_suffix(".ids").exists():
@@ -642,7 +698,7 @@ def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
     unfinished = ledger.open
     where = ledger.add(rows, names, left_out)
     if unfinished is not None and where.size and where[0] == DROPPED:
-        split = SPLITS[unfinished[0]]
+        split = NUMBERED[unfinished[0]]
         writer.cut(split, writer.counts[split]["tokens"] - int(unfinished[1]["tokens"][0]))
     bounds = np.concatenate([[0], np.cumsum(rows["tokens"])])
     with os_errors(writer.folder):
@@ -653,7 +709,7 @@ def append_part(path: Path, writer: DatasetWriter, ledger: Ledger) -> None:
                 targets = set(where[lengths > 0].tolist())
                 target_of = np.repeat(where.astype(np.int8), lengths) if len(targets) > 1 else None
                 for i in targets - {DROPPED}:
-                    writer.write(SPLITS[i], ids if target_of is None else ids[target_of == i], 0, 0)
+                    writer.write(NUMBERED[i], ids if target_of is None else ids[target_of == i], 0, 0)
         for file in writer.bins.values():
             file.flush()
         path.with_suffix(".ids").unlink()
@@ -714,7 +770,8 @@ def fim_report(fim: Fim, tokenizer: Tokenizer, used: dict[str, np.ndarray]) -> s
     if not fim.rate:
         return ""
     n = used["train"][find_markers(tokenizer)[-1]]
-    return f"fim    {n:,} parts of at most {fim.chars:,} characters have their middle last; val is left to right\n"
+    others = "val and test are" if TEST in used else "val is"
+    return f"fim    {n:,} parts of at most {fim.chars:,} characters have their middle last; {others} left to right\n"
 
 
 def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], special: str) -> None:
@@ -729,8 +786,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], 
     for line in described(ledger.left_out):
         print(line)
     print(f"vocab  {tokenizer.vocab_size:,} ({tokenizer.kind}), ids stored as {dataset.dtype.name}\n{special}", end="")
-    for split in SPLITS:
-        n, name = ledger.longest[split]
+    for split, (n, name) in ledger.longest.items():
         print(f"\n{split}: longest document {name}, {n:,} characters")
         print(f"most frequent: {most_frequent(tokenizer, used[split])}")
         ids = dataset.array(split)
@@ -742,7 +798,7 @@ def print_report(dataset: Dataset, ledger: Ledger, used: dict[str, np.ndarray], 
 
 def counts_table(counts: dict[str, dict[str, int]], used: dict[str, np.ndarray]) -> str:
     keys = ("documents", "duplicates", "characters", "bytes", "tokens")
-    rows = {split: [counts[split][key] for key in keys] for split in SPLITS}
+    rows = {split: [counts[split][key] for key in keys] for split in counts}
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
     used = used | {"all": sum(used.values())}
     lines = ["        documents duplicates      characters           bytes          tokens  bytes/token  ids used"]

@@ -11,6 +11,9 @@ A dataset is a folder with train.bin and val.bin (raw little-endian ids: uint16 
 uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or just the .bin files, are read
 too. A batch reads only its own windows from a .bin, never the whole file.
 
+With --test_fraction there is a test.bin too. Training never reads it, nor needs it: it is opened by whoever asks for it
+by name, which is eval.py --split=test, and no choice should depend on what that says.
+
 Beside conversations (data/chat/prepare.py) there are train.mask and val.mask, a byte for each id: TARGET where it is to
 be learned, plus FIRST_ID where a conversation begins. Their windows hold one conversation each.
 """
@@ -24,9 +27,9 @@ import shutil
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +42,8 @@ from data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_fr
 from system.files import sync_file, sync_folder
 
 DATA = Path(__file__).resolve().parent
-SPLITS = ("train", "val")
+SPLITS = ("train", "val")  # what every dataset has, and what training reads
+TEST = "test"  # the split that some have besides
 GPT2_VOCAB_SIZE = 50257
 TARGET, FIRST_ID = 1, 2  # bits of a mask
 
@@ -53,7 +57,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 class DatasetWriter:
-    """Streams ids to disk; folder/{train,val}.bin and meta.json appear when the `with` block succeeds.
+    """Streams ids to disk; a .bin for each of `splits` and meta.json appear in folder when the `with` block succeeds.
 
     An exception or a kill leaves the old dataset or none, never a mixture. `source`, a JSON-able dict, says where the
     text came from. Until the end the files are in `temp`, a folder named .prepare-* in `folder`; one passed in survives
@@ -61,13 +65,21 @@ class DatasetWriter:
     without tokens, or a folder that cannot be written.
     """
 
-    def __init__(self, folder: str | Path, tokenizer: Tokenizer, source: dict, temp: Path | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        source: dict,
+        temp: Path | None = None,
+        splits: Sequence[str] = SPLITS,
+    ):
         self.folder, self.tokenizer, self.source, self.temp = Path(folder), tokenizer, source, temp
+        self.splits = splits
         self.keeps_temp = temp is not None
         self.dtype = id_dtype(tokenizer.vocab_size)
-        self.counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in SPLITS}
+        self.counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in splits}
         self.extra: dict = {}  # more keys of meta.json
-        self.masks = {split: [] for split in SPLITS}  # of conversations, which are few enough to be held in memory
+        self.masks = {split: [] for split in splits}  # of conversations, which are few enough to be held in memory
 
     def __enter__(self) -> "DatasetWriter":
         with os_errors(self.folder):
@@ -76,8 +88,8 @@ class DatasetWriter:
                 if stale != self.temp:
                     shutil.rmtree(stale, ignore_errors=True)
             self.temp = self.temp or Path(tempfile.mkdtemp(prefix=".prepare-", dir=self.folder))
-            self.bins = {split: open(self.temp / f"{split}.bin", "ab") for split in SPLITS}
-        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+            self.bins = {split: open(self.temp / f"{split}.bin", "ab") for split in self.splits}
+        self.hashes = {split: hashlib.sha256() for split in self.splits}
         self.thread = ThreadPoolExecutor(1)  # hashing is the slowest step here, and releases the GIL
         self.hashing = self.thread.submit(int)
         return self
@@ -137,17 +149,16 @@ class DatasetWriter:
                     file.close()
                 if failure is None:
                     self.write_meta()
-                    move_in(self.temp, self.folder)
+                    move_in(self.temp, self.folder, self.splits)
         finally:
             if failure is None or not self.keeps_temp:
                 shutil.rmtree(self.temp, ignore_errors=True)
 
     def write_meta(self) -> None:
-        for split in SPLITS:
+        for split in self.splits:
             if not self.counts[split]["tokens"]:
-                raise ValueError(
-                    f"{self.folder}: the {split} split would be empty; use more text or another --val_fraction"
-                )
+                options = " and ".join(f"--{held_out}_fraction" for held_out in self.splits[1:])
+                raise ValueError(f"{self.folder}: the {split} split would be empty; use more text or another {options}")
             if self.masks[split]:
                 mask = np.concatenate(self.masks[split])
                 mask.tofile(self.temp / f"{split}.mask")
@@ -159,7 +170,7 @@ class DatasetWriter:
             "vocab_size": self.tokenizer.vocab_size,
             "tokenizer": self.tokenizer.to_json(),
             "eot": self.tokenizer.eot,
-            "splits": {s: self.counts[s] | {"sha256": self.hashes[s].hexdigest()} for s in SPLITS},
+            "splits": {s: self.counts[s] | {"sha256": self.hashes[s].hexdigest()} for s in self.splits},
             "source": self.source,
             **self.extra,
         }
@@ -167,15 +178,17 @@ class DatasetWriter:
         (self.temp / "meta.json").write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def move_in(temp: Path, folder: Path) -> None:
-    """Replace folder's dataset with the files in temp.
+def move_in(temp: Path, folder: Path, splits: Sequence[str] = SPLITS) -> None:
+    """Replace folder's dataset with the files in temp, which has these splits.
 
     No .bin tells by itself whose ids it holds, so old and new files must never be seen together. The old
     train.bin goes first and the new one comes last, and a folder without train.bin is no dataset to
-    open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none.
+    open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none. A test split
+    that the old dataset has and the new one lacks goes too.
     """
-    masks = [f"{split}.mask" for split in SPLITS if (temp / f"{split}.mask").exists()]
-    names = ("val.bin", *masks, "meta.json", "train.bin")
+    masks = [f"{split}.mask" for split in splits if (temp / f"{split}.mask").exists()]
+    names = ("val.bin", *(f"{split}.bin" for split in splits[2:]), *masks, "meta.json", "train.bin")
+    stale = [folder / f"{TEST}.{kind}" for kind in ("bin", "mask")] if lists_test(folder) and TEST not in splits else []
     for name in names:
         sync_file(temp / name)
     had_old = (folder / "train.bin").exists()
@@ -189,7 +202,18 @@ def move_in(temp: Path, folder: Path) -> None:
             if had_old and name == names[0]:  # nothing lost yet; Windows can't replace a mapped file
                 os.replace(temp / "old.bin", folder / "train.bin")
             raise
+        while stale:  # once there is no going back, and while meta.json still lists it
+            with suppress(OSError):  # Windows: a process has it open; no meta.json will list it
+                stale.pop().unlink(missing_ok=True)
     sync_folder(folder)
+
+
+def lists_test(folder: Path) -> bool:
+    """Whether the dataset in this folder says that test.bin is its own."""
+    try:
+        return TEST in read_meta(folder / "meta.json")["splits"]
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -213,7 +237,7 @@ class Dataset:
     dtype: np.dtype
     tokenizer: Tokenizer | None = None
     meta: dict | None = None
-    sizes: dict[str, int] = field(default_factory=dict)  # tokens per split when opened
+    sizes: dict[str, int] = field(default_factory=dict)  # tokens per split when opened, test when first asked for
     line_ends: tuple | None = None  # cache of the function line_ends
     edges: dict[str, np.ndarray] = field(default_factory=dict)  # cache of the function conversation_edges
 
@@ -228,6 +252,8 @@ class Dataset:
 
     def tokens(self, split: str) -> int:
         """ValueError if the dataset has no such split."""
+        if split == TEST and split not in self.sizes:
+            self.sizes[TEST] = count_test_tokens(self)
         if split not in self.sizes:
             raise ValueError(f"{self.folder}: no {split}.bin; this dataset has only {', '.join(self.sizes)}")
         return self.sizes[split]
@@ -253,9 +279,12 @@ class Dataset:
         return np.memmap(path, dtype=dtype, mode="r")
 
     def fingerprint(self) -> str:
-        """16 hex digits that depend on the ids: by the hashes in meta.json, else by samples of each .bin."""
+        """16 hex digits that depend on the ids of training and validation: by the hashes in meta.json, else by samples
+        of each .bin."""
         parts = [self.dtype.name, self.vocab_size]
         for split, n in self.sizes.items():
+            if split == TEST:
+                continue
             if self.meta:
                 hashes = self.meta["splits"][split]
                 parts += [split, n, *(hashes[key] for key in ("sha256", "mask_sha256") if key in hashes)]
@@ -294,7 +323,7 @@ def open_dataset(name: str | Path, vocab_size: int | None = None, may_differ: bo
     if vocab_size is not None and vocab_size < size and not may_differ:
         raise ValueError(f"{folder}: vocab_size={vocab_size} is too small for this data, which needs {size}")
     dataset = Dataset(folder, size, dtype, tokenizer, meta)
-    for split in meta["splits"] if meta else SPLITS:
+    for split in SPLITS:
         if meta or split == "train" or (folder / f"{split}.bin").exists():
             dataset.sizes[split] = count_tokens(dataset, split)
     return dataset
@@ -400,6 +429,15 @@ def count_tokens(dataset: Dataset, split: str) -> int:
     if not dataset.meta:
         scan_ids(path, dataset.dtype, dataset.vocab_size, stat.st_size, stat.st_mtime_ns)
     return n
+
+
+def count_test_tokens(dataset: Dataset) -> int:
+    """As count_tokens, of the test split. ValueError if there is none."""
+    if dataset.meta and TEST not in dataset.meta["splits"] or not (dataset.folder / f"{TEST}.bin").exists():
+        is_gone = dataset.meta and TEST in dataset.meta["splits"]
+        found = f"no {TEST}.bin, though meta.json lists it" if is_gone else "this dataset has no test split"
+        raise ValueError(f"{dataset.folder}: {found}; prepare it again with --test_fraction=0.05, for example")
+    return count_tokens(dataset, TEST)
 
 
 @lru_cache

@@ -56,6 +56,8 @@ PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
 SHOWN_NAMES = 8  # names listed in a message before "and n more"
 ROW_NUMBER = re.compile(r"(@\d+)?:\d+$")  # in the name of a document
+TEST_HELP = "share for a test split, taken from what would be training text and read by eval.py --split=test alone, to "
+TEST_HELP += "measure what was chosen on the validation split (default: 0, none)"
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -83,9 +85,24 @@ class PrepareParser(Parser):
         for flag in ("spm_rate", "fim_chars"):
             if getattr(args, flag) != self.get_default(flag) and not args.fim_rate:
                 self.error(f"--{flag}={getattr(args, flag)} needs --fim_rate; pass both or neither")
+        check_held_out(args)
         if args.vocab_size is None:
             args.vocab_size = args.default_vocab_size
         return args
+
+
+def check_held_out(args: argparse.Namespace) -> None:
+    """ValueError if the splits that are held out leave nothing to train on."""
+    if held_out(args) >= 1:
+        raise ValueError(
+            f"--test_fraction={args.test_fraction} and --val_fraction={args.val_fraction} leave no text to train on: "
+            "their sum must be below 1"
+        )
+
+
+def held_out(args: argparse.Namespace) -> float:
+    """The share of the text of --input that is not for training."""
+    return (0.0 if args.val_input else args.val_fraction) + getattr(args, "test_fraction", 0.0)
 
 
 def prepare_parser(
@@ -117,6 +134,7 @@ def add_text_options(add: Callable, clean: str) -> None:
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="the same for the validation split")
     share = "share of the text for validation, unless the data has its own split (default: %(default)s)"
     add("--val_fraction", type=open_fraction, default=0.1, help=share)
+    add("--test_fraction", type=test_share, default=0.0, help=TEST_HELP)
     add("--encoding", default="utf-8", help="gb18030, big5, utf-16, ..., or auto to detect it (default: utf-8)")
     errors = "on undecodable bytes stop, or insert U+FFFD and list the files (default: strict)"
     add("--errors", choices=("strict", "replace"), default="strict", help=errors)
@@ -162,6 +180,12 @@ def add_fim_options(add: Callable) -> None:
 def open_fraction(text: str) -> float:
     if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def test_share(text: str) -> float:
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
     return float(text)
 
 
@@ -231,7 +255,8 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
     and its published numbers count them as LF.
     """
     parts, left_out = [], Counter()
-    for paths, split in ((args.val_input, "val"), (args.input, "train" if args.val_input else None)):
+    rest = "train" if args.val_input and not args.test_fraction else None
+    for paths, split in ((args.val_input, "val"), (args.input, rest)):
         for path in paths:
             with read_errors(path):
                 found = list(parts_under(path, reading, args.skip_bad, left_out))
@@ -247,7 +272,7 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
     if reading.named_splits and not args.val_input:
-        parts = split_by_name(parts)
+        parts = split_by_name(parts, keep=not args.test_fraction)
     for line in described(left_out):
         print(line)
     if not parts:
@@ -258,8 +283,9 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
     return sorted(parts, key=lambda part: part.split != "val")  # val first: its copies are then dropped from train
 
 
-def split_by_name(parts: list[Part]) -> list[Part]:
-    """The parts without test files, in the splits their names tell; in none unless a name says validation."""
+def split_by_name(parts: list[Part], keep: bool = True) -> list[Part]:
+    """The parts without test files, in the splits their names tell; in none unless a name says validation. Those of
+    training are in none either, unless they `keep` together."""
     packed = next((part.path for part in parts if kind_of(part.path)[0] == ".tar" and not part.member), None)
     if packed:
         raise ValueError(f"{packed}: unpack it and pass the folder, so that file names tell the splits")
@@ -269,7 +295,7 @@ def split_by_name(parts: list[Part]) -> list[Part]:
         print(f"left out {len(left_out):,} as test, by name: {first_few(left_out)}")
     parts = [part for part in parts if part.split != "test"]
     has_val = any(part.split == "val" for part in parts)
-    return parts if has_val else [replace(part, split=None) for part in parts]
+    return [part if has_val and (keep or part.split == "val") else replace(part, split=None) for part in parts]
 
 
 def report_normalized(path: Path, reading: Reading) -> None:
@@ -427,7 +453,7 @@ class Piece:
     document: str  # its name, for reports: "stdlib/os.py", "books.jsonl:17"
     text: str  # cleaned; at least PIECE characters, except in the last piece
     ends: bool  # the document's last piece (in each split, if it is cut by position)
-    split: str | None  # 'train' or 'val' if the corpus decides; None: by hash
+    split: str | None  # 'train', 'val' or 'test' if the corpus or its position decides; None: by hash
     begins: bool = True  # the document's first piece (in each split)
 
 
@@ -438,7 +464,8 @@ class Unit:
     parts: tuple[Part, ...]
     reading: Reading
     train_characters: tuple[int, ...] | None = None  # of the text, or of each file in it; None: the parts' own splits
-    whole_words: bool = False  # extend train to the next place where a tokenizer allows a cut
+    whole_words: bool = False  # extend a split to the next place where a tokenizer allows a cut
+    test_from: tuple[int, ...] | None = None  # likewise, where test begins; None: there is none, or it is by hash
 
     @property
     def key(self) -> str:
@@ -452,10 +479,9 @@ class Unit:
     def pieces(self, report: Report | None = None, left_out: Counter | None = None) -> Iterator[Piece]:
         """The unit's text as a stream, in memory that does not grow with it; left_out counts what has none."""
         pieces = (piece for part in self.parts for piece in pieces_of(part, self.reading, report, left_out))
-        if self.train_characters is not None:
-            files = [pieces] if len(self.train_characters) == 1 else by_file(pieces)
-            cuts = zip(files, self.train_characters, strict=True)
-            pieces = (piece for file, n in cuts for piece in cut_at(file, n, self.whole_words))
+        for cuts, names in ((self.train_characters, ("train", "val")), (self.test_from, (None, "test"))):
+            if cuts is not None:
+                pieces = cut_files(pieces, cuts, self.whole_words, *names)
         try:
             yield from pieces
         finally:  # also if the reader stops early
@@ -545,34 +571,48 @@ def is_taken(text: str, part: Part, reading: Reading) -> bool:
 
 
 def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Reading, each: bool = False) -> list[Unit]:
-    """Units whose text is cut once (each: once per file): the first 1 - val_fraction of all characters are train.
+    """Units whose text is cut (each: every file): train is the first 1 - val_fraction - test_fraction of all
+    characters, then comes val, and the last test_fraction is test.
 
+    So a test split leaves as much to train on, and the same text, as a val_fraction that is larger by test_fraction.
     Exactly for characters and bytes; other tokenizers, and special tokens that are encoded, are not cut in two, so that
     the ids are those of the whole text.
-    This reads everything once to count the characters. With --val_input nothing is cut.
+    This reads everything once to count the characters. With --val_input only test is cut off.
     """
     from tqdm import tqdm
 
-    if args.val_input:
+    test_fraction = getattr(args, "test_fraction", 0.0)
+    if args.val_input and not test_fraction:
         return make_units(args, parts, reading)
+    if args.val_input:
+        parts = [replace(part, split=part.split or "train") for part in parts]
     groups: dict[tuple, list[tuple[int, int]]] = {}  # by file: (number of the unit, characters in it)
     whole_words = args.tokenizer not in ("char", "byte") or args.special == "encode"
     single = make_units(args, parts, reading, single=True)
     for i, unit in enumerate(tqdm(single, desc="counting characters", unit=" parts", disable=None)):
         part = unit.parts[0]
+        if part.split == "val":
+            continue
         for j, file in enumerate(by_file(unit.pieces()) if each else [unit.pieces()]):
             n = sum(len(piece.text) for piece in file)
             groups.setdefault((part.path, part.member, j) if each else (), []).append((i, n))
-    cuts = [[] for _ in single]
+    cuts = cuts_of(groups, 1 - held_out(args)), cuts_of(groups, 1 - test_fraction)
+    for i in cuts[0]:
+        train = None if args.val_input else cuts[0][i]
+        test = cuts[1][i] if test_fraction else None
+        single[i] = replace(single[i], train_characters=train, whole_words=whole_words, test_from=test)
+    return single
+
+
+def cuts_of(groups: dict[tuple, list[tuple[int, int]]], share: float) -> dict[int, tuple[int, ...]]:
+    """For each unit, how many of the characters of each file in it are among the first `share` of the file's, or 0."""
+    cuts: dict[int, tuple[int, ...]] = {}
     for group in groups.values():
-        left = int(sum(n for _, n in group) * (1 - args.val_fraction))
+        left = int(sum(n for _, n in group) * share)
         for i, n in group:
-            cuts[i].append(left)
+            cuts[i] = (*cuts.get(i, ()), left)
             left = max(0, left - n)
-    return [
-        replace(unit, train_characters=tuple(cut), whole_words=whole_words)
-        for unit, cut in zip(single, cuts, strict=True)
-    ]
+    return cuts
 
 
 def by_file(pieces: Iterable[Piece]) -> Iterator[Iterator[Piece]]:
@@ -589,9 +629,21 @@ def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
     return document == part.name  # rows, separated documents and members of archives have names of their own
 
 
-def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Piece]:
-    """The first `left` characters as train, the rest as val; the last piece of each ends a document."""
-    begins = False  # whether val begins with the next piece
+def cut_files(
+    pieces: Iterator[Piece], cuts: tuple[int, ...], whole_words: bool, head: str | None, tail: str
+) -> Iterator[Piece]:
+    """The pieces of each file, or of the only one there is, cut at its number of characters."""
+    files = [pieces] if len(cuts) == 1 else by_file(pieces)
+    for file, n in zip(files, cuts, strict=True):
+        yield from cut_at(file, n, whole_words, head, tail)
+
+
+def cut_at(
+    pieces: Iterable[Piece], left: int, whole_words: bool, first: str | None = "train", rest: str = "val"
+) -> Iterator[Piece]:
+    """The first `left` characters in the split `first` (None: the one they have), the others in `rest`; the last piece
+    of each ends a document."""
+    begins = False  # whether `rest` begins with the next piece
     for piece in pieces:
         if whole_words and 0 < left < len(piece.text):
             at = find_cut(piece.text, left)
@@ -601,10 +653,10 @@ def cut_at(pieces: Iterable[Piece], left: int, whole_words: bool) -> Iterator[Pi
         head, tail = piece.text[:left], piece.text[left:]
         if head:
             left -= len(head)
-            yield replace(piece, text=head, ends=piece.ends and not tail or not left, split="train")
+            yield replace(piece, text=head, ends=piece.ends and not tail or not left, split=first or piece.split)
             begins = not left
         if tail:
-            yield replace(piece, text=tail, split="val", begins=piece.begins or begins or bool(head))
+            yield replace(piece, text=tail, split=rest, begins=piece.begins or begins or bool(head))
             begins = False
         elif not head and piece.ends:  # only the end of the document
-            yield replace(piece, split="train" if left else "val")
+            yield replace(piece, split=(first or piece.split) if left else rest)

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import build as module
-from data.build import Fold, Seen, build, find_limit, split_texts
+from data.build import Fold, Seen, build, find_limits, split_texts
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -84,7 +84,8 @@ def novel(n, seed=0):
 
 
 def digests(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    names = [*FILES, "test.bin"] if (folder / "test.bin").exists() else FILES
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 # ---- the oracle ----------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ def hash64(data):
     return int.from_bytes(hashlib.sha1(data).digest()[:8], "little")
 
 
-def expected(units, val_fraction, head):
+def expected(units, val_fraction, head, test_fraction=0.0):
     """{split: list of texts} and duplicates per split, the slow and obvious way."""
     documents = [[]]  # of lists of texts, one text for each unit that the document is in
     for unit in units:
@@ -113,13 +114,21 @@ def expected(units, val_fraction, head):
                 documents.append([])
     documents.pop()
     ranks = [hash64(folded(document[0])[:head]) for document in documents]
-    if len(set(ranks)) < 2:
+    order, has_test = sorted(set(ranks)), test_fraction > 0
+    if len(order) < 2 + has_test:
         return None
-    limit = int(val_fraction * 2**64)
-    limit = min(ranks) if limit < min(ranks) else sorted(set(ranks))[-2] if limit >= max(ranks) else limit
-    found, seen, copies = {"train": [], "val": []}, set(), Counter()
+
+    def count(share):
+        return sum(rank <= int(share * 2**64) for rank in order)
+
+    n_val = min(max(count(val_fraction), 1), len(order) - 1 - has_test)
+    n_held = min(max(count(val_fraction + test_fraction), n_val + 1), len(order) - 1) if has_test else n_val
+    split_of = (
+        dict.fromkeys(order, "train") | dict.fromkeys(order[:n_held], "test") | dict.fromkeys(order[:n_val], "val")
+    )
+    found, seen, copies = {"train": [], "val": []} | ({"test": []} if has_test else {}), set(), Counter()
     for document, rank in zip(documents, ranks, strict=True):
-        split, key = ("val" if rank <= limit else "train"), tuple(map(folded, document))
+        split, key = split_of[rank], tuple(map(folded, document))
         if key in seen:
             copies[split] += 1
         else:
@@ -146,18 +155,20 @@ def corpora(draw):
 
 
 @settings(max_examples=60)
-@given(units=corpora(), val_fraction=st.floats(0.01, 0.99))
-def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, units, val_fraction):
-    out = tmp_path_factory.mktemp("out")
+@given(units=corpora(), val_fraction=st.floats(0.01, 0.99), test_share=st.just(0.0) | st.floats(0.01, 0.99))
+def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, units, val_fraction, test_share):
+    out, shares = tmp_path_factory.mktemp("out"), {"val_fraction": val_fraction}
+    if test_share:
+        shares["test_fraction"] = test_share * (1 - val_fraction)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RANK_BYTES", 16), ("CACHED_BYTES", 5), ("SLICE", 7)):
             patch.setattr(module, name, value)
-        found = expected(units, val_fraction, head=16)
+        found = expected(units, head=16, **shares)
         if found is None or not all(found[0].values()):
-            with pytest.raises(ValueError, match="at least 2|would be empty"):
-                run(out, units, val_fraction=val_fraction)
+            with pytest.raises(ValueError, match=f"at least {3 if test_share else 2}|would be empty"):
+                run(out, units, **shares)
             return
-        dataset = run(out, units, val_fraction=val_fraction)
+        dataset = run(out, units, **shares)
     for split, documents in found[0].items():
         assert (
             dataset.array(split).tobytes()
@@ -165,7 +176,7 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
         )
         counts = dataset.meta["splits"][split]
         assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(t.encode()) for t in documents))
-    assert sorted(os.listdir(out)) == sorted(FILES)
+    assert sorted(os.listdir(out)) == sorted(FILES + ("test.bin",) * bool(test_share))
 
 
 @settings(max_examples=100)
@@ -203,7 +214,7 @@ def test_seen_is_a_set(batches):
 def split_of_each(dataset):
     return {
         text: split
-        for split in ("train", "val")
+        for split in dataset.meta["splits"]
         for text in dataset.array(split).astype(np.uint8).tobytes().decode("latin-1").split("\xff")[:-1]
     }
 
@@ -214,6 +225,49 @@ def test_more_files_move_no_document_between_splits(tmp_path):
     after = split_of_each(run(tmp_path / "more", units_of(dict(sorted(more.items(), reverse=True)))))
     assert len(before) == 30 and set(before.values()) == {"train", "val"}
     assert all(after[text] == split for text, split in before.items() if text in after)
+
+
+def test_a_test_split_takes_its_documents_from_train_alone(tmp_path):
+    """And leaves as training what a val_fraction that is larger by as much would leave."""
+    units = units_of(novel(60))
+    plain, larger = (split_of_each(run(tmp_path / str(v), units, val_fraction=v)) for v in (0.2, 0.45))
+    tested = split_of_each(run(tmp_path / "test", units, val_fraction=0.2, test_fraction=0.25))
+    assert tested.keys() == plain.keys() and len(tested) == 60 and Counter(tested.values())["test"] > 5
+    for text, split in tested.items():
+        assert (split == "val") == (plain[text] == "val") and (split == "train") == (larger[text] == "train")
+
+
+def test_a_test_split_is_a_share_of_the_other_documents_where_validation_is_given(tmp_path, capsys):
+    documents = novel(60)
+    given = [Unit("v", (Piece("v", "validation", True, "val"), Piece("w", documents["book7"], True, "val")))]
+    tested = split_of_each(run(tmp_path / "a", given + units_of(documents), val_fraction=0.9, test_fraction=0.25))
+    plain = split_of_each(run(tmp_path / "b", units_of(documents), val_fraction=0.25))
+    assert tested.pop("validation") == "val" and len(tested) == 60
+    for text, split in plain.items():
+        in_val = text == documents["book7"].encode().decode("latin-1")  # whose copy is dropped
+        assert tested[text] == ("val" if in_val else "test" if split == "val" else "train")
+
+
+def test_splits_that_are_all_given_are_kept(tmp_path):
+    given = [Unit(split, (Piece(split, f"the {split} text", True, split),)) for split in ("train", "val", "test")]
+    dataset = run(tmp_path, given, test_fraction=0.5)
+    assert split_of_each(dataset) == {f"the {split} text": split for split in ("train", "val", "test")}
+
+
+@pytest.mark.parametrize("shares, n", [((1e-12, 1e-12), (1, 1)), ((1 - 1e-12, 1e-13), (18, 1)), ((0.5, 1e-12), None)])
+def test_each_of_three_splits_has_a_document_where_three_differ(tmp_path, shares, n):
+    dataset = run(tmp_path / "out", units_of(novel(20)), val_fraction=shares[0], test_fraction=shares[1])
+    splits = {name: split["documents"] for name, split in dataset.meta["splits"].items()}
+    if n is None:
+        plain = run(tmp_path / "plain", units_of(novel(20)), val_fraction=shares[0])
+        n = plain.meta["splits"]["val"]["documents"], 1
+    assert (splits["val"], splits["test"]) == n and sum(splits.values()) == 20
+
+
+def test_two_documents_are_too_few_for_three_splits(tmp_path):
+    with pytest.raises(ValueError, match="2 documents .*: need at least 3, as each goes to train or val or test whole"):
+        run(tmp_path / "out", units_of(novel(2)), test_fraction=0.3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_copy_with_other_whitespace_is_dropped_and_stays_in_its_split(tmp_path, capsys):
@@ -273,11 +327,11 @@ def test_the_tokenizer_sees_the_training_texts_or_all(tmp_path):
 
 def test_a_search_for_the_splits_reads_no_further_than_it_must(tmp_path):
     log = tmp_path / "log"
-    limit = find_limit(units_of(novel(50), log=str(log)), 0.5)
-    assert limit == 2**63 and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
+    limits = find_limits(units_of(novel(50), log=str(log)), 0.5)
+    assert limits == (("val", 2**63),) and 1 < len(log.read_text(encoding="utf-8").splitlines()) < 20
     given = [Unit("t", (Piece("t", "text", True, "train"),)), Unit("v", (Piece("v", "text", True, "val"),), fails="no")]
-    assert find_limit(given, 0.5) == 2**63
-    assert list(split_texts(given[:1], limit)) == ["text"]
+    assert find_limits(given, 0.5) == limits
+    assert list(split_texts(given[:1], limits)) == ["text"]
 
 
 # ---- workers ---------------------------------------------------------------------------------------------------
@@ -312,7 +366,7 @@ class Unit:
                 os._exit(9)
             yield Piece("bad.txt", how, True, None)
 def run(out, workers, n_units, n):
-    args = argparse.Namespace(out_dir=Path(out), val_fraction=0.2, dry_run=False, workers=workers)
+    args = argparse.Namespace(out_dir=Path(out), val_fraction=0.2, test_fraction=0.2, dry_run=False, workers=workers)
     tokenizer = CharTokenizer("abc 红\\n", eot=True)
     build(args, [Unit(str(i), n) for i in range(n_units)], lambda texts: tokenizer, {{"from": "here"}}, "config/x.py")
 def forked(out, n):
@@ -338,7 +392,7 @@ def main(argv):
         out = argv[1] + str(n)
         killed = forked(out, n)
         assert not forked(out, 10**9)
-        files = (Path(out, name).read_bytes() for name in ("train.bin", "val.bin", "meta.json"))
+        files = (Path(out, name).read_bytes() for name in ("train.bin", "val.bin", "meta.json", "test.bin"))
         print(*(hashlib.sha256(file).hexdigest() for file in files))
         n += 1
 if __name__ == "__main__":
@@ -429,7 +483,7 @@ def test_a_second_run_reads_only_what_the_first_did_not_finish(tmp_path, capsys)
     assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
 
 
-@pytest.mark.parametrize("change", ["text", "order", "tokenizer", "val_fraction", "damage", "fewer"])
+@pytest.mark.parametrize("change", ["text", "order", "tokenizer", "val_fraction", "test_fraction", "damage", "fewer"])
 def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
     units, options = units_of(novel(20)), {}
     broken = [*units[:15], Unit("bad", units[15].content, fails="stop"), *units[16:]]
@@ -443,6 +497,8 @@ def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
         options["make_tokenizer"] = chars_with_eot
     elif change == "val_fraction":
         options["val_fraction"] = 0.6
+    elif change == "test_fraction":
+        options["test_fraction"] = 0.3
     elif change == "damage":
         for path in (tmp_path / "out").glob(".prepare-*/train.bin"):
             os.truncate(path, 10)
@@ -451,7 +507,8 @@ def test_what_was_made_of_something_else_is_not_used(tmp_path, change):
     run(tmp_path / "out", units, **options)
     run(tmp_path / "whole", units, **options)
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(digests(tmp_path / "whole"))
+    assert (change == "test_fraction") == (tmp_path / "out" / "test.bin").exists()
 
 
 @pytest.mark.parametrize("n_before, settings", [(0, {}), (2, {}), (2, {"val_fraction": 0.6})])
@@ -602,4 +659,4 @@ def test_a_kill_at_a_random_moment_and_another_run_give_the_undisturbed_files(tm
         process.wait()
         if i % 2 or i == n - 1:
             assert prepare(out, 2).returncode == 0
-            assert digests(out) == undisturbed and sorted(os.listdir(out)) == sorted(FILES)
+            assert digests(out) == undisturbed and sorted(os.listdir(out)) == sorted(undisturbed)

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import io
+import itertools
 import json
 import os
 import re
@@ -30,7 +31,15 @@ from checkpoints.build import add_rows, build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
-from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset, windows_per_epoch
+from data.dataset import (
+    DatasetWriter,
+    batch,
+    conversation_edges,
+    eval_batch,
+    eval_windows,
+    open_dataset,
+    windows_per_epoch,
+)
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
 from inference.chat import Chat, answer_all, chat_tokenizer_of
 from inference.repetition import Repetition
@@ -88,6 +97,31 @@ def dataset(base, tmp_path_factory):
     rows = write_rows(folder / "rows.jsonl", some_rows())
     prepare.main(["--input", str(rows), f"--init_from={base}", f"--out_dir={folder}", "--val_fraction=0.2"])
     return folder
+
+
+def test_a_test_split_takes_its_questions_from_training_alone(base, dataset, tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    options = ["--input", str(rows), f"--init_from={base}"]
+    prepare.main([*options, f"--out_dir={tmp_path / 'out'}", "--val_fraction=0.2", "--test_fraction=0.3"])
+    before, after = open_dataset(dataset), open_dataset(tmp_path / "out")
+    assert "test: " in capsys.readouterr().out and after.is_masked
+
+    def conversations(opened, split):
+        edges = conversation_edges(opened, split, 96)
+        ids, mask = opened.array(split), opened.mask(split)
+        return [(ids[a:b].tolist(), mask[a:b].tolist()) for a, b in itertools.pairwise(edges.tolist())]
+
+    assert conversations(after, "val") == conversations(before, "val")
+    test, train = conversations(after, "test"), conversations(after, "train")
+    assert test and train and sorted(test + train) == sorted(conversations(before, "train"))
+    end = after.tokenizer.special_tokens["<|assistant|>"]
+    questions = [{tuple(ids[: ids.index(end)]) for ids, _ in found} for found in (test, train)]
+    assert not questions[0] & questions[1]
+    prepare.main([*options, f"--out_dir={tmp_path / 'given'}", f"--val_input={rows}", "--test_fraction=0.3"])
+    given = open_dataset(tmp_path / "given")
+    assert len(conversations(given, "val")) == 40 and 4 < len(conversations(given, "test")) < 20
+    with pytest.raises(ValueError, match="their sum must be below 1"):
+        prepare.main([*options, f"--out_dir={tmp_path / 'none'}", "--test_fraction=0.95"])
 
 
 # ---- reading -----------------------------------------------------------------------------------------------

@@ -147,6 +147,98 @@ def test_an_empty_split_is_refused(tmp_path):
         open_dataset(tmp_path)
 
 
+def write_test(folder, test=(4, 5, 6, 7), train=(7, 8, 9)):
+    splits = ("train", "val", "test")
+    with DatasetWriter(folder, Ids(256), {"from": "test"}, splits=splits) as writer:
+        for split, ids in zip(splits, (train, (1, 2), test), strict=True):
+            writer.write(split, np.array(ids), n_bytes=len(ids))
+    return open_dataset(folder)
+
+
+def test_a_test_split_is_listed_and_opened_by_who_asks_for_it(tmp_path):
+    dataset = write_test(tmp_path)
+    assert dataset.sizes == {"train": 3, "val": 2}
+    assert dataset.array("test").tolist() == [4, 5, 6, 7] and dataset.tokens("test") == dataset.bytes("test") == 4
+    digest = hashlib.sha256((tmp_path / "test.bin").read_bytes()).hexdigest()
+    assert dataset.meta["splits"]["test"] == {"tokens": 4, "bytes": 4, "documents": 1, "sha256": digest}
+    with pytest.raises(ValueError, match="test split would be empty; .*--val_fraction and --test_fraction"):
+        write_test(tmp_path / "empty", test=[])
+
+
+def test_whether_a_test_split_is_there_matters_to_no_one_else(tmp_path):
+    whole = write_test(tmp_path / "a").fingerprint()
+    dataset = write_test(tmp_path / "b", test=[9])
+    assert dataset.fingerprint() == whole and dataset.tokens("test") == 1 and dataset.fingerprint() == whole
+    (tmp_path / "b" / "test.bin").unlink()
+    assert open_dataset(tmp_path / "b").fingerprint() == whole
+    with pytest.raises(ValueError, match="no test.bin, though meta.json lists it; prepare .* --test_fraction"):
+        open_dataset(tmp_path / "b").tokens("test")
+    with pytest.raises(ValueError, match="no test split; prepare it again with --test_fraction"):
+        write(tmp_path / "c", [1, 2]).array("test")
+    np.array([1, 2, 3], "<u2").tofile(tmp_path / "a" / "test.bin")
+    with pytest.raises(ValueError, match="test.bin: 3 tokens, but meta.json says 4"):
+        open_dataset(tmp_path / "a").tokens("test")
+
+
+def test_a_test_bin_beside_foreign_bins_is_checked_when_it_is_asked_for(tmp_path):
+    folder = foreign(tmp_path / "a", [1, 2, 3])
+    np.array([300], "<u2").tofile(folder / "test.bin")
+    dataset = open_dataset(folder, vocab_size=256)
+    with pytest.raises(ValueError, match="test.bin: token 0 is id 300, but vocab_size is 256"):
+        dataset.tokens("test")
+    assert open_dataset(folder, vocab_size=301).array("test").tolist() == [300]
+
+
+def test_an_old_test_split_goes_with_its_dataset_and_a_file_of_that_name_stays(tmp_path):
+    write_test(tmp_path)
+    write(tmp_path, [1, 2])
+    assert sorted(os.listdir(tmp_path)) == ["meta.json", "train.bin", "val.bin"]
+    (tmp_path / "test.bin").write_bytes(b"a user's own")
+    write(tmp_path, [3, 4])
+    assert (tmp_path / "test.bin").read_bytes() == b"a user's own"
+
+
+@pytest.mark.parametrize("before, after", [(True, True), (True, False), (False, True)])
+def test_a_kill_between_any_steps_leaves_the_old_dataset_or_none_and_never_other_test_ids(
+    tmp_path, monkeypatch, before, after
+):
+    """The steps are replacing and removing a file."""
+    steps, known = -1, {}
+
+    def step(original):
+        def killed(*args, **options):
+            nonlocal steps
+            steps -= 1
+            if steps == 0:
+                raise KeyboardInterrupt
+            return original(*args, **options)
+
+        return killed
+
+    for number in range(1, 12):
+        folder, steps = tmp_path / str(number), -1
+        write_test(folder) if before else write(folder, [7, 8, 9])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", step(os.replace))
+            patch.setattr(Path, "unlink", step(Path.unlink))
+            steps = number
+            try:
+                write_test(folder, test=[100], train=[50]) if after else write(folder, [50])
+            except KeyboardInterrupt:
+                pass
+        if not (folder / "train.bin").exists():
+            known[number] = "none"
+            continue
+        dataset = open_dataset(folder)
+        is_old = dataset.array("train")[0] == 7
+        known[number] = "old" if is_old else "new"
+        if before if is_old else after:
+            assert dataset.array("test").tolist() == ([4, 5, 6, 7] if is_old else [100])
+        else:
+            assert "test" not in dataset.meta["splits"] and (is_old or not (folder / "test.bin").exists())
+    assert [*dict.fromkeys(known.values())] == ["old", "none", "new"]
+
+
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot write the dataset"):

@@ -183,6 +183,22 @@ def test_loss_perplexity_and_bits_are_those_of_all_tokens_but_the_first(bytes_ru
     assert (result["bytes"], result["characters"]) == (len(text), characters)
 
 
+def test_the_test_split_has_its_own_loss_and_baselines(bytes_run, tmp_path, capsys):
+    _, model, _ = bytes_run
+    tokenizer, texts = ByteTokenizer(eot=255), {"train": TEXT, "val": TEXT[5:], "test": TEXT[::-1] * 2}
+    with DatasetWriter(tmp_path / "data", tokenizer, {"name": "test"}, splits=tuple(texts)) as writer:
+        for split, text in texts.items():
+            writer.write(split, tokenizer.encode(text), len(text.encode()))
+    save(tmp_path / "out", model, tokenizer, config={"dataset": str(tmp_path / "data")})
+    found = run(capsys, f"--out_dir={tmp_path / 'out'}", "--split=test", "--baselines")
+    ids = np.frombuffer(texts["test"].encode(), np.uint8).astype(np.int64)
+    nats = reference(exact_logits(model), ids, 8, 8)
+    assert found["loss"] == pytest.approx(np.mean(nats), abs=1e-5) and found["text"].endswith("data test")
+    assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / (len(ids) - 1), abs=1e-5)
+    data = texts["test"].encode()[1:]
+    assert found["baselines"]["gzip -9"] == pytest.approx(8 * len(gzip.compress(data, 9)) / len(data), abs=0.5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 1000])
 def test_the_batch_size_does_not_change_the_loss(bytes_run, capsys, batch_size):
     options = [f"--out_dir={bytes_run[0]}", "--stride=3", "--per_document"]
@@ -530,7 +546,9 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
 @pytest.mark.parametrize("options, message", [
     (["--stride=9"], "stride=9 must be 1 to block_size=8"), (["--stride=0"], "stride=0"),
     (["--block_size=9"], "block_size=9 must be 1 to 8"),
-    (["--split=test"], "no test.bin; this dataset has only train, val"),
+    (["--split=test"], "this dataset has no test split; prepare it again with --test_fraction=0.05"),
+    (["--split=dev"], "no dev.bin; this dataset has only train, val"),
+    (["--split=test", "--memorised"], "no test split"), (["--split=test", "--task=fim"], "no test split"),
     (["--batch_size=0"], "batch_size=0"), (["--input=nowhere.txt"], "nowhere.txt cannot be read: No such"),
     (["--task=lambada"], "needs its questions"),
     (["--task=hellaswag", "--input={lambada}"], "line 1: 'activity_label'"),

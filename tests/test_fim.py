@@ -98,6 +98,17 @@ def test_the_result_does_not_depend_on_the_number_of_workers_or_on_units(tmp_pat
     assert digests(tmp_path / "other") != digests(tmp_path / "one")
 
 
+def test_a_test_split_stays_left_to_right(tmp_path, capsys):
+    units = units_of(files())
+    plain = run(tmp_path / "plain", units, val_fraction=0.2, test_fraction=0.3)
+    found = run(tmp_path / "fim", units, val_fraction=0.2, test_fraction=0.3, **OPTIONS | {"fim_rate": 1.0})
+    assert "val and test are left to right" in capsys.readouterr().out
+    markers = [found.tokenizer.special_tokens[name] for name in FIM_MARKERS]
+    for split in ("val", "test"):
+        assert np.array_equal(found.array(split), plain.array(split)) and found.tokens(split) > 100
+    assert all((found.array("train") == marker).any() for marker in markers)
+
+
 @given(st.text(max_size=300), st.integers(1, 80), st.floats(0, 1))
 def test_parts_restore_the_text_and_are_no_longer_than_asked(text, chars, spm_rate):
     fim = Fim(1.0, spm_rate, chars)

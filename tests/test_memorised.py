@@ -87,6 +87,17 @@ def test_what_a_real_model_writes_is_compared(tmp_path, capsys):
     assert found["copied_held_out_longest"] >= 20  # the splits are the same
 
 
+def test_samples_can_continue_the_test_split(tmp_path, capsys):
+    """Its text is in training here, that of validation is not."""
+    text, tokenizer = "宝玉笑道：“来了。”\n" * 60, ByteTokenizer(eot=255)
+    with DatasetWriter(tmp_path / "data", tokenizer, {}, splits=("train", "val", "test")) as writer:
+        for split, own in (("train", text), ("val", "".join(map(chr, range(40, 120))) * 9), ("test", text)):
+            writer.write(split, tokenizer.encode(own), len(own.encode()))
+    save(tmp_path / "out", build(), tokenizer, config={"dataset": str(tmp_path / "data")})
+    val, test = (run(capsys, f"--out_dir={tmp_path / 'out'}", "--memorised", f"--split={s}") for s in ("val", "test"))
+    assert val["copied_held_out_longest"] == 0 and test["copied_held_out_longest"] >= 20
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

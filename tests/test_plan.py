@@ -15,15 +15,46 @@ from configurator import configure
 __all__ = ["letters"]  # a fixture
 
 
-@given(st.floats(0.5, 4), st.floats(0.1, 10), st.floats(0.05, 2), st.integers(1, 6))
+FALLING = [3.0, 2.5, 2.2]
+
+
+@given(st.floats(0.5, 4), st.floats(0.1, 10), st.floats(0.05, 2), st.integers(0, 6))
 def test_three_losses_on_a_power_law_give_those_to_come(end, size, power, doublings):
     losses = [end + size * 2.0 ** (-power * k) for k in range(3 + doublings)]
-    assert plan.extrapolate(losses[:3], doublings) == pytest.approx(losses[-1], rel=1e-6)
+    assert plan.power_law(losses[:3], doublings) == pytest.approx(losses[-1], rel=1e-6)
 
 
-@pytest.mark.parametrize("losses", [[2.0, 1.8, 1.9], [2.0, 2.1, 2.0], [2.0, 2.0, 2.0]])
-def test_a_loss_that_no_longer_falls_is_not_expected_to(losses):
-    assert plan.extrapolate(losses) == losses[-1]
+@given(st.floats(0.5, 4), st.floats(0.1, 10), st.floats(-0.8, 2), st.integers(0, 6))
+def test_three_losses_on_a_hyperbola_give_those_to_come(end, size, start, doublings):
+    losses = [end + size / (2.0**k + start) for k in range(3 + doublings)]
+    assert plan.hyperbola(losses[:3], doublings) == pytest.approx(losses[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("losses", [[2.0, 1.8, 1.9], [2.0, 2.1, 2.1], [2.0, 2.0, 2.0]])
+@pytest.mark.parametrize("curve", [plan.power_law, plan.hyperbola])
+def test_a_loss_that_no_longer_falls_is_not_expected_to(losses, curve):
+    assert curve(losses, 3) == losses[-1]
+
+
+@pytest.mark.parametrize("curve", [plan.power_law, plan.hyperbola])
+def test_runs_that_get_faster_and_faster_are_not_expected_to_go_on_so(curve):
+    """As if both doublings had gained what the second did."""
+    found = curve([3.0, 2.9, 2.4], 2)
+    assert found == pytest.approx(curve([3.4, 2.9, 2.4], 2)) and 1.4 <= found < 2.4
+
+
+@given(st.lists(st.floats(0.1, 5), min_size=3, max_size=3), st.floats(-0.2, 0.5), st.integers(0, 3))
+def test_a_gap_that_stays_moves_the_range_of_the_training_loss(train, gap, doublings):
+    curves = sorted(curve(train, doublings) for curve in (plan.power_law, plan.hyperbola))
+    found = plan.expected_range(train, [loss + gap for loss in train], doublings)
+    assert found == pytest.approx([max(0.0, loss + gap) for loss in curves], abs=1e-6)
+
+
+def test_a_gap_that_grows_is_expected_to_go_on_and_one_that_shrinks_to_stay():
+    curves = sorted(curve(FALLING, 2) for curve in (plan.power_law, plan.hyperbola))
+    for gaps, at_the_end in (([0.0, 0.1, 0.25], 0.55), ([0.0, 0.3, 0.2], 0.2)):
+        val = [loss + gap for loss, gap in zip(FALLING, gaps, strict=True)]
+        assert plan.expected_range(FALLING, val, 2) == pytest.approx([loss + at_the_end for loss in curves])
 
 
 def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(letters, capsys):
@@ -34,34 +65,93 @@ def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(let
     assert [row["size"] for row in rows] == ["1x16", "2x32"]
     for row in rows:
         assert row["parameters"] > 0 and row["steps"] > 0 and row["epochs"] > 0
-        assert 0 <= row["expected loss"] <= row["loss at 1/8"] < 4
+        assert 0 <= row["from"] <= row["expected loss"] <= row["to"] <= row["loss at 1/4"] < 4
+        assert row["memory MB"] > 0 and row["dropout"] == plan.dropout_for(row["epochs"])
     best = min(rows, key=lambda row: row["expected loss"])
     command = shlex.split(next(line for line in out.splitlines() if line.startswith("python train.py")))
     config, _ = configure(train.TrainConfig, command[2:])
-    assert f"{config.n_layer}x{config.n_embd}" == best["size"] and config.max_minutes == 0.05
+    assert f"{config.n_layer}x{config.n_embd}" == best["size"] and config.max_minutes == 0.05 * best["stop"]
     assert config.dataset == str(letters) and not config.always_save_checkpoint
+    assert config.dropout == best["dropout"]
+    assert f"after {round(best['steps'] * best['stop']):,} steps" in out
 
 
-def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the_lowest(capsys, monkeypatch):
-    losses = {"1": [9.0, 6.0, 3.0], "2": [3.0, 2.9, 2.8]}  # 0.0 and 2.5 are expected
+@pytest.fixture
+def planned(capsys, monkeypatch):
+    """planned(losses, *options): what plan.py prints, and the rows, where the short runs of 1x16, 2x16, ... report
+    losses[layers - 1], pairs of training and validation; planned.runs: the options of each."""
+    found = {"parameters": 1, "memory MB": 9.0, "steps": 320, "epochs": 20.0}
 
-    def run(options, kind):
-        layers = next(option for option in options if option.startswith("--n_layer=")).partition("=")[2]
-        return [{"val_loss": losses[layers].pop(0)}]
+    def planned(losses, *options):
+        left, planned.runs = [list(pairs) for pairs in losses], []
 
-    found = {"parameters": 1, "steps": 320, "epochs": 1.0}
-    monkeypatch.setattr(plan, "SIZES", ("1x16", "2x16", "3x16"))
-    monkeypatch.setattr(plan, "trial", lambda options, minutes: dict(found))
-    monkeypatch.setattr(plan, "run_train", run)
-    plan.main([CONFIG, "--minutes=1", "--sweep", "--json"])
-    out = capsys.readouterr().out
-    rows = json.loads(out.splitlines()[-1])["rows"]
-    assert [row["expected loss"] for row in rows] == [0.0, pytest.approx(2.5), None]
+        def run(options, kind):
+            planned.runs.append(options)
+            layers = next(option for option in options if option.startswith("--n_layer=")).partition("=")[2]
+            return [dict(zip(("train_loss", "val_loss"), left[int(layers) - 1].pop(0), strict=True))]
+
+        monkeypatch.setattr(plan, "run_train", run)
+        monkeypatch.setattr(plan, "SIZES", [f"{1 + i}x16" for i in range(len(losses))])
+        monkeypatch.setattr(plan, "trial", lambda options, minutes: dict(found))
+        plan.main([CONFIG, "--minutes=1", "--sweep", "--json", *options])
+        out = capsys.readouterr().out
+        return out, json.loads(out.splitlines()[-1])["rows"]
+
+    return planned
+
+
+def test_a_sweep_ends_at_a_size_that_is_clearly_worse_and_a_loss_of_0_can_be_the_lowest(planned):
+    losses = [[9.0, 5.9, 3.0], [3.0, 2.89, 2.8], [1.0, 0.9, 0.8]]
+    out, rows = planned([[(loss, loss) for loss in size] for size in losses])
+    assert rows[0]["stop"] == 1 and "Stop when the time is over" in out and "falls steeply" not in out
+    assert [row["from"] for row in rows] == [0.0, pytest.approx(2.8 - 0.09 * (9 / 11 + 81 / 121)), None]
+    assert rows[0]["expected loss"] < rows[1]["expected loss"] and rows[2]["expected loss"] is None
     assert "The lowest loss is expected of 1x16" in out
 
 
+def test_a_fourth_run_follows_where_the_second_doubling_gained_more_or_the_third_run_was_short(planned, monkeypatch):
+    """The prediction is then from the last three, over one doubling."""
+    for last, is_steep in ((2.0, False), (1.6, True)):
+        train = [3.0, 2.9, 2.4, last]
+        out, [row] = planned([[(loss, loss + 0.1) for loss in train]])
+        assert [run[-4] for run in planned.runs] == [f"--max_iters={steps}" for steps in (20, 40, 80, 160)]
+        expected = sorted(curve(train[1:], 1) + 0.1 for curve in (plan.power_law, plan.hyperbola))
+        assert [row["from"], row["to"]] == pytest.approx(expected) and row["stop"] == 1 and row["loss at 1/2"]
+        assert ("The short runs end where the loss still falls steeply" in out) == is_steep
+    _, [row] = planned([[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]])
+    assert len(planned.runs) == 3 and row["loss at 1/2"] is None
+    falling = [(3.0, 3.0), (2.5, 2.5), (2.2, 2.2), (2.0, 2.0)]
+    for least, is_short in ((81, False), (161, True)):  # the third run has 80 steps, the fourth 160
+        monkeypatch.setattr(plan, "LEAST", least)
+        out, _ = planned([falling])
+        assert len(planned.runs) == 4 and ("falls steeply" in out) == is_short
+
+
+def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(planned):
+    """Training gains 0.2, 0.1 and then less; the gap grows by 0.08 at every doubling."""
+    out, [row] = planned([[(2.0, 2.1), (1.8, 1.98), (1.7, 1.96)]])
+    assert row["stop"] == 1 / 4 and row["expected loss"] == row["from"] == row["to"] == 1.96
+    assert "after 80 steps, which are 5.0 epochs" in out and "Stop after 1/4 of the time" in out
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("python train.py")))
+    config, _ = configure(train.TrainConfig, command[2:])
+    assert config.max_minutes == 0.25 and config.eval_interval == 4 and config.dropout == 0.2
+
+
+def test_short_runs_have_the_dropout_of_the_proposal(planned):
+    falling = [[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]]
+    for options, dropout in ((), "0.2"), (("--dropout=0.35",), "0.35"):
+        out, [row] = planned(falling, *options)
+        assert [run[-4:] for run in planned.runs] == [
+            [f"--max_iters={steps}", "--eval_interval=1000000", "--max_minutes=None", f"--warmup_iters={warmup}"]
+            for steps, warmup in ((20, 1), (40, 2), (80, 5))  # of 320 steps, and of the config's 20
+        ]
+        command = next(line for line in out.splitlines() if line.startswith("python train.py"))
+        for words in [*planned.runs, shlex.split(command)]:
+            assert [word for word in words if word.startswith("--dropout=")][-1] == f"--dropout={dropout}"
+
+
 def test_a_proposal_survives_the_shell():
-    row = {"epochs": 1.0, "steps": 100, "shape": {"n_layer": 2}}
+    row = {"epochs": 1.0, "steps": 100, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
     options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
     command = shlex.split(plan.proposal(row, options, 2))
     assert command[:5] == ["python", "train.py", *options] and "--max_minutes=2" in command

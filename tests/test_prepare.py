@@ -1,6 +1,7 @@
 """data/*/prepare.py, run as a user would: known numbers, faithful text, stable splits, all corpora."""
 
 import errno
+import hashlib
 import importlib.util
 import io
 import json
@@ -54,6 +55,77 @@ def counts(folder):
     return meta["vocab_size"], meta["splits"]["train"]["tokens"], meta["splits"]["val"]["tokens"]
 
 
+# ---- the test split ----------------------------------------------------------------------------------------
+
+BOOK = "The old man, 红楼 and the sea.\n" * 40
+GOLDEN = {  # of files that were made before there were test splits
+    "shakespeare_char": ("a036228ad66e46c0", "a2ffec5f208260ca", "a3913a4c5a6e835f"),
+    "hongloumeng": ("1cfdc08d2be2f48d", "96e515c942aeff87", "ff3c1692f165f50a"),
+    "text": ("84d63b571e457f15", "16e87a97cd9b7b78", "12c1e0ab4bc90833"),
+}
+
+
+@pytest.mark.parametrize("option", [[], ["--test_fraction=0"]])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_without_a_test_split_the_files_are_what_they_were(tmp_path, name, option):
+    (tmp_path / "book.txt").write_bytes(BOOK.encode())
+    (tmp_path / "books").mkdir()
+    for i in range(20):
+        (tmp_path / "books" / f"{i:02}.txt").write_bytes(f"Book {i}.\n".encode() * (i + 1))
+    argv = {
+        "shakespeare_char": [tmp_path / "book.txt"],
+        "hongloumeng": [tmp_path / "book.txt", "--tokenizer=bpe", "--vocab_size=280"],
+        "text": [tmp_path / "books", "--tokenizer=byte", "--val_fraction=0.3"],
+    }
+    prepare(name, "--input", *argv[name], *option, "--out_dir", tmp_path / "out")
+    names = ("train.bin", "val.bin", "meta.json")
+    found = [hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest()[:16] for name in names]
+    assert tuple(found) == GOLDEN[name] and sorted(os.listdir(tmp_path / "out")) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "classics", "text", "pycode", "cppcode"])
+@pytest.mark.parametrize("options", [["--tokenizer=byte"], ["--tokenizer=bpe", "--vocab_size=300", "--trim"]])
+def test_a_test_split_changes_nothing_about_training_that_a_larger_validation_split_would_not(
+    tmp_path, name, options, capsys
+):
+    """Neither the text nor the tokenizer, its training and what --trim keeps; and all text is in one of the splits."""
+    suffix, folder = {"pycode": ".py", "cppcode": ".h"}.get(name, ".txt"), tmp_path / "in"
+    folder.mkdir()
+    for i in range(40 if name in ("text", "pycode", "cppcode") else 1):
+        letters = " ".join(chr(0x4E00 + 7 * i + j % (90 + i)) for j in range(300))
+        (folder / f"{i}{suffix}").write_text(f"{letters} number {i} of them.\n", encoding="utf-8")
+
+    def splits_of(*shares):
+        out = tmp_path / "-".join(shares)
+        prepare(name, "--input", folder, *options, *shares, "--out_dir", out)
+        dataset = open_dataset(out)
+        return dataset, {split: text_of(dataset, split) for split in dataset.meta["splits"]}
+
+    larger, without = splits_of("--val_fraction=0.5")
+    tested, found = splits_of("--val_fraction=0.25", "--test_fraction=0.25")
+    assert "train.bin, val.bin, test.bin and meta.json" in capsys.readouterr().out
+    assert np.array_equal(tested.array("train"), larger.array("train"))
+    assert tested.meta["tokenizer"] == larger.meta["tokenizer"]
+    assert len(found["test"]) > 20 and len(found["val"]) > 20
+    if len(os.listdir(folder)) == 1:
+        assert found["val"] + found["test"] == without["val"] and without["val"].endswith(found["test"])
+    else:
+        texts = {split: set(re.findall(r".* number \d+ of them\.\n", text)) for split, text in found.items()}
+        assert sum(map(len, texts.values())) == len(set.union(*texts.values())) == 40
+        assert texts["val"] | texts["test"] == set(re.findall(r".* number \d+ of them\.\n", without["val"]))
+    digest = hashlib.sha256((tested.folder / "test.bin").read_bytes()).hexdigest()
+    assert tested.meta["splits"]["test"]["sha256"] == digest
+
+
+def test_a_dry_run_reports_the_test_split_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "book.txt").write_bytes(BOOK.encode())
+    argv = ["--input", tmp_path / "book.txt", "--test_fraction=0.25", "--out_dir", tmp_path / "out", "--dry_run"]
+    prepare("shakespeare_char", *argv)
+    out = capsys.readouterr().out
+    assert re.search(rf"test +1 +0 +{len(BOOK) // 4} ", out) and "test: longest document book.txt" in out
+    assert os.listdir(tmp_path) == ["book.txt"]
+
+
 # ---- memory ------------------------------------------------------------------------------------------------
 
 
@@ -70,7 +142,7 @@ args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
 build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
 for unit in source.make_units(args, source.find_parts(args, reading), reading):
-    build.encode_unit(build.Layout(None, False, 0, build.Fim()), unit, out / "part")
+    build.encode_unit(build.Layout(None, False, (), build.Fim()), unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
 

@@ -197,6 +197,28 @@ def test_rows_come_from_their_split_and_what_is_in_both_is_not_held_out(corpus, 
         assert name in ("fc" if row in train else "g") and row["kind"] in ("body", "explain")
 
 
+def test_a_test_split_is_in_no_question_and_in_no_text_among_them(corpus, tmp_path):
+    """The rows are those of a dataset without it, and so are the windows of --text."""
+    tokenizer, texts = corpus[1], {**CORPUS, "test": ['def t(x):\n    """Testing."""\n    return "unseen", x\n'] * 9}
+    with DatasetWriter(tmp_path / "data", tokenizer, {}, splits=tuple(texts)) as writer:
+        for split, own in texts.items():
+            for text in own:
+                writer.write(
+                    split, make.np.array([*tokenizer.encode_document(text).tolist(), tokenizer.eot]), len(text)
+                )
+    plain = made(corpus, tmp_path / "plain", "--kinds", "body", "explain", "continue")
+    assert made((tmp_path / "data", tokenizer), tmp_path / "out", "--kinds", "body", "explain", "continue") == plain
+    assert not (tmp_path / "out" / "test.jsonl").exists()
+    base = write_base(tmp_path / "base.pt", tokenizer, block_size=200)
+    files = ["--input", str(tmp_path / "out" / "train.jsonl"), "--val_input", str(tmp_path / "out" / "val.jsonl")]
+    prepare.main([*files, f"--init_from={base}", f"--text={tmp_path / 'data'}", f"--out_dir={tmp_path / 'chat'}"])
+    chat = make.open_dataset(tmp_path / "chat")
+    for split in ("train", "val"):
+        said = "".join(chat.tokenizer.decode(chat.array(split)))
+        assert "def f" in said or split == "val"
+        assert "unseen" not in said and "Testing" not in said
+
+
 def test_a_seed_decides_everything_and_kinds_do_not_depend_on_each_other(corpus, tmp_path):
     first, again = (made(corpus, tmp_path / name, "--seed=5") for name in "ab")
     assert first == again

@@ -293,6 +293,9 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
         (["--val_fraction=0"], "val_fraction"),
         (["--val_fraction=nan"], "val_fraction"),
         (["--val_fraction=x"], "val_fraction"),
+        (["--test_fraction=1"], "test_fraction: 1 is not from 0 to below 1"),
+        (["--test_fraction=nan"], "test_fraction"),
+        (["--val_fraction=0.6", "--test_fraction=0.4"], "leave no text to train on: their sum must be below 1"),
         (["--encoding=gb-18"], "unknown encoding 'gb-18'"),
         (["--clean=adverts"], "no cleaning rule adverts"),
         (["--imput=x"], "imput"),
@@ -471,6 +474,75 @@ def test_texts_in_a_row_are_cut_once_where_nanogpt_would(tmp_path, texts, val_fr
     assert "".join(text for (_, split), text in found.items() if split == "train") == whole[:cut]
     assert "".join(text for (_, split), text in found.items() if split == "val") == whole[cut:]
     assert all(found.values())
+
+
+@given(
+    texts=st.lists(st.text(st.sampled_from("ab 字。\n"), min_size=1, max_size=40), min_size=1, max_size=4),
+    val_fraction=st.floats(0.01, 0.5),
+    test_fraction=st.floats(0.01, 0.45),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
+def test_a_test_split_by_position_is_the_end_and_leaves_train_as_a_larger_val_fraction_would(
+    tmp_path, texts, val_fraction, test_fraction
+):
+    paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
+    args = parse(tmp_path, "--input", *paths, f"--val_fraction={val_fraction}", f"--test_fraction={test_fraction}")
+    reading = reading_of(args)
+    units = by_position(args, find_parts(args, reading), reading)
+    found, whole = documents(units), "".join(texts)
+    first, second = (int(len(whole) * share) for share in (1 - (val_fraction + test_fraction), 1 - test_fraction))
+    for split, text in (("train", whole[:first]), ("val", whole[first:second]), ("test", whole[second:])):
+        assert "".join(text for (_, of), text in found.items() if of == split) == text
+    for split in ("train", "val", "test"):  # each ends and begins where another does
+        side = [piece for unit in units for piece in unit.pieces() if piece.split == split]
+        assert not side or side[-1].ends
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_three_splits_cut_no_word_in_two_and_train_is_that_of_a_larger_val_fraction(tmp_path, small_parts, each):
+    texts = {"a.txt": NOVEL, "b.txt": "好。well " * 50}
+    paths = [write(tmp_path / name, text) for name, text in texts.items()]
+
+    def cut(*shares):
+        args = parse(tmp_path, "--input", *paths, "--tokenizer=bpe", *shares)
+        reading = reading_of(args)
+        return documents(by_position(args, find_parts(args, reading), reading, each))
+
+    found, plain = cut("--val_fraction=0.25", "--test_fraction=0.25"), cut("--val_fraction=0.5")
+    of_train = [name for name, split in found if split == "train"]
+    assert len(of_train) == 1 + each and all(found[name, "train"] == plain[name, "train"] for name in of_train)
+    splits = [[found.get((name, split), "") for split in ("train", "val", "test")] for name in texts]
+    assert ["".join(parts) for parts in splits] == list(texts.values())
+    whole = texts.values() if each else ["".join(texts.values())]
+    ends = [[sum(map(len, parts[: i + 1])) for i in (0, 1)] for parts in splits]
+    ends = ends if each else [[sum(column) for column in zip(*ends, strict=True)]]
+    assert ends == [[find_cut(text, int(len(text) * share)) for share in (0.5, 0.75)] for text in whole]
+
+
+def test_with_validation_given_the_end_of_the_other_text_is_test(tmp_path):
+    a, b = write(tmp_path / "a.txt", "a" * 100), write(tmp_path / "b.txt", "b" * 10)
+    args = parse(tmp_path, "--input", a, "--val_input", b, "--test_fraction=0.2", "--val_fraction=0.95")
+    reading = reading_of(args)
+    assert documents(by_position(args, find_parts(args, reading), reading)) == {
+        ("b.txt", "val"): "b" * 10,
+        ("a.txt", "train"): "a" * 80,
+        ("a.txt", "test"): "a" * 20,
+    }
+    assert documents(make_units(args, find_parts(args, reading), reading)) == {
+        ("b.txt", "val"): "b" * 10,
+        ("a.txt", None): "a" * 100,  # by its rank
+    }
+
+
+def test_with_a_test_split_training_files_by_name_are_shared_out(tmp_path):
+    for name in ("train-0.txt", "train-1.txt", "valid.txt", "test.txt", "more.txt"):
+        write(tmp_path / "in" / name, name)
+    for option, split in (("--test_fraction=0", "train"), ("--test_fraction=0.1", None)):
+        args = parse(tmp_path, "--input", tmp_path / "in", option)
+        parts = find_parts(args, reading_of(args, named_splits=True))
+        assert {part.name.rpartition("/")[2]: part.split for part in parts} == {
+            "valid.txt": "val", "train-0.txt": split, "train-1.txt": split, "more.txt": None
+        }  # fmt: skip
 
 
 def test_each_text_by_itself_is_cut_at_its_own_end_and_no_word_in_two(tmp_path, small_parts):

@@ -95,6 +95,28 @@ def test_k_steps_and_a_resume_equal_n_steps_bitwise(dataset, tmp_path, dtype, st
     assert_equal_states(*best)
 
 
+def test_a_run_needs_no_test_split_and_never_opens_one(dataset, tmp_path):
+    """The same bits with a test.bin, garbage of that name, or none; not even a resume opens it."""
+    text, opened, watching = open_dataset(dataset), [], True
+    splits = ("train", "val", "test")
+    with DatasetWriter(tmp_path / "data", text.tokenizer, {"name": "test"}, splits=splits) as writer:
+        for split in splits:
+            ids = np.array(text.array("val" if split == "test" else split))
+            writer.write(split, ids, len(ids))
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    sys.addaudithook(lambda event, args: watching and event == "open" and opened.append(str(args[0])))
+    whole = run(tmp_path / "data", tmp_path / "whole", "--max_iters=4")
+    os.replace(tmp_path / "garbage", tmp_path / "data" / "test.bin")
+    run(tmp_path / "data", tmp_path / "parts", "--max_iters=2")
+    (tmp_path / "data" / "test.bin").unlink()
+    parts = run(tmp_path / "data", tmp_path / "parts", "--max_iters=4", "--init_from=resume")
+    watching = False
+    assert_equal_states(whole, parts)
+    assert_equal_states(whole, {**run(dataset, tmp_path / "plain", "--max_iters=4"), "meta": whole["meta"]})
+    assert any(path.endswith("train.bin") for path in opened)
+    assert not any(path.endswith("test.bin") for path in opened)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_muon_resumes_bitwise_too(dataset, tmp_path, dtype):
     options = ("--optimizer=muon", f"--dtype={dtype}", "--n_kv_head=1")

@@ -14,7 +14,7 @@ The kinds:
 
 The texts are those of the dataset that the model was trained on: train.jsonl comes from its training split, val.jsonl
 from its validation split, so the model has not read what it is asked there. Validation leaves out what the rows for
-training have too, such as a function copied from one file to another.
+training have too, such as a function copied from one file to another. A test split is not read.
 """
 
 import argparse

@@ -13,9 +13,9 @@ A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these 
 
 After a system turn or none, user and assistant take turns. Only the assistant's words, and the marker that ends them,
 are learned. Each conversation is a window of its own: it sees no other, and is not cut but before a user's turn, if it
-is longer than the model's context. The first question decides whether it is train or val, so the same question is never
-in both. With --text, some windows are plain text out of the dataset that the model was trained on, so that it does not
-forget how to write.
+is longer than the model's context. The first question decides whether it is train, val or, with --test_fraction, test,
+so the same question is never in two of them. With --text, some windows are plain text out of the training split of the
+dataset that the model was trained on, so that it does not forget how to write.
 """
 
 import argparse
@@ -31,9 +31,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import answer_early, exit_on_error
 from data.conversations import Messages, chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
-from data.dataset import SPLITS, TARGET, DatasetWriter, display_path
+from data.dataset import SPLITS, TARGET, TEST, DatasetWriter, display_path
 from data.extended import ExtendedTokenizer
-from data.source import Parser, open_fraction
+from data.source import TEST_HELP, Parser, check_held_out, open_fraction, test_share
 
 SHOWN_REASONS = 12
 
@@ -47,6 +47,7 @@ def prepare_options() -> argparse.ArgumentParser:
     add("--init_from", required=True, help="the model to be trained on them: a checkpoint, a folder, 'gpt2'")
     share = "share of the questions for validation, without --val_input (default: %(default)s)"
     add("--val_fraction", type=open_fraction, default=0.1, help=share)
+    add("--test_fraction", type=test_share, default=0.0, help=TEST_HELP)
     add("--block_size", type=int, help="longest conversation in tokens (default: the model's context)")
     text = "a dataset in the model's tokens: some of its training split is learned as it is, so that none is forgotten"
     add("--text", metavar="DATASET", help=text)
@@ -81,6 +82,7 @@ class Counts:
 
 def main(argv: list[str]) -> None:
     args = prepare_options().parse_args(argv)
+    check_held_out(args)
     state = load_pretrained(args.init_from)
     tokenizer, longest = chat_tokenizer(find_tokenizer(state)), state["model_args"]["block_size"]
     block_size = args.block_size or longest
@@ -90,14 +92,15 @@ def main(argv: list[str]) -> None:
     del state
     counts = Counts(stop=args.bad_rows == "stop")
     source = {"from": [path.name for path in [*args.input, *args.val_input]], "special": "text", "text": args.text}
-    lengths = {split: [] for split in SPLITS}
-    with DatasetWriter(args.out_dir, tokenizer, source) as writer:
+    splits = (*SPLITS, TEST) if args.test_fraction else SPLITS
+    lengths = {split: [] for split in splits}
+    with DatasetWriter(args.out_dir, tokenizer, source, splits=splits) as writer:
         writer.extra = {"chat": {"template": chat_template(tokenizer), "block_size": block_size}}
-        for paths, fixed in ((args.input, "train" if args.val_input else None), (args.val_input, "val")):
+        for paths, fixed in ((args.input, None), (args.val_input, "val")):
             for path in paths:
                 for place, messages in read_conversations(path, counts.refuse):
                     try:
-                        split = fixed or split_of_question(messages, args.val_fraction)
+                        split = fixed or split_of_question(messages, args)
                         lengths[split] += write_conversation(writer, split, messages, tokenizer, block_size, counts)
                     except ValueError as error:  # a character the tokenizer lacks
                         counts.refuse(place, str(error))
@@ -132,10 +135,13 @@ def write_text(writer: DatasetWriter, ids: np.ndarray, share: float, block_size:
     return n
 
 
-def split_of_question(messages: Messages, val_fraction: float) -> str:
+def split_of_question(messages: Messages, args: argparse.Namespace) -> str:
+    """Of a question in --input: val and, above it, test are shares of all hashes, so a test split moves no question of
+    validation."""
     question = next(message["content"] for message in messages if message["role"] == "user")
     draw = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
-    return "val" if draw < val_fraction else "train"
+    val_share = 0.0 if args.val_input else args.val_fraction
+    return "val" if draw < val_share else TEST if draw < val_share + args.test_fraction else "train"
 
 
 def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, block_size: int, has_text: bool) -> None:
