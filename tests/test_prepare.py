@@ -529,6 +529,24 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
         prepare("text", "--out_dir", tmp_path / "none")
 
 
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "trimmed"])
+def test_a_datasets_folder_stands_for_its_tokenizer(tmp_path, kind):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("宝玉来见黛玉，黛玉笑了。\n" * 200, encoding="utf-8")
+    second.write_text("黛玉来见宝玉。\n" * 100, encoding="utf-8")
+    options = {"bpe": ["--vocab_size=300"], "trimmed": [f"--tokenizer_file={tmp_path / 'tokenizer.json'}", "--trim"]}
+    (tmp_path / "tokenizer.json").write_text(BPETokenizer.train([HARD_TEXT], 400).to_json()["tokenizer"], "utf-8")
+    named = "bpe" if kind == "trimmed" else kind
+    prepare("text", "--input", first, f"--tokenizer={named}", *options.get(kind, []), "--out_dir", tmp_path / "a")
+    prepare("text", "--input", second, f"--tokenizer={tmp_path / 'a'}", "--out_dir", tmp_path / "b")
+    a, b = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
+    assert a.meta["tokenizer"] == b.meta["tokenizer"] and a.meta["tokenizer"]["kind"] == kind
+    assert "".join(text for split in documents(tmp_path / "b").values() for text in split) == second.read_text("utf-8")
+    (tmp_path / "a/meta.json").write_text("{}", "utf-8")
+    with pytest.raises(ValueError, match="kind None"):
+        prepare("text", "--input", second, f"--tokenizer={tmp_path / 'a'}", "--out_dir", tmp_path / "c")
+
+
 def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, capsys):
     folder = tmp_path / "books"
     (folder / ".git").mkdir(parents=True)
