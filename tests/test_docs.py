@@ -52,10 +52,16 @@ def pages(language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    """The lines of a page's sh blocks, without comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    """The lines of a page's sh blocks, without comments, and the cells of its tables that hold nothing but commands."""
+    found = []
+    for block, row in re.findall(
+        r"```sh\n(.*?)```|^(\|[^\n]*)", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        found += [line.split("  #")[0].strip() for line in block.splitlines()]
+        for cell in row.split("|"):
+            lines = [re.fullmatch(r"\s*`((?:python|torchrun) [^`]+)`\s*", line) for line in cell.split("<br>")]
+            found += [line[1] for line in lines] if all(lines) else []
+    return [line for line in found if line and not line.startswith("#")]
 
 
 def clone(folder: Path) -> None:
