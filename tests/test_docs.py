@@ -39,6 +39,8 @@ ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "python serve.py", 
 ELSEWHERE += (
     "python sample.py --init_from=gpt2",
     "python eval.py --init_from=gpt2",
+    "python train.py config/finetune_shakespeare.py",
+    "python train.py config/eval_gpt2",
     "python -m venv",
     "python3 -m venv",
 )
