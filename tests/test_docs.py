@@ -130,8 +130,10 @@ def run(lines: list[str], folder: Path, show=lambda line: None) -> int:
             words[:1] = ["python", "-m", "torch.distributed.run"]
         assert words[0] == "python", line
         words = [re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", word) for word in words[1:]]
-        if "novel.txt" in words and "--encoding=gb18030" not in words:
-            (folder / "novel.txt").write_text((folder / "novel.txt").read_text("gb18030"), encoding="utf-8")
+        if "novel.txt" in words:
+            encoding = "gb18030" if "--encoding=" in line else "utf-8"
+            novel = (folder / "data/hongloumeng/input.txt").read_text("utf-8")
+            (folder / "novel.txt").write_text(novel, encoding=encoding)
         process = subprocess.run(
             [sys.executable, *words, *limits(line, script)],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
@@ -150,7 +152,7 @@ def limits(line: str, script: str) -> list[str]:
         more.remove("--num_samples=1")  # which they refuse
     if "--init_from" in line and script == "train.py":  # the shape is that of the checkpoint
         shape = ("--n_", "--mlp_hidden")
-        more = [word for word in more if not word.startswith(shape)] if "resume" not in line else more
+        more = more if "resume" in line or "config/train_" in line else [w for w in more if not w.startswith(shape)]
         more[0] = "--max_iters=5"
     return more
 
