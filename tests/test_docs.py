@@ -19,18 +19,18 @@ import pytest
 from docs import figures
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=96 --n_layer=1 --n_head=2 "
+TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=128 --n_layer=1 --n_head=2 "
             "--n_kv_head=None --n_embd=8 --mlp_hidden=None --gradient_accumulation_steps=2 --device=cpu")  # fmt: skip
 LIMITS = {
     "train.py": TRAINING,
     "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
     "eval.py": "--stride=8",
-    "data/classics/prepare.py": "--input books --vocab_size=400",
+    "data/classics/prepare.py": "--input books --encoding=auto --vocab_size=400",
     "data/pycode/prepare.py": "--input my_project --vocab_size=400",
     "data/cppcode/prepare.py": "--input my_headers",
     "data/tinystories/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
-    "data/openwebtext/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
+    "data/openwebtext/prepare.py": "--input stories.txt --separator <|endoftext|> --tokenizer=bpe --vocab_size=400",
     "data/wikitext/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
     "data/shakespeare/prepare.py": "--tokenizer=bpe --vocab_size=400",
 }
