@@ -194,6 +194,8 @@ def test_figures_are_those_of_one_place():
     for path, language in figures.pages().items():
         text = path.read_text(encoding="utf-8")
         assert figures.fill_page(text, language, known) == text, f"{path}: run python docs/figures.py"
+        at_start = re.search(r"^ *<!--\w+\.\w+-->.*", text, re.MULTILINE)
+        assert not at_start, f"{path}: a line that begins with a comment is no Markdown: {at_start[0]}"
 
 
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
