@@ -74,7 +74,7 @@ def clone(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 30
+    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 300
     lines = (f"黛玉见了宝玉便说道：“今日来得不巧了，且续写第{i}句。”谁说的？对下句。\n" for i in range(200))
     novel = "".join(lines)
     for name in ("shakespeare_char", "shakespeare"):
