@@ -21,6 +21,7 @@ from docs import figures
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=128 --n_layer=1 --n_head=2 "
             "--n_kv_head=None --n_embd=8 --mlp_hidden=None --gradient_accumulation_steps=2 --device=cpu")  # fmt: skip
+STORIES = "stories.txt --tokenizer=bpe --vocab_size=400 --val_fraction=0.2"
 LIMITS = {
     "train.py": TRAINING,
     "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
@@ -29,9 +30,9 @@ LIMITS = {
     "data/classics/prepare.py": "--input books --encoding=auto --vocab_size=400",
     "data/pycode/prepare.py": "--input my_project --vocab_size=400",
     "data/cppcode/prepare.py": "--input my_headers",
-    "data/tinystories/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
-    "data/openwebtext/prepare.py": "--input stories.txt --separator <|endoftext|> --tokenizer=bpe --vocab_size=400",
-    "data/wikitext/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
+    "data/tinystories/prepare.py": f"--input {STORIES}",
+    "data/openwebtext/prepare.py": f"--input {STORIES} --separator <|endoftext|>",
+    "data/wikitext/prepare.py": f"--input {STORIES}",
     "data/shakespeare/prepare.py": "--tokenizer=bpe --vocab_size=400",
 }
 # not run here: they need the network, a second machine, a terminal, or all the time there is (CI runs quickstart.py)
@@ -84,7 +85,7 @@ def clone(folder: Path) -> None:
     (folder / "books").mkdir()
     for number in range(30):
         (folder / "books" / f"{number}.txt").write_text(f"第{number}回\n{novel}", encoding="gb18030")
-    stories = [f"Once upon a time there was a dog named Rex {i}. He liked to play. The end.\n" for i in range(60)]
+    stories = [f"Once upon a time there was a dog named Rex {i}. He liked to play. The end.\n" for i in range(600)]
     (folder / "stories.txt").write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
     asked = [a + b for a in "黛玉见了宝来说便" for b in "黛玉见了宝来说便"]
     rows = [json.dumps({"prompt": text, "response": text[-1]}) + "\n" for text in asked]
