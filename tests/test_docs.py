@@ -19,7 +19,7 @@ import pytest
 from docs import figures
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=128 --n_layer=1 --n_head=2 "
+TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=160 --n_layer=1 --n_head=2 "
             "--n_kv_head=None --n_embd=8 --mlp_hidden=None --gradient_accumulation_steps=2 --device=cpu")  # fmt: skip
 STORIES = "stories.txt --tokenizer=bpe --vocab_size=400 --val_fraction=0.2"
 LIMITS = {
