@@ -29,6 +29,7 @@ from train import TrainConfig
 from training.start import make_model
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+RUN_PAGES = ("docs/en/runs/hongloumeng.md", "docs/zh/runs/hongloumeng.md")
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n" * 5
 
 
@@ -138,8 +139,8 @@ def test_hongloumeng_has_the_known_numbers(tmp_path, shared_data, capsys):
         assert text_of(dataset, "train") + text_of(dataset, "val") == file.read()
     dropped = path.stat().st_size - dataset.bytes("train") - dataset.bytes("val")
     assert dropped and f": {dropped:,} bytes less than the file has" in explained
-    for readme in ("README.md", "README.zh-CN.md"):  # where they say that text is kept
-        assert f"{dropped:,}" in (DATA.parent / readme).read_text(encoding="utf-8")
+    for page in RUN_PAGES:
+        assert f"{dropped:,}" in (DATA.parent / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -466,7 +467,7 @@ def test_hongloumeng_in_qwen2_tokens_whole_and_trimmed(tmp_path, shared_data):
     base = whole.tokenizer
     kept = {*whole.array("train").tolist(), *base.byte_ids, *base.special_tokens.values()}
     assert trimmed.vocab_size == len(kept)
-    for place in ("README.md", "README.zh-CN.md", "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
+    for place in (*RUN_PAGES, "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
         assert f"{len(kept):,}" in (DATA.parent / place).read_text(encoding="utf-8"), place
     for split in ("train", "val"):
         assert text_of(whole, split) == text_of(trimmed, split)
