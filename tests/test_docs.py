@@ -97,7 +97,7 @@ def clone(folder: Path) -> None:
         for number in range(20):
             path = folder / name.format(number)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(source.format(number) * 9, "utf-8")
+            path.write_text(source.format(number) * 30, "utf-8")
     tokenizer = train_tokenizer(novel)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
 
