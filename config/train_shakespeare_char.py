@@ -1,4 +1,5 @@
-# Tiny Shakespeare by character: a small run to start with. Takes minutes on a GPU; for a CPU see the README.
+# Tiny Shakespeare by character: a small run to start with. Takes minutes on a GPU; docs/en/runs/shakespeare.md has the
+# options for a CPU.
 #     python data/shakespeare_char/prepare.py && python train.py config/train_shakespeare_char.py
 
 out_dir = "out-shakespeare-char"

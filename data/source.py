@@ -153,7 +153,7 @@ def add_text_options(add: Callable, clean: str) -> None:
 def add_token_options(add: Callable, vocab_size: int) -> None:
     tokenizer = (
         "char, byte, bpe or bpe_code (trained on the text), gpt2, cl100k_base, qwen2, a repository on the Hugging Face "
-        "hub, or the path of a tokenizer.json or of a model's folder (default: %(default)s)"
+        "hub, or the path of a tokenizer.json, a model's folder or a dataset's (default: %(default)s)"
     )
     add("--tokenizer", default="char", help=tokenizer)
     add("--vocab_size", type=int, help=f"size of a bpe vocabulary trained here (default: {vocab_size})")

@@ -23,7 +23,7 @@ from data.extended import ExtendedTokenizer
 from data.json_tokenizer import JsonTokenizer
 from data.model_tokenizer import is_model_folder, read_model_tokenizer
 from data.plain import EOT, ByteTokenizer, CharTokenizer, IncrementalDecoder, Tokenizer, fingerprint, token_table
-from data.vocabulary import HUB, from_symbols, read_tokenizer_json
+from data.vocabulary import HUB, from_symbols, read_json, read_tokenizer_json
 
 __all__ = [  # all that the rest of the project needs
     "CUT", "EOT", "OPENAI_ENCODINGS", "BPETokenizer", "ByteTokenizer", "CharTokenizer", "ExtendedTokenizer",
@@ -52,7 +52,7 @@ def make_tokenizer(
     gpt2, ...        one of OPENAI_ENCODINGS, from `file` (or its folder), tiktoken's cache or the network
     qwen2, llama2    the tokenizer.json in `file` or data/<name>/, or that of its repository on the hub
     owner/name       that of any repository on the hub
-    a path           of a tokenizer.json, as is `file` with bpe; or of a model's folder: exactly that model's tokenizer
+    a path           of a tokenizer.json, as is `file` with bpe; or of a model's folder, or a dataset's: exactly its own
 
     texts(split) iterates over the texts of a split (None: all), from the start at each call. `trim` keeps the ids that
     occur at least min_count times in texts("train") (TrimmedTokenizer). ValueError: what cannot be found or used.
@@ -71,11 +71,7 @@ def make_tokenizer(
     elif name in OPENAI_ENCODINGS and not own_file:
         tokenizer = TiktokenTokenizer(name, file)
     elif file or Path(name).exists() and name not in HUB or name.endswith((".json", ".xz")):
-        path = Path(file or name)
-        if is_model_folder(path) and not trim:
-            tokenizer = read_model_tokenizer(path)
-        else:
-            tokenizer = open_tokenizer_json(*read_tokenizer_json("", path), trim)
+        tokenizer = open_path(Path(file or name), trim)
     elif name in HUB or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         tokenizer = open_tokenizer_json(*read_tokenizer_json(name), trim)
     else:
@@ -84,6 +80,14 @@ def make_tokenizer(
             "the hub (owner/name), or the path of a tokenizer.json"
         )
     return TrimmedTokenizer.train(tokenizer, texts("train"), min_count) if trim else tokenizer
+
+
+def open_path(path: Path, trim: bool) -> Tokenizer:
+    if (path / "meta.json").is_file():
+        return tokenizer_from_json(read_json(path / "meta.json").get("tokenizer"))
+    if is_model_folder(path) and not trim:
+        return read_model_tokenizer(path)
+    return open_tokenizer_json(*read_tokenizer_json("", path), trim)
 
 
 def open_tokenizer_json(text: str, source: str, trim: bool = False) -> Tokenizer:

@@ -6,7 +6,7 @@
 What it fills in, in a page's source (GitHub shows none of the comments):
 
     <!--RUN.FIGURE-->3.83<!--/-->       a figure of a run
-    <!--sample RUN--> ... <!--/-->      the run's command for a sample, and the sample
+    <!--sample RUN--> ... <!--/-->      its sample
     <!--times RUN--> ... <!--/-->       the run's time on the CPUs it was measured on, and estimates for GPUs
 
 An estimate is the steps times the larger of two: a step's FLOPs / (SHARE x peak), and LAUNCH seconds a micro-batch. The
@@ -20,6 +20,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import torch
 
@@ -33,6 +34,7 @@ from system.device import PEAK_TFLOPS
 GPUS = {"RTX 3060": "3060", "T4": "T4", "RTX 4090": "4090", "H100": "H100"}
 SHARE = 0.3
 LAUNCH = 0.02
+WIDTH = 100  # columns of a sample's lines
 MARKED = re.compile(r"<!--(?P<what>[\w. -]+)-->(?P<old>.*?)<!--/-->", re.DOTALL)
 LANGUAGES = {
     "en": {"machine": "machine", "time": "time", "measured": "{steps:,} steps of {step}: **{all}**, measured",
@@ -77,7 +79,21 @@ def fill_page(text: str, language: str, figures: dict) -> str:
 
 
 def sample(run: dict) -> str:
-    return f"\n```text\n{run['sample']['text'].strip()}\n```\n"
+    """The sample, with its longest lines broken so that a page shows them whole."""
+    lines = [part for line in run["sample"]["text"].strip().splitlines() for part in folded(line)]
+    return "\n```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def folded(line: str) -> list[str]:
+    """`line` in parts of at most WIDTH columns; a Chinese character has two."""
+    parts, columns = [""], 0
+    for character in line.rstrip():
+        width = 1 + (east_asian_width(character) in "WF")
+        if columns + width > WIDTH:
+            parts, columns = [*parts, ""], 0
+        parts[-1] += character
+        columns += width
+    return parts
 
 
 def times(run: dict, machines: dict, language: str) -> str:

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from configurator import exit_on_error
 
-TYPED = ("import os", "\r", "\r", "def read_file(path", "):", "\r", "with open(path", "\t", "\r", "data = f.re")
-COLUMNS, ROWS = 76, 11
+TYPED = ("import os", "\r", "\r", "def check(x):", "\r", '"""Refuses what is no text."""', "\r", "if not isinstance(x, ")
+COLUMNS, ROWS = 76, 8
 CELL = 8.4, 18  # pixels of a character
 COLOURS = {  # of the 16 that a terminal names; a light theme and a dark one share them
     "default": "#d4d4d4", "black": "#808080", "red": "#f48771", "green": "#89d185", "brown": "#dcdcaa",

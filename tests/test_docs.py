@@ -19,19 +19,20 @@ import pytest
 from docs import figures
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=96 --n_layer=1 --n_head=2 "
+TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --block_size=160 --n_layer=1 --n_head=2 "
             "--n_kv_head=None --n_embd=8 --mlp_hidden=None --gradient_accumulation_steps=2 --device=cpu")  # fmt: skip
+STORIES = "stories.txt --tokenizer=bpe --vocab_size=400 --val_fraction=0.2"
 LIMITS = {
     "train.py": TRAINING,
     "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
     "eval.py": "--stride=8",
-    "data/classics/prepare.py": "--input books --vocab_size=400",
+    "data/classics/prepare.py": "--input books --encoding=auto --vocab_size=400",
     "data/pycode/prepare.py": "--input my_project --vocab_size=400",
     "data/cppcode/prepare.py": "--input my_headers",
-    "data/tinystories/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
-    "data/openwebtext/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
-    "data/wikitext/prepare.py": "--input stories.txt --tokenizer=bpe --vocab_size=400",
+    "data/tinystories/prepare.py": f"--input {STORIES}",
+    "data/openwebtext/prepare.py": f"--input {STORIES} --separator <|endoftext|>",
+    "data/wikitext/prepare.py": f"--input {STORIES}",
     "data/shakespeare/prepare.py": "--tokenizer=bpe --vocab_size=400",
 }
 # not run here: they need the network, a second machine, a terminal, or all the time there is (CI runs quickstart.py)
@@ -39,6 +40,8 @@ ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "python serve.py", 
 ELSEWHERE += (
     "python sample.py --init_from=gpt2",
     "python eval.py --init_from=gpt2",
+    "python train.py config/finetune_shakespeare.py",
+    "python train.py config/eval_gpt2",
     "python -m venv",
     "python3 -m venv",
 )
@@ -52,14 +55,16 @@ def pages(language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[str]:
-    """The lines of a page's sh blocks, without comments, and the commands in its tables, in their order."""
+    """The lines of a page's sh blocks, without comments, and the cells of its tables that hold nothing but commands."""
     found = []
-    text = path.read_text(encoding="utf-8")
-    for block, row in re.findall(r"^```sh\n(.*?)^```|^(\|[^\n]*)$", text, re.DOTALL | re.MULTILINE):
-        lines = [line.split("  #")[0].strip() for line in block.splitlines()]
-        found += [line for line in lines if line and not line.startswith("#")]
-        found += re.findall(r"`((?:python|torchrun) [^`]+\.py[^`]*)`", row)
-    return found
+    for block, row in re.findall(
+        r"```sh\n(.*?)```|^(\|[^\n]*)", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        found += [line.split("  #")[0].strip() for line in block.splitlines()]
+        for cell in row.split("|"):
+            lines = [re.fullmatch(r"\s*`((?:python|torchrun) [^`]+)`\s*", line) for line in cell.split("<br>")]
+            found += [line[1] for line in lines] if all(lines) else []
+    return [line for line in found if line and not line.startswith("#")]
 
 
 def clone(folder: Path) -> None:
@@ -70,7 +75,7 @@ def clone(folder: Path) -> None:
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 30
+    shakespeare = "ROMEO:\nBut soft! What light through yonder window breaks? To be, or not\n" * 300
     lines = (f"黛玉见了宝玉便说道：“今日来得不巧了，且续写第{i}句。”谁说的？对下句。\n" for i in range(200))
     novel = "".join(lines)
     for name in ("shakespeare_char", "shakespeare"):
@@ -80,7 +85,7 @@ def clone(folder: Path) -> None:
     (folder / "books").mkdir()
     for number in range(30):
         (folder / "books" / f"{number}.txt").write_text(f"第{number}回\n{novel}", encoding="gb18030")
-    stories = [f"Once upon a time there was a dog named Rex {i}. He liked to play. The end.\n" for i in range(60)]
+    stories = [f"Once upon a time there was a dog named Rex {i}. He liked to play. The end.\n" for i in range(600)]
     (folder / "stories.txt").write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
     asked = [a + b for a in "黛玉见了宝来说便" for b in "黛玉见了宝来说便"]
     rows = [json.dumps({"prompt": text, "response": text[-1]}) + "\n" for text in asked]
@@ -92,7 +97,7 @@ def clone(folder: Path) -> None:
         for number in range(20):
             path = folder / name.format(number)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(source.format(number) * 9, "utf-8")
+            path.write_text(source.format(number) * 30, "utf-8")
     tokenizer = train_tokenizer(novel)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
 
@@ -126,8 +131,10 @@ def run(lines: list[str], folder: Path, show=lambda line: None) -> int:
             words[:1] = ["python", "-m", "torch.distributed.run"]
         assert words[0] == "python", line
         words = [re.sub(r"--nproc_per_node=\d+", "--nproc_per_node=2", word) for word in words[1:]]
-        if "novel.txt" in words and "--encoding=gb18030" not in words:
-            (folder / "novel.txt").write_text((folder / "novel.txt").read_text("gb18030"), encoding="utf-8")
+        if "novel.txt" in words:
+            encoding = "gb18030" if "--encoding=" in line else "utf-8"
+            novel = (folder / "data/hongloumeng/input.txt").read_text("utf-8")
+            (folder / "novel.txt").write_text(novel, encoding=encoding)
         process = subprocess.run(
             [sys.executable, *words, *limits(line, script)],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",

@@ -30,6 +30,7 @@ from train import TrainConfig
 from training.start import make_model
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+RUN_PAGES = ("docs/en/runs/hongloumeng.md", "docs/zh/runs/hongloumeng.md")
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n" * 5
 
 
@@ -210,8 +211,8 @@ def test_hongloumeng_has_the_known_numbers(tmp_path, shared_data, capsys):
         assert text_of(dataset, "train") + text_of(dataset, "val") == file.read()
     dropped = path.stat().st_size - dataset.bytes("train") - dataset.bytes("val")
     assert dropped and f": {dropped:,} bytes less than the file has" in explained
-    for readme in ("README.md", "README.zh-CN.md"):  # where they say that text is kept
-        assert f"{dropped:,}" in (DATA.parent / readme).read_text(encoding="utf-8")
+    for page in RUN_PAGES:
+        assert f"{dropped:,}" in (DATA.parent / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -538,7 +539,7 @@ def test_hongloumeng_in_qwen2_tokens_whole_and_trimmed(tmp_path, shared_data):
     base = whole.tokenizer
     kept = {*whole.array("train").tolist(), *base.byte_ids, *base.special_tokens.values()}
     assert trimmed.vocab_size == len(kept)
-    for place in ("README.md", "README.zh-CN.md", "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
+    for place in (*RUN_PAGES, "data/hongloumeng/prepare.py", "config/train_hongloumeng_qwen2.py"):
         assert f"{len(kept):,}" in (DATA.parent / place).read_text(encoding="utf-8"), place
     for split in ("train", "val"):
         assert text_of(whole, split) == text_of(trimmed, split)
@@ -599,6 +600,24 @@ def test_a_folder_of_books_is_split_by_book_and_one_book_by_position(tmp_path, c
     assert train + val == books["3"] and len(train) == int(len(books["3"]) * 0.9)
     with pytest.raises(ValueError, match="name files, folders or archives"):
         prepare("text", "--out_dir", tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe", "trimmed"])
+def test_a_datasets_folder_stands_for_its_tokenizer(tmp_path, kind):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("宝玉来见黛玉，黛玉笑了。\n" * 200, encoding="utf-8")
+    second.write_text("黛玉来见宝玉。\n" * 100, encoding="utf-8")
+    options = {"bpe": ["--vocab_size=300"], "trimmed": [f"--tokenizer_file={tmp_path / 'tokenizer.json'}", "--trim"]}
+    (tmp_path / "tokenizer.json").write_text(BPETokenizer.train([HARD_TEXT], 400).to_json()["tokenizer"], "utf-8")
+    named = "bpe" if kind == "trimmed" else kind
+    prepare("text", "--input", first, f"--tokenizer={named}", *options.get(kind, []), "--out_dir", tmp_path / "a")
+    prepare("text", "--input", second, f"--tokenizer={tmp_path / 'a'}", "--out_dir", tmp_path / "b")
+    a, b = open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b")
+    assert a.meta["tokenizer"] == b.meta["tokenizer"] and a.meta["tokenizer"]["kind"] == kind
+    assert "".join(text for split in documents(tmp_path / "b").values() for text in split) == second.read_text("utf-8")
+    (tmp_path / "a/meta.json").write_text("{}", "utf-8")
+    with pytest.raises(ValueError, match="kind None"):
+        prepare("text", "--input", second, f"--tokenizer={tmp_path / 'a'}", "--out_dir", tmp_path / "c")
 
 
 def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, capsys):

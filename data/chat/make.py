@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
         os.replace(path.with_suffix(".tmp"), path)
     train, val = (display_path(args.out_dir / f"{split}.jsonl") for split in SPLITS)
     print(f"wrote {train} and {val}")
-    print(f"next: python data/chat/prepare.py --input {train} --val_input {val} --init_from=out-{dataset.name}")
+    prepare = f"python data/chat/prepare.py --input {train} --val_input {val} --init_from=OUT_DIR"
+    print(f"next: {prepare}, where OUT_DIR has the model trained on {dataset.name}")
 
 
 def make_options() -> argparse.ArgumentParser:
