@@ -26,12 +26,13 @@ sys.path.insert(0, str(ROOT))
 
 from configurator import exit_on_error
 
-TYPED = ("import os", "\r", "\r", "def check(x):", "\r", '"""Refuses what is no text."""', "\r", "if not isinstance(x, ")
+TYPED = ("import os", "\r", "\r", "def check(x):", "\r", '"""Refuses numbers."""', "\r", "if not isinstance(x, ")
 COLUMNS, ROWS = 76, 8
 CELL = 8.4, 18  # pixels of a character
-COLOURS = {  # of the 16 that a terminal names; a light theme and a dark one share them
+COLOURS = {  # those that a terminal names, and those of Pygments' style that are too dark for this picture
     "default": "#d4d4d4", "black": "#808080", "red": "#f48771", "green": "#89d185", "brown": "#dcdcaa",
     "blue": "#569cd6", "magenta": "#c586c0", "cyan": "#4ec9b0", "white": "#ffffff", "brightblack": "#7a7a7a",
+    "0000ff": "#569cd6", "008700": "#89d185", "af00ff": "#c586c0", "af0000": "#ce9178",
 }  # fmt: skip
 
 
@@ -86,14 +87,15 @@ def as_svg(screen: pyte.Screen) -> str:
             if back:
                 place = f'x="{left:.1f}" y="{y * height}" width="{length:.1f}" height="{height}"'
                 parts.append(f'<rect {place} fill="{back}"/>')
-            if text.strip():
+            if word := text.strip():  # blanks at the ends are left to its place: not all renderers keep them
+                left += (len(text) - len(text.lstrip())) * width
                 weight = ' font-weight="bold"' if bold else ""
-                place = f'x="{left:.1f}" y="{y * height + 13}" textLength="{length:.1f}" fill="{front}"{weight}'
-                parts.append(f"<text {place}>{escape(text)}</text>")
+                place = f'x="{left:.1f}" y="{y * height + 13}" textLength="{len(word) * width:.1f}"'
+                parts.append(f'<text {place} fill="{front}"{weight}>{escape(word).replace(" ", "\u00a0")}</text>')
     x, y = screen.cursor.x * width, screen.cursor.y * height
     parts.append(f'<rect x="{x:.1f}" y="{y}" width="1.5" height="{height}" fill="#ffffff"/>')
     w, h = screen.columns * width + 24, screen.lines * height + 24
-    style = 'font-family="Menlo, Consolas, \'DejaVu Sans Mono\', monospace" font-size="14" xml:space="preserve"'
+    style = 'font-family="Menlo, Consolas, \'DejaVu Sans Mono\', monospace" font-size="14"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w:.0f} {h}" width="{w:.0f}" height="{h}" {style}>'
     frame = f'<rect width="{w:.0f}" height="{h}" rx="8" fill="#1e1e1e"/>'
     return "\n".join([head, frame, '<g transform="translate(12 12)">', *parts, "</g>", "</svg>", ""])
