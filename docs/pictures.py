@@ -91,7 +91,8 @@ def as_svg(screen: pyte.Screen) -> str:
                 left += (len(text) - len(text.lstrip())) * width
                 weight = ' font-weight="bold"' if bold else ""
                 place = f'x="{left:.1f}" y="{y * height + 13}" textLength="{len(word) * width:.1f}"'
-                parts.append(f'<text {place} fill="{front}"{weight}>{escape(word).replace(" ", "\u00a0")}</text>')
+                shown = escape(word).replace(" ", "&#160;")  # several blanks are several
+                parts.append(f'<text {place} fill="{front}"{weight}>{shown}</text>')
     x, y = screen.cursor.x * width, screen.cursor.y * height
     parts.append(f'<rect x="{x:.1f}" y="{y}" width="1.5" height="{height}" fill="#ffffff"/>')
     w, h = screen.columns * width + 24, screen.lines * height + 24
