@@ -197,7 +197,7 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     trained = args.tokenizer in WORDS and not args.tokenizer_file
     special = [*(args.special_tokens or ()), *(fim.markers if trained else ())]
     if args.vocabulary:
-        return lambda texts: vocabulary_of(args.vocabulary)
+        return lambda texts: vocabulary_of(args)
     return lambda texts: make_tokenizer(
         args.tokenizer,
         partial(texts_around, texts, names),
@@ -210,10 +210,11 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     )
 
 
-@lru_cache(maxsize=1)
-def vocabulary_of(name: str) -> CharTokenizer:
-    """The tokenizer of a dataset of characters; ValueError for another one."""
-    dataset = open_dataset(name)
+def vocabulary_of(args: argparse.Namespace) -> CharTokenizer:
+    """The tokenizer of the dataset --vocabulary; ValueError if it is not of characters, or would be overwritten."""
+    name, dataset = args.vocabulary, open_dataset(args.vocabulary)
+    if args.out_dir.resolve() == dataset.folder.resolve():
+        raise ValueError(f"--vocabulary={name}: that dataset would be overwritten; choose another place with --out_dir")
     if not isinstance(dataset.tokenizer, CharTokenizer):
         kind = dataset.tokenizer.kind if dataset.tokenizer else "unknown tokens"
         raise ValueError(f"--vocabulary={name}: that dataset is of {kind}; choose one prepared with --tokenizer=char")
@@ -235,7 +236,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
         "errors": args.errors,
         "field": args.field,
         "separator": separator,
-        "known": vocabulary_of(args.vocabulary).chars if args.vocabulary else "",
+        "known": vocabulary_of(args).chars if args.vocabulary else "",
         "rules": tuple(r for r in (*RULES, *CODE_RULES) if r in rules or args.normalize and r in NORMALIZE),
     }
     return Reading(**{**defaults, **options})

@@ -465,6 +465,16 @@ def test_a_vocabulary_has_to_be_of_characters(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dataset_is_not_overwritten_by_a_text_in_its_own_vocabulary(tmp_path):
+    (tmp_path / "novel.txt").write_text("宝玉笑道 " * 100, encoding="utf-8")
+    options = ["--input", tmp_path / "novel.txt", "--out_dir", tmp_path / "own"]
+    prepare("hongloumeng", *options)
+    before = (tmp_path / "own" / "meta.json").read_bytes()
+    with pytest.raises(ValueError, match="that dataset would be overwritten"):
+        prepare("hongloumeng", *options, "--vocabulary", tmp_path / "own", "--val_fraction=0.5")
+    assert (tmp_path / "own" / "meta.json").read_bytes() == before
+
+
 # ---- the other corpora -------------------------------------------------------------------------------------
 
 
