@@ -57,6 +57,7 @@ LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUT
 Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
 # why something is left out, as the report words it
 EMPTY, DOTTED, SKIPPED, OTHER_TYPE = "as empty", "as hidden", "in folders to skip", "of another type"
+UNKNOWN = "characters that the vocabulary lacks"
 NO_TEXT, NO_ROWS = "rows without text", "as JSON without rows of text"
 
 # The most frequent characters, simplified and traditional; text in the right encoding is full of them
@@ -81,6 +82,7 @@ class Reading:
     lenient: bool = False  # source code: in folders and archives, report and skip what is unreadable or contains NUL
     named_splits: bool = False  # file names tell the splits
     fraction: float = 1.0  # of the training documents, chosen by hash
+    known: str = ""  # the characters that stay; "": all
 
     @property
     def fields(self) -> tuple[str, ...]:

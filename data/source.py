@@ -30,12 +30,14 @@ from typing import Any, NoReturn
 
 from data.bpe import WORDS
 from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
+from data.dataset import open_dataset
 from data.download import download_file, hash_file
 from data.fim import CHARS, SINGLE_CHARS, fim_of, fim_settings
 from data.formats import (
     EMPTY,
     OTHER_TYPE,
     UNIT,
+    UNKNOWN,
     Part,
     Passage,
     Reading,
@@ -50,7 +52,7 @@ from data.formats import (
     walk,
 )
 from data.progress import byte_bar
-from data.tokenizer import EOT, Tokenizer, find_cut, make_tokenizer
+from data.tokenizer import EOT, CharTokenizer, Tokenizer, find_cut, make_tokenizer
 
 PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
@@ -82,6 +84,10 @@ class PrepareParser(Parser):
                 )
         if args.min_count != 1 and not args.trim:
             self.error(f"--min_count={args.min_count} needs --trim; pass both or neither")
+        others = args.tokenizer_file or args.trim or args.special == "encode"
+        if args.vocabulary and (args.tokenizer != "char" or others):
+            needs = "--tokenizer=char, without --tokenizer_file, --trim and --special=encode"
+            self.error(f"--vocabulary={args.vocabulary} needs {needs}")
         for flag in ("spm_rate", "fim_chars"):
             if getattr(args, flag) != self.get_default(flag) and not args.fim_rate:
                 self.error(f"--{flag}={getattr(args, flag)} needs --fim_rate; pass both or neither")
@@ -162,6 +168,8 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     typed = "what special tokens typed in the text become: text like any other, or their ids (default: %(default)s)"
     add("--special", choices=("text", "encode"), default="text", help=typed)
     add("--tokenizer_file", type=Path, help="a local copy of the tokenizer's file, or its folder")
+    vocabulary = "a prepared dataset whose characters are the ids, to start from its model; the text loses all others"
+    add("--vocabulary", metavar="DATASET", help=f"{vocabulary} (with --tokenizer=char)")
     add("--trim", action="store_true", help="keep only the ids the training text uses, and all single bytes")
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
 
@@ -212,6 +220,8 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
     names, fim = [EOT, *(args.special_tokens or ())] if args.special == "encode" else [], fim_of(args)
     trained = args.tokenizer in WORDS and not args.tokenizer_file
     special = [*(args.special_tokens or ()), *(fim.markers if trained else ())]
+    if args.vocabulary:
+        return lambda texts: vocabulary_of(args)
     return lambda texts: make_tokenizer(
         args.tokenizer,
         partial(texts_around, texts, names),
@@ -222,6 +232,17 @@ def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
         trim=args.trim,
         min_count=args.min_count,
     )
+
+
+def vocabulary_of(args: argparse.Namespace) -> CharTokenizer:
+    """The tokenizer of the dataset --vocabulary; ValueError if it is not of characters, or would be overwritten."""
+    name, dataset = args.vocabulary, open_dataset(args.vocabulary)
+    if args.out_dir.resolve() == dataset.folder.resolve():
+        raise ValueError(f"--vocabulary={name}: that dataset would be overwritten; choose another place with --out_dir")
+    if not isinstance(dataset.tokenizer, CharTokenizer):
+        kind = dataset.tokenizer.kind if dataset.tokenizer else "unknown tokens"
+        raise ValueError(f"--vocabulary={name}: that dataset is of {kind}; choose one prepared with --tokenizer=char")
+    return dataset.tokenizer
 
 
 def texts_around(texts: Callable[[str | None], Iterable[str]], names: list[str], split: str | None) -> Iterator[str]:
@@ -239,6 +260,7 @@ def reading_of(args: argparse.Namespace, **options: Any) -> Reading:
         "errors": args.errors,
         "field": args.field,
         "separator": separator,
+        "known": vocabulary_of(args).chars if args.vocabulary else "",
         "rules": tuple(r for r in (*RULES, *CODE_RULES) if r in rules or args.normalize and r in NORMALIZE),
     }
     return Reading(**{**defaults, **options})
@@ -530,7 +552,8 @@ def pieces_of(
     for document, text, ends in in_slices(documents(part, reading, left_out)):
         document = printable(document)  # it may be a member of a compressed archive
         start = max(PIECE, len(buffer))  # there is no cut before it
-        buffer += cleaner.feed(text, ends) if part.rules else text
+        text = cleaner.feed(text, ends) if part.rules else text
+        buffer += only_known(text, reading.known, left_out)
         while len(buffer) > PIECE and (at := cut_in(buffer, start)):
             taken = taken if begun else is_taken(buffer, part, reading)
             if taken:
@@ -542,11 +565,25 @@ def pieces_of(
                 yield Piece(document, buffer, True, part.split, not begun)
             buffer, begun, taken = "", False, True
     lines = cleaner.line - 1
-    buffer += cleaner.feed("", True)  # a last line without a newline, at a cut
+    rest = cleaner.feed("", True)  # a last line without a newline, at a cut
+    buffer += only_known(rest, reading.known, left_out)
     if report:
         report.line = 0 if part.last else report.line + lines
     if buffer:
         yield Piece(document, buffer, False, part.split, not begun)
+
+
+def only_known(text: str, known: str, left_out: Counter | None) -> str:
+    """The text without the characters that are not in `known`, if that names any; left_out counts them."""
+    unknown = without(known).findall(text) if known else []
+    if left_out is not None:
+        left_out.update((UNKNOWN, character) for character in unknown)
+    return without(known).sub("", text) if unknown else text
+
+
+@lru_cache(maxsize=1)
+def without(known: str) -> re.Pattern:
+    return re.compile(f"[^{re.escape(known)}]")
 
 
 def in_slices(texts: Iterable[Passage]) -> Iterator[Passage]:

@@ -25,6 +25,7 @@ from tokenizers import processors
 from benchmarks.preparing import real_text, run_and_watch
 from configurator import configure
 from data.dataset import open_dataset
+from data.matching import has_ids_of
 from data.tokenizer import EOT, BPETokenizer
 from train import TrainConfig
 from training.start import make_model
@@ -504,6 +505,47 @@ def test_help_tells_the_defaults(name, vocab_size, place, capsys):
         prepare(name, "--help")
     words = " ".join(capsys.readouterr().out.split())
     assert f"trained here (default: {vocab_size})" in words and f"write the dataset (default: {place})" in words
+
+
+# ---- the vocabulary of another dataset -------------------------------------------------------------------------
+
+
+def test_a_dataset_in_anothers_vocabulary_is_its_text_without_other_characters(tmp_path, capsys):
+    own, other = "宝玉笑道：“来了。”\n" * 40, "\u3000\u3000行者笑道：“[-^\\]来了！”\n" * 40_000  # of several pieces
+    for name, text in (("own", own), ("other", other)):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    prepare("hongloumeng", "--input", tmp_path / "own.txt", "--out_dir", tmp_path / "own")
+    capsys.readouterr()
+    options = ["--input", tmp_path / "other.txt", "--vocabulary", tmp_path / "own", "--clean"]
+    prepare("hongloumeng", *options, "--out_dir", tmp_path / "other")
+    assert "left out 320,000 characters that the vocabulary lacks: 行 (40,000)" in capsys.readouterr().out
+    first, second = open_dataset(tmp_path / "own"), open_dataset(tmp_path / "other")
+    kept = "".join(character for character in other if character in own)
+    assert text_of(second, "train") + text_of(second, "val") == kept
+    assert second.bytes("train") + second.bytes("val") == len(kept.encode())
+    assert second.tokenizer.to_json() == first.tokenizer.to_json()
+    # so a model of the one can be trained further on the other, without a note that only sizes were compared
+    state = {"tokenizer": first.tokenizer.to_json(), "model_args": {"vocab_size": first.vocab_size}, "config": {}}
+    assert has_ids_of(second, state, None)
+
+
+def test_a_vocabulary_has_to_be_of_characters(tmp_path):
+    (tmp_path / "novel.txt").write_text("宝玉笑道 " * 100, encoding="utf-8")
+    prepare("hongloumeng", "--input", tmp_path / "novel.txt", "--tokenizer=byte", "--out_dir", tmp_path / "bytes")
+    with pytest.raises(ValueError, match="is of byte; choose one prepared with --tokenizer=char"):
+        options = ["--input", tmp_path / "novel.txt", "--vocabulary", tmp_path / "bytes"]
+        prepare("hongloumeng", *options, "--out_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_is_not_overwritten_by_a_text_in_its_own_vocabulary(tmp_path):
+    (tmp_path / "novel.txt").write_text("宝玉笑道 " * 100, encoding="utf-8")
+    options = ["--input", tmp_path / "novel.txt", "--out_dir", tmp_path / "own"]
+    prepare("hongloumeng", *options)
+    before = (tmp_path / "own" / "meta.json").read_bytes()
+    with pytest.raises(ValueError, match="that dataset would be overwritten"):
+        prepare("hongloumeng", *options, "--vocabulary", tmp_path / "own", "--val_fraction=0.5")
+    assert (tmp_path / "own" / "meta.json").read_bytes() == before
 
 
 # ---- the other corpora -------------------------------------------------------------------------------------

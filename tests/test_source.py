@@ -304,6 +304,10 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
         (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is only for a bpe"),
         (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),
         (["--tokenizer=bpe", "--min_count=5"], "--min_count=5 needs --trim"),
+        (["--tokenizer=bpe", "--vocabulary=a"], "--vocabulary=a needs --tokenizer=char"),
+        (["--trim", "--vocabulary=a"], "--vocabulary=a needs --tokenizer=char"),
+        (["--special=encode", "--vocabulary=a"], "--vocabulary=a needs --tokenizer=char"),
+        (["--vocabulary=nowhere"], "no dataset nowhere"),
     ],
 )
 def test_flags_are_checked(tmp_path, argv, message):
