@@ -43,7 +43,7 @@ def chat_tokenizer_of(state: dict) -> ExtendedTokenizer:
     """The checkpoint's tokenizer. ValueError if it has no markers, so that the model knows no turns."""
     tokenizer = find_tokenizer(state)
     if not {*MARKERS.values(), TURN_END} <= tokenizer.special_tokens.keys():
-        how = "prepare some with data/chat/prepare.py, and train with config/chat.py"
+        how = "prepare some with data/chat/prepare.py, and train with config/chat_small.py (a large model: chat.py)"
         raise ValueError(f"the model was not trained on conversations, its tokenizer has no {TURN_END}: {how}")
     return chat_tokenizer(tokenizer)
 

@@ -104,7 +104,9 @@ def test_a_test_split_takes_its_questions_from_training_alone(base, dataset, tmp
     options = ["--input", str(rows), f"--init_from={base}"]
     prepare.main([*options, f"--out_dir={tmp_path / 'out'}", "--val_fraction=0.2", "--test_fraction=0.3"])
     before, after = open_dataset(dataset), open_dataset(tmp_path / "out")
-    assert "test: " in capsys.readouterr().out and after.is_masked
+    out = capsys.readouterr().out
+    assert "test: " in out and after.is_masked
+    assert f"--init_from={base} --dataset=" in out
 
     def conversations(opened, split):
         edges = conversation_edges(opened, split, 96)

@@ -3,7 +3,7 @@
     python data/chat/prepare.py --input chats.jsonl more.parquet --init_from=out-x
     python data/chat/prepare.py --input chats.jsonl --init_from=out-x --bad_rows=stop --out_dir=data/my_chat
     python data/chat/prepare.py --input chats.jsonl --init_from=out-x --text=hongloumeng --text_share=0.3
-    python train.py config/chat.py --init_from=out-x
+    python train.py config/chat_small.py --init_from=out-x
 
 A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these shapes:
 
@@ -110,7 +110,10 @@ def main(argv: list[str]) -> None:
             print(f"train: {n:,} windows of text from {args.text}")
         if not any(lengths.values()):
             raise ValueError(f"{args.input[0]}: no conversation that can be used; see the reasons above")
-    print(f"wrote {display_path(args.out_dir)}; next: python train.py config/chat.py --init_from={args.init_from}")
+    folder = display_path(args.out_dir)
+    elsewhere = f" --dataset={folder}" if args.out_dir.resolve() != HERE else ""
+    print(f"wrote {folder}; next: python train.py config/chat_small.py --init_from={args.init_from}{elsewhere}")
+    print("(config/chat.py instead for a large model)")
 
 
 def write_conversation(
