@@ -297,11 +297,11 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
         parts = split_by_name(parts, keep=not args.test_fraction)
     for line in described(left_out):
         print(line)
+    if reading.errors == "replace":
+        parts = report_replaced(parts, reading)
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
-    if reading.errors == "replace":
-        report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # val first: its copies are then dropped from train
 
 
