@@ -153,8 +153,16 @@ def test_short_runs_have_the_dropout_of_the_proposal(planned):
 def test_a_proposal_survives_the_shell():
     row = {"epochs": 1.0, "steps": 100, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
     options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
-    command = shlex.split(plan.proposal(row, options, 2))
+    command = shlex.split(plan.proposal(row, options, 2, warmup=20))
     assert command[:5] == ["python", "train.py", *options] and "--max_minutes=2" in command
+
+
+def test_a_proposal_warms_up_for_a_tenth_of_its_steps_unless_the_config_says_how_long():
+    row = {"epochs": 1.0, "steps": 400, "stop": 0.5, "dropout": 0.0, "shape": {"n_layer": 2}}
+    for warmup, expected in ((None, 20), (100, 100)):
+        command = shlex.split(plan.proposal(row, [f"--warmup_iters={warmup}"], 2, warmup))
+        config, _ = configure(train.TrainConfig, command[2:])
+        assert config.warmup_iters == expected
 
 
 @pytest.mark.parametrize(
