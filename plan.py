@@ -159,13 +159,15 @@ def gains(losses: list[float]) -> tuple[float, float]:
 
 
 def expectation(train: list[float], val: list[float]) -> dict:
-    """The lowest loss expected, its range, and "stop": the share of the steps after which."""
+    """The lowest loss measured or expected, its range, and "stop": the share of the steps after which."""
     left = len(SHARES) + 1 - len(train)  # doublings to the end
-    ranges = [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
+    ranges = [(loss, loss) for loss in val[:-1]]
+    ranges += [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
     means = [(low + high) / 2 for low, high in ranges]
-    at = left if means[-1] <= min(means) + RISE else means.index(min(means))
+    end = len(means) - 1
+    at = end if means[end] <= min(means) + RISE else means.index(min(means))
     low, high = ranges[at]
-    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - left)}
+    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - end)}
 
 
 def expected_range(train: list[float], val: list[float], doublings: int) -> tuple[float, float]:

@@ -137,6 +137,12 @@ def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(pla
     assert config.max_minutes == 0.25 and config.eval_interval == 4 and config.dropout == 0.2
 
 
+@pytest.mark.parametrize("n", [3, 4])
+def test_where_the_loss_rose_in_the_short_runs_the_proposal_stops_at_the_lowest(n):
+    train, val = [2.0, 1.8, 1.7, 1.65][:n], [2.5, 2.4, 2.6, 2.9][:n]
+    assert plan.expectation(train, val) == {"expected loss": 2.4, "from": 2.4, "to": 2.4, "stop": 1 / 8}
+
+
 def test_short_runs_have_the_dropout_of_the_proposal(planned):
     falling = [[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]]
     for options, dropout in ((), "0.2"), (("--dropout=0.35",), "0.35"):
