@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     print_rows([{key: value for key, value in row.items() if key not in UNLISTED} for row in rows])
     if args.sweep:
         best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
-        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes)}")
+        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes, settings.warmup_iters)}")
     else:
         print("\n--sweep predicts their losses.")
     if args.json:
@@ -159,13 +159,15 @@ def gains(losses: list[float]) -> tuple[float, float]:
 
 
 def expectation(train: list[float], val: list[float]) -> dict:
-    """The lowest loss expected, its range, and "stop": the share of the steps after which."""
+    """The lowest loss measured or expected, its range, and "stop": the share of the steps after which."""
     left = len(SHARES) + 1 - len(train)  # doublings to the end
-    ranges = [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
+    ranges = [(loss, loss) for loss in val[:-1]]
+    ranges += [expected_range(train[-3:], val[-3:], doublings) for doublings in range(1 + left)]
     means = [(low + high) / 2 for low, high in ranges]
-    at = left if means[-1] <= min(means) + RISE else means.index(min(means))
+    end = len(means) - 1
+    at = end if means[end] <= min(means) + RISE else means.index(min(means))
     low, high = ranges[at]
-    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - left)}
+    return {"expected loss": means[at], "from": low, "to": high, "stop": 2.0 ** (at - end)}
 
 
 def expected_range(train: list[float], val: list[float], doublings: int) -> tuple[float, float]:
@@ -215,9 +217,12 @@ def recommendation(row: dict) -> str:
     )
 
 
-def proposal(row: dict, options: list[str], minutes: float) -> str:
+def proposal(row: dict, options: list[str], minutes: float, warmup: int | None) -> str:
+    steps = round(row["steps"] * row["stop"])
     limits = {"max_minutes": f"{minutes * row['stop']:g}", "max_iters": 10**6}
-    limits |= {"eval_interval": max(1, round(row["steps"] * row["stop"]) // 20), "always_save_checkpoint": False}
+    if warmup is None:  # train.py's default, a tenth of the run, would be that of max_iters
+        limits["warmup_iters"] = min(2000, steps // 10)
+    limits |= {"eval_interval": max(1, steps // 20), "always_save_checkpoint": False}
     return shlex.join(
         ["python", "train.py", *options, *as_options(row["shape"] | {"dropout": row["dropout"]} | limits)]
     )

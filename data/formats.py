@@ -43,6 +43,7 @@ READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
 DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
 MOST_REPLACED = 0.05  # undecodable bytes a character; a book in another encoding has about one
+FEW_REPLACED = 8  # undecodable bytes that are damage however short the file is
 LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
@@ -684,27 +685,36 @@ def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDec
     )
 
 
-def report_replaced(parts: list[Part], reading: Reading) -> None:
-    """Prints how many bytes of each file errors='replace' replaces; reads everything to count them. ValueError for a
-    file of which so much is replaced that it is no damage."""
+def report_replaced(parts: list[Part], reading: Reading) -> list[Part]:
+    """The parts, after printing how many bytes of each file errors='replace' replaces; reads everything to count them.
+    A file with so many that it is no damage is a ValueError or, if its parts are lenient, reported and left out."""
     from tqdm import tqdm
 
-    counts, lengths = Counter(), Counter()
+    counts, lengths, refused = Counter(), Counter(), set()
+
+    def file_of(part: Part) -> tuple[str, str, str, bool]:
+        return part.path, part.member, part.name, part.lenient
 
     def count(error: UnicodeDecodeError) -> tuple[str, int]:
-        counts[part.name] += error.end - error.start
+        counts[file_of(part)] += error.end - error.start
         return "\ufffd", error.end
 
     codecs.register_error("count", count)
     for part in tqdm(parts, desc="counting damage", unit=" parts", leave=False, disable=None):
-        lengths[part.name] += sum(len(text) for _, text, _ in documents(part, replace(reading, errors="count")))
-    for name, n in counts.items():
-        if n > MOST_REPLACED * lengths[name]:
-            raise ValueError(
-                f"{name}: {n:,} bytes cannot be decoded, for {lengths[name]:,} characters: more than damage. It is in "
+        found = documents(part, replace(reading, errors="count"))
+        lengths[file_of(part)] += sum(len(text) for _, text, _ in found)
+    for file, n in counts.items():
+        *_, name, lenient = file
+        if n > max(FEW_REPLACED, MOST_REPLACED * lengths[file]):
+            message = (
+                f"{name}: {n:,} bytes cannot be decoded, for {lengths[file]:,} characters: more than damage. It is in "
                 "another encoding (--encoding=auto finds which) or no text (leave it out)"
             )
-        print(f"replaced {name}: {n:,} undecodable bytes by U+FFFD")
+            raise_or_report(message, lenient)
+            refused.add(file)
+        else:
+            print(f"replaced {name}: {n:,} undecodable bytes by U+FFFD")
+    return [part for part in parts if file_of(part) not in refused]
 
 
 def with_encoding(part: Part, reading: Reading) -> Part:

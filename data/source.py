@@ -297,11 +297,11 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
         parts = split_by_name(parts, keep=not args.test_fraction)
     for line in described(left_out):
         print(line)
+    if reading.errors == "replace":
+        parts = report_replaced(parts, reading)
     if not parts:
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
-    if reading.errors == "replace":
-        report_replaced(parts, reading)
     return sorted(parts, key=lambda part: part.split != "val")  # val first: its copies are then dropped from train
 
 
@@ -635,19 +635,19 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
             groups.setdefault((part.path, part.member, j) if each else (), []).append((i, n))
     cuts = cuts_of(groups, 1 - held_out(args)), cuts_of(groups, 1 - test_fraction)
     for i in cuts[0]:
-        train = None if args.val_input else cuts[0][i]
-        test = cuts[1][i] if test_fraction else None
+        train = None if args.val_input else tuple(cuts[0][i])
+        test = tuple(cuts[1][i]) if test_fraction else None
         single[i] = replace(single[i], train_characters=train, whole_words=whole_words, test_from=test)
     return single
 
 
-def cuts_of(groups: dict[tuple, list[tuple[int, int]]], share: float) -> dict[int, tuple[int, ...]]:
+def cuts_of(groups: dict[tuple, list[tuple[int, int]]], share: float) -> dict[int, list[int]]:
     """For each unit, how many of the characters of each file in it are among the first `share` of the file's, or 0."""
-    cuts: dict[int, tuple[int, ...]] = {}
+    cuts: dict[int, list[int]] = {}
     for group in groups.values():
         left = int(sum(n for _, n in group) * share)
         for i, n in group:
-            cuts[i] = (*cuts.get(i, ()), left)
+            cuts.setdefault(i, []).append(left)
             left = max(0, left - n)
     return cuts
 
@@ -658,10 +658,11 @@ def by_file(pieces: Iterable[Piece]) -> Iterator[Iterator[Piece]]:
 
 
 def is_one_text(parts: Sequence[Part], reading: Reading) -> bool:
-    """Whether all parts are ranges of one text, which is then the only document."""
-    part = parts[0]
-    if part.split or any((other.path, other.member) != (part.path, part.member) for other in parts):
+    """Whether all parts but those of --val_input are ranges of one text, which is then the only document there."""
+    parts = [part for part in parts if part.split != "val"]
+    if not parts or any((part.path, part.member) != (parts[0].path, parts[0].member) for part in parts):
         return False
+    part = parts[0]
     document, *_ = next(documents(part, reading), ("",))
     return document == part.name  # rows, separated documents and members of archives have names of their own
 

@@ -83,8 +83,12 @@ def make_tokenizer(
 
 
 def open_path(path: Path, trim: bool) -> Tokenizer:
-    if (path / "meta.json").is_file():
-        return tokenizer_from_json(read_json(path / "meta.json").get("tokenizer"))
+    meta = path / "meta.json"
+    if meta.is_file():
+        try:
+            return tokenizer_from_json(read_json(meta).get("tokenizer"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a dataset whose tokenizer can be read: {error}") from None
     if is_model_folder(path) and not trim:
         return read_model_tokenizer(path)
     return open_tokenizer_json(*read_tokenizer_json("", path), trim)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from configurator import exit_on_error
 
 TYPED = ("import os", "\r", "\r", "def check(x):", "\r", '"""Refuses numbers."""', "\r", "if not isinstance(x, ")
-COLUMNS, ROWS = 76, 8
+COLUMNS, LINES = 76, 8
 CELL = 8.4, 18  # pixels of a character
 COLOURS = {  # those that a terminal names, and those of Pygments' style that are too dark for this picture
     "default": "#d4d4d4", "black": "#808080", "red": "#f48771", "green": "#89d185", "brown": "#dcdcaa",
@@ -38,7 +38,7 @@ COLOURS = {  # those that a terminal names, and those of Pygments' style that ar
 
 def film(command: list[str], typed: tuple[str, ...]) -> pyte.Screen:
     """The screen of a program after keys, each sent when the screen has rested for a second."""
-    screen = pyte.Screen(COLUMNS, ROWS)
+    screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)
     child, terminal = pty.fork()
     if child == 0:
@@ -48,7 +48,7 @@ def film(command: list[str], typed: tuple[str, ...]) -> pyte.Screen:
         import fcntl
         import termios
 
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         watch(terminal, stream, first=60)
         for keys in typed:
             os.write(terminal, keys.encode())

@@ -362,6 +362,24 @@ def test_a_file_in_another_encoding_and_no_text_are_not_read_as_damaged(tmp_path
         find_parts(args, reading_of(args))
 
 
+@pytest.mark.parametrize("option, reading", [(["--skip_bad"], {}), ([], {"lenient": True, "suffixes": (".txt",)})])
+def test_where_unreadable_files_are_left_out_those_in_another_encoding_are(tmp_path, capsys, option, reading):
+    write(tmp_path / "a.txt", NOVEL.encode("gb18030"))
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other/a.txt", NOVEL[:999].encode() + b"\xff")
+    args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--errors=replace", *option])
+    assert [part.name for part in find_parts(args, reading_of(args, **reading))] == [f"{tmp_path.name}/other/a.txt"]
+    out, err = capsys.readouterr()
+    assert f"skipped: {tmp_path.name}/a.txt: " in err and "other/a.txt: 1 undecodable" in out
+
+
+def test_a_short_file_that_ends_within_a_character_is_damaged(tmp_path, capsys):
+    path = write(tmp_path / "a.txt", "再见".encode()[:-1])
+    args = prepare_parser("", tmp_path).parse_args([f"--input={path}", "--errors=replace"])
+    assert find_parts(args, reading_of(args))
+    assert "replaced a.txt: 2 undecodable bytes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".tar.gz"])
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".csv"])
 @pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])

@@ -26,20 +26,22 @@ def execute(folder, **parameters) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the cells start programs as a POSIX shell does")
 def test_the_notebook_trains_goes_on_and_exports(tmp_path, monkeypatch):
-    clone(tmp_path)
-    (tmp_path / "requirements.txt").write_text("torch==0\n", encoding="utf-8")  # all is installed; torch is left alone
+    project = tmp_path / "gpt"  # as if git had just made it
+    project.mkdir()
+    clone(project)
+    (project / "books").rename(tmp_path / "my books")
+    (project / "requirements.txt").write_text("torch==0\n", encoding="utf-8")  # all is installed; torch is left alone
     monkeypatch.setenv("PYTHONUTF8", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    texts = {"TEXT": "books", "KEEP": str(tmp_path / "kept")}
-    (tmp_path / "kept").mkdir()
+    texts = {"TEXT": "my books", "KEEP": "kept here"}
     first = execute(tmp_path, **texts, EPOCHS=100, OPTIONS=f"{LIMITS} --max_iters=4 --lr_decay_iters=100")
     assert "4 steps" in first and "error" not in first
-    shutil.rmtree(tmp_path / "data/notebook")  # the session's disk is gone, the kept folder is not
+    shutil.rmtree(project / "data/notebook")  # the session's disk is gone, the kept folder is not
     second = execute(tmp_path, **texts, EPOCHS=100, OPTIONS=f"{LIMITS} --max_iters=6 --lr_decay_iters=100")
     assert "6 steps" in second and "resum" in second and "error" not in second
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "kept/hf-notebook")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "kept here/hf-notebook")
     assert model.config.model_type == "llama" and model.config.hidden_size == 16
 
 

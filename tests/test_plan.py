@@ -137,6 +137,12 @@ def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(pla
     assert config.max_minutes == 0.25 and config.eval_interval == 4 and config.dropout == 0.2
 
 
+@pytest.mark.parametrize("n", [3, 4])
+def test_where_the_loss_rose_in_the_short_runs_the_proposal_stops_at_the_lowest(n):
+    train, val = [2.0, 1.8, 1.7, 1.65][:n], [2.5, 2.4, 2.6, 2.9][:n]
+    assert plan.expectation(train, val) == {"expected loss": 2.4, "from": 2.4, "to": 2.4, "stop": 1 / 8}
+
+
 def test_short_runs_have_the_dropout_of_the_proposal(planned):
     falling = [[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]]
     for options, dropout in ((), "0.2"), (("--dropout=0.35",), "0.35"):
@@ -153,8 +159,16 @@ def test_short_runs_have_the_dropout_of_the_proposal(planned):
 def test_a_proposal_survives_the_shell():
     row = {"epochs": 1.0, "steps": 100, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
     options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
-    command = shlex.split(plan.proposal(row, options, 2))
+    command = shlex.split(plan.proposal(row, options, 2, warmup=20))
     assert command[:5] == ["python", "train.py", *options] and "--max_minutes=2" in command
+
+
+def test_a_proposal_warms_up_for_a_tenth_of_its_steps_unless_the_config_says_how_long():
+    row = {"epochs": 1.0, "steps": 400, "stop": 0.5, "dropout": 0.0, "shape": {"n_layer": 2}}
+    for warmup, expected in ((None, 20), (100, 100)):
+        command = shlex.split(plan.proposal(row, [f"--warmup_iters={warmup}"], 2, warmup))
+        config, _ = configure(train.TrainConfig, command[2:])
+        assert config.warmup_iters == expected
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,15 @@ def test_it_asks_for_a_key(out_dir, open_page):
         page.keyboard.press("Escape")  # no key, no question again
         page.locator(".state", has_text="asks for a key").first.wait_for()
         assert not page.locator("#key[open]").count()
+        page.clock.install()
+        page.click("[data-tab=run]")  # asked again
+        page.locator("#key[open]").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#key:not([open])").wait_for(state="attached")
+        page.clock.run_for(20_000)  # but not every five seconds
+        page.evaluate("fetch('/run')")
+        assert not page.locator("#key[open]").count()
+        page.click("[data-tab=write]")
         page.focus("#text")
         page.keyboard.type("the")
         page.keyboard.press("Control+Enter")  # asked again

@@ -608,6 +608,7 @@ def test_what_is_one_text(tmp_path, small_parts):
         archive.add(a, "1.txt")
         archive.add(a, "2.txt")
     assert not answer(tmp_path / "pages.xz")
+    assert answer(a, "--val_input", b, "--test_fraction=0.1") and not answer(a, b, "--val_input", a)
 
 
 def test_archives_that_hide_the_names_of_their_files_are_refused_where_names_tell_the_splits(tmp_path):
