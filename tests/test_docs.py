@@ -9,10 +9,14 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -36,7 +40,7 @@ LIMITS = {
     "data/shakespeare/prepare.py": "--tokenizer=bpe --vocab_size=400",
 }
 # not run here: they need the network, a second machine, a terminal, or all the time there is (CI runs quickstart.py)
-ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "python serve.py", "git clone", "cd ", "source ", "pip ")
+ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "git clone", "cd ", "source ", "pip ")
 ELSEWHERE += (
     "python sample.py --init_from=gpt2",
     "python eval.py --init_from=gpt2",
@@ -86,6 +90,7 @@ def clone(folder: Path) -> None:
     for number in range(30):
         (folder / "books" / f"{number}.txt").write_text(f"第{number}回\n{novel}", encoding="gb18030")
     stories = [f"Once upon a time there was a dog named Rex {i}. He liked to play. The end.\n" for i in range(600)]
+    (folder / "key.txt").write_text("a-key-of-tests\n", encoding="utf-8")
     (folder / "stories.txt").write_text("<|endoftext|>\n".join(stories), encoding="utf-8")
     asked = [a + b for a in "黛玉见了宝来说便" for b in "黛玉见了宝来说便"]
     rows = [json.dumps({"prompt": text, "response": text[-1]}) + "\n" for text in asked]
@@ -135,6 +140,10 @@ def run(lines: list[str], folder: Path, show=lambda line: None) -> int:
             encoding = "gb18030" if "--encoding=" in line else "utf-8"
             novel = (folder / "data/hongloumeng/input.txt").read_text("utf-8")
             (folder / "novel.txt").write_text(novel, encoding=encoding)
+        if script == "serve.py":
+            serve(words, folder, environment)
+            ran += 1
+            continue
         process = subprocess.run(
             [sys.executable, *words, *limits(line, script)],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
@@ -142,6 +151,25 @@ def run(lines: list[str], folder: Path, show=lambda line: None) -> int:
         assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
         ran += 1
     return ran
+
+
+def serve(words: list[str], folder: Path, environment: dict) -> None:
+    """Runs a server until it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *words, f"--port={port}", "--device=cpu"]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        while True:
+            with suppress(OSError):
+                assert json.load(urlopen(f"http://127.0.0.1:{port}/health", timeout=60)) == {"status": "ok"}
+                return
+            assert process.poll() is None, process.stdout.read().decode()
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def limits(line: str, script: str) -> list[str]:
