@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -54,7 +55,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 
 def measured_flops(dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of the product of two n x n matrices, the best of two: what this CPU can do with its threads."""
+    """FLOP/s of the product of two n x n matrices, the best of two: what this CPU can do with its threads. A process
+    measures it once for each number of threads."""
+    return flops_of_product(dtype, n, torch.get_num_threads())
+
+
+@lru_cache
+def flops_of_product(dtype: torch.dtype, n: int, threads: int) -> float:
+    """measured_flops, for the number of threads that is set."""
     a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
     a[:64, :64] @ b[:64, :64]  # loads the kernels
     seconds = []
