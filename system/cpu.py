@@ -54,20 +54,23 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
-def measured_flops(dtype: torch.dtype, n: int = 2048) -> float:
-    """FLOP/s of the product of two n x n matrices, the best of two: what this CPU can do with its threads. A process
-    measures it once for each number of threads."""
-    return flops_of_product(dtype, n, torch.get_num_threads())
+def measured_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of the product of two 2048 x 2048 matrices, the best of two: what this CPU can do with its threads. Of
+    smaller ones, where half that size takes 0.1 s already, as in a format that is emulated. Measured once a process for
+    each number of threads."""
+    return flops_of_product(dtype, torch.get_num_threads())
 
 
 @lru_cache
-def flops_of_product(dtype: torch.dtype, n: int, threads: int) -> float:
+def flops_of_product(dtype: torch.dtype, threads: int) -> float:
     """measured_flops, for the number of threads that is set."""
-    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
-    a[:64, :64] @ b[:64, :64]  # loads the kernels
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
+    for n in (64, 256, 512, 1024, 2048):  # the first loads the kernels
+        a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            a @ b
+            seconds.append(time.perf_counter() - start)
+        if min(seconds) > 0.1:
+            break
     return 2 * n**3 / min(seconds)
