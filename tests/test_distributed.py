@@ -496,7 +496,7 @@ def fail(rank: int, port: int, argv: list[str], folder: Path, error: Exception, 
 @pytest.mark.parametrize("error", [ValueError("token 7 is bad"), RuntimeError("token 7 is bad")])
 def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(processes, dataset, tmp_path, error, parallel):
     argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", "--max_iters=8", f"--parallel={parallel}"]
-    numbers = np.random.default_rng().integers(0, 40, 2).tolist()  # 8 steps have more places
+    numbers = np.random.default_rng().integers(0, 60, 2).tolist()
     for number in numbers:
         folder = tmp_path / str(number)
         folder.mkdir(exist_ok=True)
