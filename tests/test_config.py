@@ -99,6 +99,7 @@ SHAPES = {
     "train_shakespeare": (50_257, 12, 12, 768, 256, ""),
     "train_shakespeare_char": (65, 6, 6, 384, 256, ""),
     "speed_shakespeare_char": (65, 4, 4, 128, 64, "rope untied"),
+    "sprint_shakespeare_char": (65, 2, 4, 64, 64, "rope untied smear narrow"),
     "train_hongloumeng_char": (4_435, 2, 4, 128, 256, ""),
     "speed_hongloumeng_char": (4_435, 4, 4, 256, 256, "rope smear"),
     "train_hongloumeng_deep": (4_435, 24, 8, 512, 256, "rope qk_norm"),
@@ -125,12 +126,13 @@ def build(path, **changed):
 
 
 def count_by_hand(vocab_size, layers, heads, width, context, features):
-    """GPT-2 without biases: embeddings; a layer of attention (4 squares), MLP (8 squares) and two norms; a norm."""
+    """GPT-2 without biases: embeddings; a layer of attention (4 squares), MLP (8 squares, 4 if narrow) and two norms; a
+    norm."""
     features = features.split()
     if "llama" in features:  # 8 of 16 key heads, an MLP of three matrices 768 wide, a head of its own
         layer = width * width * 2 + 2 * width * width // 2 + 3 * width * 768 + 2 * width
         return 2 * vocab_size * width + layers * layer + width
-    layer = 12 * width**2 + 2 * width + ("qk_norm" in features) * 2 * (width // heads)
+    layer = (8 if "narrow" in features else 12) * width**2 + 2 * width + ("qk_norm" in features) * 2 * (width // heads)
     tables = vocab_size * (1 + ("untied" in features)) + context * ("rope" not in features) + ("smear" in features)
     return tables * width + layers * layer + width
 

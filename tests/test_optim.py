@@ -89,6 +89,19 @@ def test_orthogonalize_flattens_the_singular_values_and_keeps_their_directions(s
     assert torch.nn.functional.cosine_similarity(result.flatten(), (u @ vh).flatten(), dim=0) > 0.95
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 64), (2, 128, 32), (2, 24, 48), (2, 32, 32)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-6, 0.0])
+def test_orthogonalize_is_the_iteration_however_small_the_singular_values(shape, smallest):
+    generator = torch.Generator().manual_seed(0)
+    u, values, vh = torch.linalg.svd(torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    values = smallest + (1 - smallest) * torch.linspace(1, 0, values.size(1), dtype=torch.float64) ** 3
+    expected = values / values.norm()  # the same on singular values alone, in float64
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    result = orthogonalize((u * values @ vh).float())
+    torch.testing.assert_close(result.double(), u * expected @ vh, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_orthogonalize_is_one_static_graph_that_computes_the_same(dtype):
     torch._dynamo.reset()

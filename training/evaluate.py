@@ -7,14 +7,19 @@ from data.dataset import eval_batch, eval_windows
 from training.batches import ready_to_send, to_device, without_padding
 from training.run import Run
 
+UNTRAINED_BATCHES = 10  # to see that a new model starts near ln(vocab_size), it need not read all eval_iters
+
 
 @torch.no_grad()
 def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float]:
-    """Mean loss of "train" and "val", over the same windows for every call and any number of processes."""
+    """Mean loss of "train" and "val", over the same windows for every call and any number of processes; of a new model,
+    over the first few of them."""
     config, dataset, ranks, device, losses = run.config, run.dataset, run.ranks, run.device, {}
+    is_untrained = run.iter_num == 0 and config.init_from == "scratch" and not config.eval_only
+    n_batches = min(config.eval_iters, UNTRAINED_BATCHES) if is_untrained else config.eval_iters
     model.eval()
     for split in ("train", "val"):
-        windows = eval_windows(dataset, split, config.block_size, config.eval_iters * config.batch_size)
+        windows = eval_windows(dataset, split, config.block_size, n_batches * config.batch_size)
         total, count = torch.zeros((), device=device), 0
         for first in range(0, len(windows), ranks.world_size * config.batch_size):
             mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]

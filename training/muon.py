@@ -110,14 +110,36 @@ def iteration_dtype(device: torch.device) -> torch.dtype:
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Approximately the nearest semi-orthogonal matrices to `matrices` (n, rows, columns): singular values end between
     0.7 and 1.2. A quintic Newton-Schulz iteration with Muon's coefficients."""
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(1) > matrices.size(2)
     x = matrices.mT if tall else matrices  # wide: the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.size(2) >= 2 * x.size(1):
+        x = iterate_gram(x, steps)
+    else:
+        for _ in range(steps):
+            x = torch.baddbmm(x, polynomial(x @ x.mT), x, beta=A)
     return x.mT if tall else x
+
+
+A, B, C = 3.4445, -4.7750, 2.0315  # Muon's: a step is A x + (B g + C g g) x, where g = x x^T
+
+
+def polynomial(gram: torch.Tensor) -> torch.Tensor:
+    return torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+
+
+def iterate_gram(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The same iteration of wide x with fewer products, nearly half for 4 times as many columns as rows: each step
+    multiplies x by a polynomial of g, and so g by its square, which takes small matrices alone. Not in bfloat16: a
+    rounding error of g grows twelvefold a step."""
+    gram, factors = x @ x.mT, None
+    for step in range(steps):
+        factor = polynomial(gram)
+        factor.diagonal(dim1=1, dim2=2).add_(A)
+        factors = factor if step == 0 else factor @ factors
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    return factors @ x
 
 
 def share_out(function: Callable, stacked: torch.Tensor) -> torch.Tensor:
