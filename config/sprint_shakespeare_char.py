@@ -1,5 +1,5 @@
-# Tiny Shakespeare by character, in the fewest seconds on two CPU cores to the loss of nanoGPT's laptop command (1.89): a
-# small model reads more text in a short time, and few steps want high rates. RESULTS.md says how it was chosen.
+# Tiny Shakespeare by character, to the loss of nanoGPT's laptop command (1.89) in the fewest seconds on two CPU cores:
+# a small model reads more text in a short time, and few steps want high rates. RESULTS.md says how it was chosen.
 #     python data/shakespeare_char/prepare.py && python train.py config/sprint_shakespeare_char.py
 # With a minute or more, config/speed_shakespeare_char.py gets much further.
 
