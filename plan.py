@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--minutes={args.minutes} must be above 0")
     options = [args.config, *options]
     settings, _ = settings_of(options)
+    if settings.lr_decay_iters is not None:  # every run here, and the one proposed, decays to its own end
+        options.append("--lr_decay_iters=None")
     head_size = settings.head_dim or settings.n_embd // settings.n_head
     print(f"{settings.dataset} in {args.minutes:g} minutes on {machine()}\n", flush=True)
     rows = []

@@ -156,6 +156,13 @@ def test_short_runs_have_the_dropout_of_the_proposal(planned):
             assert [word for word in words if word.startswith("--dropout=")][-1] == f"--dropout={dropout}"
 
 
+def test_every_run_decays_to_its_own_end_whatever_the_config_says(planned):
+    out, _ = planned([[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]], "--lr_decay_iters=7000")
+    command = next(line for line in out.splitlines() if line.startswith("python train.py"))
+    for words in [*planned.runs, shlex.split(command)[2:]]:
+        assert configure(train.TrainConfig, words)[0].lr_decay_iters is None
+
+
 def test_a_proposal_survives_the_shell():
     row = {"epochs": 1.0, "steps": 100, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
     options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
