@@ -477,11 +477,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
-        w = weight.to(dtype)
+        w = F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % 16 * (len(weight) > 1024)))  # unaligned logits are slow
         rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
-            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
         for start in range(0, x.size(0), rows):
             chunk = slice(start, start + rows)
             xc = x[chunk].to(dtype)
@@ -491,9 +491,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = (xc @ w.t()).float()  # (rows, V)
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
+            logits[:, len(weight) :] = -1e9  # the padding has no probability, and no gradient
             grad = logits.softmax(1)  # from here on, in the same memory: softmax, then softmax - one-hot
             # log(sum(exp)) is any id's logit - log(probability); the likeliest's never underflows
-            behind = logits.amax(1, keepdim=True) - logits.gather(1, target)
+            behind = logits.amax(1, keepdim=True) - logits[:, : len(weight)].gather(1, target)
             total += ((behind - grad.amax(1, keepdim=True).log()) * valid).sum()
             if need_grad:
                 grad.scatter_add_(1, target, -torch.ones_like(grad[:, :1]))
@@ -510,7 +511,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 grad_x[chunk] = part_x
                 grad_w += part_w
         if need_grad:
-            ctx.save_for_backward(grad_x, grad_w.to(weight.dtype))
+            ctx.save_for_backward(grad_x, grad_w[: len(weight)].to(weight.dtype))
         return total
 
     @staticmethod
