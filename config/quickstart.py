@@ -19,7 +19,7 @@ block_size = 128
 
 n_layer = 2
 n_head = 4
-n_embd = 256
+n_embd = 128
 pos = "rope"
 qk_norm = True
 
