@@ -469,15 +469,15 @@ def logits_at_once(device: torch.device) -> int:
 class LinearCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of softcapped logits x @ weight.T, a few rows at a time.
 
-    The logits of a batch are its largest tensor by far ((B T) x V float32). Here each chunk of them is used (on a CPU
-    while it is still in its cache) for the loss and, if need_grad, at once for both gradients, and then dropped;
-    backward only scales. x (N, C), weight (V, C), targets (N,) with -1 ignored; matrices multiply in `dtype`, the loss
-    and weight's gradient add up in float32.
+    The logits of a batch are its largest tensor by far. Here each chunk of them is used (on a CPU while still in its
+    cache) for the loss and, if need_grad, at once for both gradients, and then dropped; backward only scales. x (N, C),
+    weight (V, C), targets (N,) with -1 ignored; products in `dtype`, the loss and weight's gradient add up in float32.
     """
 
     @staticmethod
     def forward(ctx, x, weight, targets, softcap: float, dtype: torch.dtype, need_grad: bool):
-        w = F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % 16 * (len(weight) > 1024)))  # unaligned logits are slow
+        w = weight.to(dtype)
+        w = F.pad(w, (0, 0, 0, -len(w) % 16)) if len(w) > 1024 and len(w) % 16 else w  # unaligned logits are slow
         rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well

@@ -5,7 +5,8 @@
     python plan.py config/train_pycode.py --minutes=60 --sizes 4x256 6x384 --dataset=mycode --batch_size=16
 
 Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes
-(with the config's head size). Any other --key=value goes to train.py.
+(with the config's head size). Any other --key=value goes to train.py, except lr_decay_iters: each run decays to its own
+end.
 
 --sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
 dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three

@@ -32,7 +32,7 @@ class TrainConfig:
     out_dir: str = "out"  # folder for ckpt.pt, last.pt and metrics.jsonl
     eval_interval: int = 2000  # steps between evaluations, each of which saves a checkpoint
     log_interval: int = 1  # steps between log lines
-    eval_iters: int = 200  # batches evaluated per split; the whole split if it is smaller
+    eval_iters: int = 200  # batches evaluated per split, of a new model at most 10; the whole split if it is smaller
     eval_only: bool = False  # evaluate once and exit
     print_params: bool = False  # print every parameter's name, shape and size, and exit
     always_save_checkpoint: bool = True  # write ckpt.pt at every evaluation; False = only at the best so far

@@ -12,7 +12,7 @@ init_from = "out-novels"
 
 max_iters = 1700
 eval_interval = 1700
-eval_iters = 44  # more than the validation split has, so all of it is read
+eval_iters = 44  # all of 红楼梦's validation split is read
 log_interval = 50
 always_save_checkpoint = False  # keep the best
 

@@ -56,7 +56,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 def measured_flops(dtype: torch.dtype) -> float:
     """FLOP/s of the product of two square matrices, the best of some up to 2048 x 2048: what this CPU can do with its
-    threads. Only of smaller ones where these take 0.1 s already, as in a format that is emulated. Measured once a
+    threads. Only of the smaller ones where these take 0.1 s already, as in a format that is emulated. Measured once a
     process for each number of threads, in about half a second."""
     return flops_of_product(dtype, torch.get_num_threads())
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import train
+import training.evaluate
 from checkpoints.build import build_model
 from configurator import configure
 from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset
@@ -49,6 +50,22 @@ def write_dataset(folder: Path, text: str, seed: int = 0) -> Path:
 def dataset(tmp_path_factory) -> Path:
     words = np.random.default_rng(0).choice(["the ", "cat ", "sat ", "on ", "a ", "mat. ", "dog "], 800)
     return write_dataset(tmp_path_factory.mktemp("dataset"), "".join(words))
+
+
+def test_a_new_model_is_evaluated_on_ten_batches_and_any_other_on_all_it_should(dataset, tmp_path, monkeypatch):
+    calls, read = [], training.evaluate.eval_batch
+    monkeypatch.setattr(training.evaluate, "eval_batch", lambda *args: calls.append(args[1]) or read(*args))
+    options = [f"--dataset={dataset}", *SMALL, "--batch_size=1", "--eval_iters=12", "--eval_interval=5"]
+    for more, val_batches in (
+        (["--max_iters=1"], 10 + 12),  # step 0, and the end
+        (["--init_from=resume", "--max_iters=2"], 12),
+        ([f"--init_from={tmp_path}/last.pt", "--max_iters=1", f"--out_dir={tmp_path}/tuned"], 12 + 12),
+        (["--eval_only"], 12),
+        (["--max_iters=0", f"--out_dir={tmp_path}/none"], 12),  # the only evaluation there is
+    ):
+        calls.clear()
+        assert train.main([*options, f"--out_dir={tmp_path}", *more]) == 0
+        assert calls.count("val") == calls.count("train") == val_batches, more
 
 
 def run(dataset: Path, out_dir: Path, *options: str) -> dict:

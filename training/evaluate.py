@@ -13,9 +13,9 @@ UNTRAINED_BATCHES = 10  # to see that a new model starts near ln(vocab_size), it
 @torch.no_grad()
 def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float]:
     """Mean loss of "train" and "val", over the same windows for every call and any number of processes; of a new model,
-    over the first few of them."""
+    over fewer."""
     config, dataset, ranks, device, losses = run.config, run.dataset, run.ranks, run.device, {}
-    is_untrained = run.iter_num == 0 and config.init_from == "scratch" and not config.eval_only
+    is_untrained = run.iter_num == 0 < run.limit and config.init_from == "scratch" and not config.eval_only
     n_batches = min(config.eval_iters, UNTRAINED_BATCHES) if is_untrained else config.eval_iters
     model.eval()
     for split in ("train", "val"):
