@@ -13,6 +13,7 @@ import pickle
 import warnings
 import zipfile
 import zlib
+from enum import Enum
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -149,9 +150,18 @@ class IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         if module.split(".")[0] == "pathlib" and name in ("PosixPath", "WindowsPath"):
             return PurePosixPath  # the folder it was saved to: not needed, and on another system not a valid class
+        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.0 to 3.11.3 write a member of an Enum
+            return member
         if name not in self.CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"{INDEX} asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def member(of: type[Enum], name: str) -> Enum:
+    """getattr(of, name) for an index, where only a member of an Enum may be asked for."""
+    if not (isinstance(of, type) and issubclass(of, Enum) and name in of.__members__):
+        raise pickle.UnpicklingError(f"{INDEX} asks for {name} of {of}")
+    return of[name]
 
 
 def read_index(path: Path, crc32: int):

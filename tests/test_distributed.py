@@ -1,5 +1,6 @@
 """Several processes: the losses of one, half the memory under FSDP, one kind of checkpoint, restarts by themselves."""
 
+import io
 import itertools
 import json
 import multiprocessing
@@ -29,7 +30,7 @@ from checkpoints.file import write_archive
 from checkpoints.folder import find_newest, lock_folder
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
-from checkpoints.sharded import save_sharded
+from checkpoints.sharded import IndexUnpickler, save_sharded
 from model import GPT, GPTConfig
 from system import distributed
 from system.distributed import Ranks
@@ -375,6 +376,25 @@ def test_code_hidden_in_a_sharded_checkpoint_is_refused_and_not_run(folder, tmp_
     with pytest.raises(Damaged):
         load_checkpoint(folder / "last.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_member_of_an_enum_may_be_asked_for_by_name_as_python_3_11_2_does_and_nothing_else():
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as FORMATS
+
+    class Asks:
+        def __init__(self, *of_and_name):
+            self.of_and_name = of_and_name
+
+        def __reduce__(self):
+            return getattr, self.of_and_name
+
+    def read(*of_and_name):
+        return IndexUnpickler(io.BytesIO(pickle.dumps(Asks(*of_and_name)))).load()
+
+    assert read(FORMATS, "TORCH_PRESERVE_FORMAT") is FORMATS.TORCH_PRESERVE_FORMAT
+    for of, name in ((FORMATS, "__class__"), (FORMATS, "mro"), (torch.Size, "__reduce__"), ("text", "format")):
+        with pytest.raises(pickle.UnpicklingError, match="asks for"):
+            read(of, name)
 
 
 def test_a_kill_between_the_renames_of_two_folders_loses_neither(folder):
