@@ -241,7 +241,8 @@ def table(result: dict) -> str:
         sizes = f"block_size {r['block_size']}, stride {r['stride']}, definition {r['definition']}"
         rows.append(("windows", f"{r['windows']:,} of {sizes}"))
     else:
-        rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}"))
+        left_out = f"; {r['left_out']:,} are longer and left out" if r.get("left_out") else ""
+        rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}{left_out}"))
     speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
     losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"

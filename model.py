@@ -192,12 +192,9 @@ class CausalSelfAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=gqa)
 
 
-def relu2(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(x).square()  # So et al. 2021 (arXiv:2109.08668)
-
-
 class MLP(nn.Module):
-    activations = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu, "relu2": relu2}
+    activations = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu}
+    activations["relu2"] = lambda x: F.relu(x).square()  # So et al. 2021 (arXiv:2109.08668)
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -440,25 +437,27 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         cut = min(255, max(1, round(256 * self.p)))
         bits = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64).random_(-(2**63), None)  # None: to the end
-        kept = bits.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
-        return x * kept.to(x.dtype).mul_(256 / (256 - cut))
+        drawn = bits.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)  # 0 to 255, exact in 16 bits too
+        return x * drawn.sub_(cut - 1).clamp_(0, 1).mul_(256 / (256 - cut))  # a comparison takes thrice the time
 
 
 def dense_is_faster(q: torch.Tensor, dropout: float) -> bool:
-    """PyTorch's flash kernel for CPUs is slow in bfloat16, above all backward: 16 x 4 heads x 256 positions x 64 took
-    28 ms, in float32 26, and densely 10 (2 cores with AVX512-BF16, torch 2.13). With dropout it has none."""
-    return dropout > 0 or (q.dtype == torch.bfloat16 and q.size(2) <= 256)  # all scores are held in memory
+    """PyTorch's flash kernel for CPUs has no dropout, is slow in bfloat16, above all backward (densely a third of its
+    time at 256 positions), and in float32 wins up to 128 positions (RESULTS.md)."""
+    return dropout > 0 or (q.size(2) <= 256 and (q.dtype == torch.bfloat16 or q.size(2) > 128))  # scores take memory
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
     """Causal attention of q (B, nh, T, hs) over k, v (B, nkv, T, hs) by plain matrix products: (B, nh, T, hs)."""
-    B, nh, T, hs = q.shape
-    q, k, v = (t.transpose(0, 1).unsqueeze(1) for t in (q, k, v))  # (heads, 1, B, T, hs): in memory's order
-    q, k, v = (t.expand(-1, nh // len(t), -1, -1, -1).reshape(nh * B, T, hs) for t in (q, k, v))
-    later = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    B, nh, T, hs = q.shape  # (heads, B, T, hs) in memory
+    q, k, v = (t.transpose(0, 1)[:, None].expand(-1, nh // t.size(1), -1, -1, -1).reshape(-1, T, hs) for t in (q, k, v))
+    later, parts = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1), []
     with torch.autocast(q.device.type, enabled=False):  # which would compute the softmax in float32
-        scores = torch.baddbmm(later, q, k.mT, alpha=hs**-0.5)
-        return (dropout(scores.softmax(-1)) @ v).view(nh, B, T, hs).transpose(0, 1)
+        for start in range(0, T, 128):  # some queries at a time, as none needs the keys after them
+            stop = start + 128
+            scores = torch.baddbmm(later[start:stop, :stop], q[:, start:stop], k[:, :stop].mT, alpha=hs**-0.5)
+            parts.append(dropout(scores.softmax(-1)) @ v[:, :stop])
+    return torch.cat(parts, dim=1).view(nh, B, T, hs).transpose(0, 1)
 
 
 def logits_at_once(device: torch.device) -> int:

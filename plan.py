@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
     args, options = plan_options().parse_known_args(argv)
     if not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes={args.minutes} must be above 0")
-    options = [args.config, *options]
+    options = [args.config, *(option for option in options if not is_given("lr_decay_iters", [option]))]
     settings, _ = settings_of(options)
-    if settings.lr_decay_iters is not None:  # every run here, and the one proposed, decays to its own end
+    if settings.lr_decay_iters is not None:  # the config's: every run here, and the one proposed, decays to its own end
         options.append("--lr_decay_iters=None")
     head_size = settings.head_dim or settings.n_embd // settings.n_head
     print(f"{settings.dataset} in {args.minutes:g} minutes on {machine()}\n", flush=True)

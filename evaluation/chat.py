@@ -34,9 +34,9 @@ ROWS = 16  # answers that are drawn together
 def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -> Text:
     """Those of --input, or of a split of a dataset. ValueError if there are none, or the model knows no turns."""
     tokenizer = chat_tokenizer_of(state)
-    questions = None
+    questions, left_out = None, 0
     if args.input:
-        pieces, questions = read_answered(args, tokenizer, block_size)
+        pieces, questions, left_out = read_answered(args, tokenizer, block_size)
         ids, mask = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         edges = np.cumsum([0, *(len(ids) for ids, _ in pieces)])
         name, get_ids = str(display_path(args.input)), lambda: ids
@@ -47,12 +47,12 @@ def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -
             raise ValueError(f"dataset {dataset.name} has no conversations: name one that has, or --input=FILE")
         edges, mask = conversation_edges(dataset, split, block_size), dataset.mask(split) & TARGET > 0
         name, get_ids = f"{display_path(dataset.folder)} {split}", lambda: dataset.array(split)
-    return Text(name, get_ids, answer_windows(edges, mask), tokenizer, questions=questions)
+    return Text(name, get_ids, answer_windows(edges, mask), tokenizer, questions=questions, left_out=left_out)
 
 
-def read_answered(args: argparse.Namespace, tokenizer, block_size: int) -> tuple[list, list[dict]]:
-    """(the windows of --input's conversations, the row of each answer in them). ValueError for a row that is no
-    conversation, or does not fit."""
+def read_answered(args: argparse.Namespace, tokenizer, block_size: int) -> tuple[list, list[dict], int]:
+    """(the windows of --input's conversations, the row of each answer in them, the number of answers left out because
+    they and their questions do not fit). ValueError for a row that is no conversation, or if no answer fits."""
     pieces, questions, too_long = [], [], 0
     for number, row in rows_of(args.input):
         try:
@@ -64,11 +64,11 @@ def read_answered(args: argparse.Namespace, tokenizer, block_size: int) -> tuple
         except ValueError as error:
             raise ValueError(f"{args.input}:{number}: {error}; leave the row out, or correct it") from None
         pieces, too_long = pieces + found, too_long + more
-        questions += [row] * sum(message["role"] == "assistant" for message in messages)
-    if too_long or not pieces:
-        problem = f"{too_long:,} answers that do not fit block_size={block_size}" if too_long else "no conversations"
-        raise ValueError(f"--input={args.input} has {problem}: leave them out, or name another file")
-    return pieces, questions
+        questions += [row] * (sum(message["role"] == "assistant" for message in messages) - more)
+    if not pieces:
+        found = f"no answer that fits block_size={block_size} with its question" if too_long else "no conversations"
+        raise ValueError(f"--input={args.input} has {found}: name another file")
+    return pieces, questions, too_long
 
 
 def answer_windows(edges: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -79,10 +79,10 @@ def answer_windows(edges: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def count_chat(text: Text, nats: np.ndarray, misses: np.ndarray, answers: np.ndarray) -> dict:
-    """The figures of all answers and, if the rows have kinds, "kinds": those of each."""
+    """The figures of all answers, "left_out" and, if the rows have kinds, "kinds": those of each."""
     tokens = text.windows[:, STOP] - text.windows[:, FIRST]
     table = np.stack([nats, misses == 0, tokens, *answers.T], axis=1)
-    figures = figures_of(table)
+    figures = figures_of(table) | {"left_out": text.left_out}
     kinds = np.array([str(row.get("kind", "")) for row in text.questions or []])
     if any(kinds):
         figures["kinds"] = {kind: figures_of(table[kinds == kind]) for kind in sorted(set(kinds))}

@@ -31,6 +31,7 @@ class Text:
     tokenizer: Tokenizer | None  # None = unknown
     documents: int | None = None  # with --per_document
     questions: list | None = None  # of a task
+    left_out: int = 0  # questions that do not fit the context
     orders: list[str] | None = None  # in which gaps can be filled, see fim.py
 
 

@@ -660,6 +660,24 @@ def test_words_used_and_distinct_runs_are_those_of_plain_loops_also_by_kind(trai
     assert 0 < found["words_used"] < 1 and found["distinct_4"] < 1
 
 
+def test_answers_too_long_for_the_context_are_left_out_and_counted(trained, tmp_path, capsys):
+    def figures(rows):
+        path = write_rows(tmp_path / "a.jsonl", rows)
+        command.main([f"--out_dir={trained}", "--task=chat", "--device=cpu", f"--input={path}"])
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    fits = {"prompt": "what", "response": "cat sat", "kind": "a", "words": ["cat"]}
+    partly = {"messages": turns("what", "cat " * 100, "you cat", "sat"), "kind": "b", "words": ["sat"]}
+    without = figures([fits, {**partly, "messages": turns("you cat", "sat")}])
+    found = figures([{**fits, "response": "mat " * 100, "kind": "b"}, fits, partly])
+    assert (without["left_out"], found["left_out"]) == (0, 2)
+    for key in ("questions", "loss", "exact_match", "words_used", "distinct_4", "kinds"):
+        assert found[key] == without[key]
+    path = write_rows(tmp_path / "long.jsonl", [{**fits, "response": "mat " * 100}])
+    with pytest.raises(ValueError, match="has no answer that fits block_size=96 with its question"):
+        command.main([f"--out_dir={trained}", "--task=chat", "--device=cpu", f"--input={path}"])
+
+
 def test_windows_without_their_padding_have_the_same_loss_and_gradients(dataset, base):
     opened = open_dataset(dataset)
     model = build_model(add_rows(load_checkpoint(base), TOKENIZERS["char"].vocab_size, opened.vocab_size))

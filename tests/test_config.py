@@ -102,6 +102,7 @@ SHAPES = {
     "sprint_shakespeare_char": (65, 2, 4, 64, 64, "rope untied smear narrow"),
     "train_hongloumeng_char": (4_435, 2, 4, 128, 256, ""),
     "speed_hongloumeng_char": (4_435, 4, 4, 256, 256, "rope smear"),
+    "train_book_char": (4_435, 3, 4, 128, 256, "rope smear"),
     "train_hongloumeng_deep": (4_435, 24, 8, 512, 256, "rope qk_norm"),
     "train_hongloumeng_bpe": (4_096, 2, 4, 192, 256, "rope qk_norm"),
     "train_hongloumeng_qwen2": (9_301, 2, 4, 192, 256, "rope qk_norm"),

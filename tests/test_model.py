@@ -241,12 +241,13 @@ def test_relu2_is_the_square_of_relu():
     torch.testing.assert_close(mlp(x), mlp.c_proj(mlp.c_fc(x).clamp(min=0) ** 2))
 
 
+@pytest.mark.parametrize("T", [17, 128, 300])  # more than 128 queries are computed in parts
 @pytest.mark.parametrize("nkv", [1, 2, 4])
-def test_dense_attention_equals_sdpa_with_gradients(nkv):
+def test_dense_attention_equals_sdpa_with_gradients(nkv, T):
     g = seeded()
-    shapes = [(3, heads, 17, 8) for heads in (4, nkv, nkv)]
+    shapes = [(3, heads, T, 8) for heads in (4, nkv, nkv)]
     leaves = [torch.randn(s, dtype=torch.float64, generator=g).requires_grad_() for s in shapes]
-    weight = torch.randn(3, 4, 17, 8, dtype=torch.float64, generator=g)
+    weight = torch.randn(3, 4, T, 8, dtype=torch.float64, generator=g)
     q, k, v = leaves
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     found = model_file.dense_attention(q, k, v, Dropout(0.0))

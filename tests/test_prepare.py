@@ -320,8 +320,8 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path, capsys):
     "name, tokenizer, config",
     [
         ("text", "bpe", "train_classics_bpe"),
-        ("text", "char", "train_hongloumeng_char"),
-        ("classics", "byte", "train_hongloumeng_char"),
+        ("text", "char", "train_book_char"),
+        ("classics", "byte", "train_book_char"),
         ("hongloumeng", "char", "train_hongloumeng_char"),
         ("hongloumeng", "byte", "train_hongloumeng_char"),
         ("hongloumeng", "bpe", "train_hongloumeng_bpe"),

@@ -25,11 +25,13 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """open_page(server, **options): the page, which must show no error in its console."""
+    """open_page(server, script, **options): the page, which must show no error in its console; script runs first."""
     opened, problems = [], []
 
-    def open_page(server, **options):
+    def open_page(server, script="", **options):
         context = browser.new_context(**{"locale": "en-US", **options})
+        if script:
+            context.add_init_script(script)
         opened.append(context)
         page = context.new_page()
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -164,3 +166,16 @@ def test_it_asks_for_a_key(out_dir, open_page):
         page.focus("#text")
         write(page, "the")
         assert page.locator("#text .tok").count()
+
+
+def test_a_browser_that_forbids_storage_is_asked_for_the_key_once(out_dir, open_page):
+    forbid = "Object.defineProperty(window, 'NAME', { get() { throw new DOMException('no', 'SecurityError'); } });"
+    script = "".join(forbid.replace("NAME", name) for name in ("localStorage", "sessionStorage"))
+    with running(out_dir, api_key="a-key-of-tests") as server:
+        page = open_page(server, script)
+        page.locator("#key input").fill("a-key-of-tests")
+        page.keyboard.press("Enter")
+        page.locator("#name", has_text="wise").wait_for()
+        page.focus("#text")
+        write(page, "the")
+        assert page.locator("#text .tok").count() and not page.locator("#key[open]").count()

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args)
     parts = find_parts(args, reading, HONGLOUMENG[1])
-    config = config_for(args, "config/train_classics_bpe.py", "config/train_hongloumeng_char.py")
+    config = config_for(args, "config/train_classics_bpe.py", "config/train_book_char.py")
     prepare_dataset(args, parts, by_position(args, parts, reading, each=True), config)
 
 

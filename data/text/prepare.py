@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     reading = reading_of(args)
     parts = find_parts(args, reading)
     split = by_position if is_one_text(parts, reading) else make_units
-    config = config_for(args, "config/train_classics_bpe.py", "config/train_hongloumeng_char.py")
+    config = config_for(args, "config/train_classics_bpe.py", "config/train_book_char.py")
     prepare_dataset(args, parts, split(args, parts, reading), config)
 
 
