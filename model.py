@@ -192,22 +192,24 @@ class CausalSelfAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=gqa)
 
 
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()  # So et al. 2021 (arXiv:2109.08668)
+
+
 class MLP(nn.Module):
-    activations = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu}
-    activations["relu2"] = lambda x: F.relu(x).square()  # So et al. 2021 (arXiv:2109.08668)
+    activations = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "swiglu": F.silu, "relu2": relu2}
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind, self.activate = config.mlp, self.activations[config.mlp]
         self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
-        if config.mlp == "swiglu":
+        if config.mlp == "swiglu":  # Shazeer 2020 (arXiv:2002.05202)
             self.c_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        is_gated = self.kind == "swiglu"  # Shazeer 2020 (arXiv:2002.05202)
-        h = self.activate(self.c_gate(x)) * self.c_fc(x) if is_gated else self.activate(self.c_fc(x))
+        h = self.activate(self.c_gate(x)) * self.c_fc(x) if self.kind == "swiglu" else self.activate(self.c_fc(x))
         h = self.c_proj(h)
         return self.dropout(h) if self.training else h
 
@@ -438,13 +440,13 @@ class Dropout(nn.Dropout):
         cut = min(255, max(1, round(256 * self.p)))
         bits = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64).random_(-(2**63), None)  # None: to the end
         drawn = bits.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)  # 0 to 255, exact in 16 bits too
-        return x * drawn.sub_(cut - 1).clamp_(0, 1).mul_(256 / (256 - cut))  # a comparison takes thrice the time
+        return x * drawn.sub_(cut - 1).clamp_(0, 1).mul_(256 / (256 - cut))  # a comparison takes four times as long
 
 
 def dense_is_faster(q: torch.Tensor, dropout: float) -> bool:
     """PyTorch's flash kernel for CPUs has no dropout, is slow in bfloat16, above all backward (densely a third of its
     time at 256 positions), and in float32 wins up to 128 positions (RESULTS.md)."""
-    return dropout > 0 or (q.size(2) <= 256 and (q.dtype == torch.bfloat16 or q.size(2) > 128))  # scores take memory
+    return dropout > 0 or {torch.bfloat16: 0, torch.float32: 128}.get(q.dtype, 256) < q.size(2) <= 256  # memory's limit
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
@@ -453,10 +455,9 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: 
     q, k, v = (t.transpose(0, 1)[:, None].expand(-1, nh // t.size(1), -1, -1, -1).reshape(-1, T, hs) for t in (q, k, v))
     later, parts = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu(1), []
     with torch.autocast(q.device.type, enabled=False):  # which would compute the softmax in float32
-        for start in range(0, T, 128):  # some queries at a time, as none needs the keys after them
-            stop = start + 128
-            scores = torch.baddbmm(later[start:stop, :stop], q[:, start:stop], k[:, :stop].mT, alpha=hs**-0.5)
-            parts.append(dropout(scores.softmax(-1)) @ v[:, :stop])
+        for end in range(128, T + 128, 128):  # 128 queries at a time, as none needs the keys after them
+            scores = torch.baddbmm(later[end - 128 : end, :end], q[:, end - 128 : end], k[:, :end].mT, alpha=hs**-0.5)
+            parts.append(dropout(scores.softmax(-1)) @ v[:, :end])
     return torch.cat(parts, dim=1).view(nh, B, T, hs).transpose(0, 1)
 
 

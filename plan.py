@@ -5,8 +5,8 @@
     python plan.py config/train_pycode.py --minutes=60 --sizes 4x256 6x384 --dataset=mycode --batch_size=16
 
 Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes
-(with the config's head size). Any other --key=value goes to train.py, except lr_decay_iters: each run decays to its own
-end.
+(with the config's head size). Any other --key=value goes to train.py, except lr_decay_iters and max_epochs: each run
+decays to its own end, which is that of the time.
 
 --sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
 dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three
@@ -29,6 +29,7 @@ import sys
 from configurator import answer_early, exit_on_error
 from data.source import Parser
 
+OTHER_ENDS = ("lr_decay_iters", "max_epochs")  # than the time's, of a run or of its schedule
 SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
 LEAST = 64  # steps of the last short run: with fewer, predictions were up to 0.65 nats too high
@@ -71,10 +72,9 @@ def main(argv: list[str]) -> None:
     args, options = plan_options().parse_known_args(argv)
     if not 0 < args.minutes < math.inf:
         raise ValueError(f"--minutes={args.minutes} must be above 0")
-    options = [args.config, *(option for option in options if not is_given("lr_decay_iters", [option]))]
+    options = [args.config, *(option for option in options if not any(is_given(key, [option]) for key in OTHER_ENDS))]
     settings, _ = settings_of(options)
-    if settings.lr_decay_iters is not None:  # the config's: every run here, and the one proposed, decays to its own end
-        options.append("--lr_decay_iters=None")
+    options += [f"--{key}=None" for key in OTHER_ENDS if getattr(settings, key) is not None]  # the config's
     head_size = settings.head_dim or settings.n_embd // settings.n_head
     print(f"{settings.dataset} in {args.minutes:g} minutes on {machine()}\n", flush=True)
     rows = []

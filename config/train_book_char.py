@@ -1,13 +1,15 @@
-# One book by character, the best of ten minutes on two slow CPU cores: a small model that reads the book some seven
+# One book by character, the best of ten minutes on two slow CPU cores: a small model that reads the book eight or nine
 # times. RESULTS.md says how it was chosen, and what it gives for three books.
 #     python data/hongloumeng/prepare.py && python train.py config/train_book_char.py
-# Another book: python data/hongloumeng/prepare.py --input BOOK.txt --clean --out_dir=data/book, then --dataset=book.
-# On a faster machine, or with more time: python plan.py config/train_book_char.py --minutes=10 --sweep
+# Other books: python data/text/prepare.py --input BOOK.txt --clean --tokenizer=char, then --dataset=text.
+# On a faster machine, or with more time, a larger model learns more:
+#     python plan.py config/train_book_char.py --minutes=10 --sweep
 
 out_dir = "out-book-char"
 dataset = "hongloumeng"
 
-max_minutes = 10  # the rates fall to 0 by the clock
+max_minutes = 10  # the rates fall to 0 by the clock, or with the epochs on a faster machine
+max_epochs = 12
 max_iters = 1000000
 eval_interval = 1500
 eval_iters = 44  # all of 红楼梦's validation split is read

@@ -34,7 +34,7 @@ ROWS = 16  # answers that are drawn together
 def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -> Text:
     """Those of --input, or of a split of a dataset. ValueError if there are none, or the model knows no turns."""
     tokenizer = chat_tokenizer_of(state)
-    questions, left_out = None, 0
+    questions, left_out = None, None
     if args.input:
         pieces, questions, left_out = read_answered(args, tokenizer, block_size)
         ids, mask = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
@@ -79,10 +79,10 @@ def answer_windows(edges: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def count_chat(text: Text, nats: np.ndarray, misses: np.ndarray, answers: np.ndarray) -> dict:
-    """The figures of all answers, "left_out" and, if the rows have kinds, "kinds": those of each."""
+    """The figures of all answers, "left_out" if known and, if the rows have kinds, "kinds": those of each."""
     tokens = text.windows[:, STOP] - text.windows[:, FIRST]
     table = np.stack([nats, misses == 0, tokens, *answers.T], axis=1)
-    figures = figures_of(table) | {"left_out": text.left_out}
+    figures = figures_of(table) | ({} if text.left_out is None else {"left_out": text.left_out})
     kinds = np.array([str(row.get("kind", "")) for row in text.questions or []])
     if any(kinds):
         figures["kinds"] = {kind: figures_of(table[kinds == kind]) for kind in sorted(set(kinds))}

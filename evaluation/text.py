@@ -31,7 +31,7 @@ class Text:
     tokenizer: Tokenizer | None  # None = unknown
     documents: int | None = None  # with --per_document
     questions: list | None = None  # of a task
-    left_out: int = 0  # questions that do not fit the context
+    left_out: int | None = None  # answers of --input that do not fit the context; of a dataset it is not known
     orders: list[str] | None = None  # in which gaps can be filled, see fim.py
 
 

@@ -82,7 +82,7 @@ def planned(capsys, monkeypatch):
     losses[layers - 1], pairs of training and validation; planned.runs: the options of each."""
     found = {"parameters": 1, "memory MB": 9.0, "steps": 320, "epochs": 20.0}
 
-    def planned(losses, *options):
+    def planned(losses, *options, config=CONFIG):
         left, planned.runs = [list(pairs) for pairs in losses], []
 
         def run(options, kind):
@@ -93,7 +93,7 @@ def planned(capsys, monkeypatch):
         monkeypatch.setattr(plan, "run_train", run)
         monkeypatch.setattr(plan, "SIZES", [f"{1 + i}x16" for i in range(len(losses))])
         monkeypatch.setattr(plan, "trial", lambda options, minutes: dict(found))
-        plan.main([CONFIG, "--minutes=1", "--sweep", "--json", *options])
+        plan.main([config, "--minutes=1", "--sweep", "--json", *options])
         out = capsys.readouterr().out
         return out, json.loads(out.splitlines()[-1])["rows"]
 
@@ -156,11 +156,16 @@ def test_short_runs_have_the_dropout_of_the_proposal(planned):
             assert [word for word in words if word.startswith("--dropout=")][-1] == f"--dropout={dropout}"
 
 
-def test_every_run_decays_to_its_own_end_whatever_the_config_says(planned):
-    out, _ = planned([[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]], "--lr_decay_iters=7000")
+def test_every_run_decays_to_its_own_end_whatever_the_config_says(planned, tmp_path):
+    config = tmp_path / "ends.py"
+    with open(CONFIG, encoding="utf-8") as file:
+        config.write_text(f"{file.read()}\nlr_decay_iters = 7000\nmax_epochs = 3.0\n", "utf-8")
+    out, _ = planned([[(3.0, 3.0), (2.5, 2.5), (2.2, 2.2)]], "--lr_decay_iters=8000", config=str(config))
     command = next(line for line in out.splitlines() if line.startswith("python train.py"))
     for words in [*planned.runs, shlex.split(command)[2:]]:
-        assert configure(train.TrainConfig, words)[0].lr_decay_iters is None
+        ends = configure(train.TrainConfig, words)[0]
+        assert (ends.lr_decay_iters, ends.max_epochs) == (None, None)
+    assert command.count("lr_decay_iters") == command.count("max_epochs") == 1
 
 
 def test_a_proposal_survives_the_shell():
