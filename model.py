@@ -446,7 +446,7 @@ class Dropout(nn.Dropout):
 def dense_is_faster(q: torch.Tensor, dropout: float) -> bool:
     """PyTorch's flash kernel for CPUs has no dropout, is slow in bfloat16, above all backward (densely a third of its
     time at 256 positions), and in float32 wins up to 128 positions (RESULTS.md)."""
-    return dropout > 0 or {torch.bfloat16: 0, torch.float32: 128}.get(q.dtype, 256) < q.size(2) <= 256  # holds all scores
+    return dropout > 0 or {torch.bfloat16: 0, torch.float32: 128}.get(q.dtype, 256) < q.size(2) <= 256  # holds scores
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: Dropout) -> torch.Tensor:
