@@ -14,18 +14,20 @@ log_interval = 20
 always_save_checkpoint = False
 
 gradient_accumulation_steps = 1
-batch_size = 16
-block_size = 128
+batch_size = 8
+block_size = 256
 
 n_layer = 2
 n_head = 4
 n_embd = 128
 pos = "rope"
 qk_norm = True
+smear = True
 
 optimizer = "muon"
 muon_learning_rate = 0.03
 learning_rate = 6e-3
+schedule = "linear"
 min_lr = 0.0
 warmup_iters = 20
 beta2 = 0.99

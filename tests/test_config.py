@@ -109,7 +109,7 @@ SHAPES = {
     "train_classics_bpe": (8_192, 6, 6, 384, 256, "rope qk_norm"),
     "train_pycode": (32_768, 9, 8, 512, 512, "rope qk_norm"),
     "speed_pycode": (50_000, 12, 12, 768, 1024, "rope qk_norm"),
-    "quickstart": (4_096, 2, 4, 128, 128, "rope qk_norm"),
+    "quickstart": (4_096, 2, 4, 128, 256, "rope qk_norm smear"),
     "train_cppcode_bytes": (256, 12, 12, 768, 512, "rope qk_norm"),
     "train_tinystories_llama": (32_000, 4, 16, 256, 512, "llama"),
 }
