@@ -52,7 +52,7 @@ class CompleteConfig:
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
-    quantize: Literal["auto", "none", "int8"] = "auto"  # int8 weights; auto = with AVX-512, unless a dtype is given
+    quantize: Literal["auto", "none", "int8"] = "auto"  # int8 weights; auto = from AVX2 on, unless a dtype is given
     threads: int | None = None  # CPU threads; None = one per core
 
 

@@ -92,7 +92,8 @@ def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", 
     """
     is_int8 = quantize == "int8"
     if quantize == "auto":
-        is_int8 = dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        has_kernels = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        is_int8 = dtype == "auto" and device.type == "cpu" and has_kernels
     picked = pick_dtype(dtype, device)
     if dtype == "auto" and (picked == torch.float16 or is_int8 and device.type != "cuda"):
         picked = torch.float32

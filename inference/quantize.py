@@ -1,7 +1,7 @@
 """Weights in eight bits: a quarter of the memory to read for every token, which is what takes the time on a CPU.
 
-A weight matrix (N, K) becomes int8 with one scale per row. Activations stay floats, except on processors that multiply
-int8 by int8 (x86 with VNNI): there they are rounded too, token by token, in large layers where a trial finds it safe.
+A weight matrix (N, K) becomes int8 with one scale per row. Activations stay floats, except on x86, which multiplies
+integers faster: there they are rounded too, token by token, in large layers where a trial finds it safe.
 """
 
 import warnings
@@ -11,10 +11,13 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 # Activations are not rounded where that adds more noise than this fraction of their size: a few large channels leave
-# too few steps for the others (Dettmers et al. 2022, arXiv:2208.07339). Gaussian numbers give 0.01.
+# too few steps for the others (Dettmers et al. 2022, arXiv:2208.07339). Gaussian numbers give 0.01, in 7 bits 0.02.
 MAX_NOISE = 0.05
 ROUNDED_SIZE = 2**20  # weights from which rounding the activations pays (2 cores, one row)
 FEW_ROWS = 32  # up to this many rows the int8 kernel beats converting the weights to floats
+# Largest magnitude of a rounded activation. Without VNNI pairs of products are added in 16 bits, where only 7-bit
+# activations fit: 2 * 127 * 127 < 2**15 < 2 * 255 * 127
+LEVELS = 127 if getattr(torch.cpu, "_is_vnni_supported", bool)() else 63
 HAS_BFLOAT16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # natively
 # FBGEMM's product, (x (M, K) float32, scale, zero point, packed weight (N, K)) -> (M, N) float32, which rounds x to
 # multiples of scale. None in a PyTorch without it: 2.13 deprecates the quantized tensors that its packing takes.
@@ -46,7 +49,7 @@ class Int8Linear(nn.Module):
             # is divided by zero, which gives some integers, and multiplied by zero again
             rows = rows.float()
             size = rows.abs().amax(dim=1, keepdim=True)
-            y = ROUNDED_LINEAR(rows.div(size), 1 / 127, 128, self.packed)
+            y = ROUNDED_LINEAR(rows.div(size), 1 / LEVELS, LEVELS + 1, self.packed)
             y = y.mul_(size) if bias is None else torch.addcmul(bias, y, size)
         else:
             weight, scale = self.weight, self.scale
@@ -78,7 +81,7 @@ def quantize(model: nn.Module, round_inputs: bool = True) -> None:
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     device = next(model.parameters()).device
     has_fbgemm = ROUNDED_LINEAR is not None and torch.backends.quantized.engine in ("x86", "fbgemm")
-    multiplies = round_inputs and device.type == "cpu" and has_fbgemm and torch.cpu._is_vnni_supported()
+    multiplies = round_inputs and device.type == "cpu" and has_fbgemm
     noise = input_noise(model, linears) if multiplies else {}
     fit = {name for name in noise if noise[name] <= MAX_NOISE and linears[name].weight.numel() >= ROUNDED_SIZE}
     for name, linear in linears.items():
@@ -88,12 +91,12 @@ def quantize(model: nn.Module, round_inputs: bool = True) -> None:
 
 def input_noise(model: nn.Module, linears: dict[str, nn.Module]) -> dict[str, float]:
     """For each layer, the noise added by rounding its input to int8, relative to the input (root mean squares), on
-    random ids. Rounding to steps of s adds noise of s / sqrt(12); s is a row's largest magnitude / 127."""
+    random ids. Rounding to steps of s adds noise of s / sqrt(12); s is a row's largest magnitude / LEVELS."""
     found, names = {}, {linear: name for name, linear in linears.items()}
 
     def measure(linear, args):
         x = args[0].float()
-        step = x.abs().amax(dim=-1) / 127
+        step = x.abs().amax(dim=-1) / LEVELS
         found[names[linear]] = (step.square() / 12 / (x.square().mean(dim=-1) + 1e-30)).mean().sqrt().item()
 
     handles = [linear.register_forward_pre_hook(measure) for linear in names]

@@ -390,7 +390,7 @@ def test_a_line_longer_than_the_context_is_cut_and_still_completed(completer):
 
 
 @pytest.mark.parametrize("options, capability, expected", [
-    ({}, "AVX512", True), ({}, "DEFAULT", False), ({"quantize": "int8"}, "DEFAULT", True),
+    ({}, "AVX512", True), ({}, "AVX2", True), ({}, "DEFAULT", False), ({"quantize": "int8"}, "DEFAULT", True),
     ({"quantize": "none"}, "AVX512", False), ({"dtype": "float32"}, "AVX512", False),
 ])  # fmt: skip
 def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatch, options, capability, expected):

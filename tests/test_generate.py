@@ -16,7 +16,7 @@ from inference.cache import KVCache
 from inference.generate import Decoder, generate, stream
 from inference.load import make_ready
 from inference.pack import can_pack, pack
-from inference.quantize import Int8Linear, quantize
+from inference.quantize import LEVELS, Int8Linear, quantize
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT, GPTConfig
 
@@ -204,7 +204,7 @@ def test_weights_stay_plain_where_packing_does_not_pay_or_is_not_possible(monkey
     assert counts(build()) == everything
 
 
-@pytest.mark.parametrize("large", [0, 2**20])  # the activations are rounded too, where there is VNNI, or not
+@pytest.mark.parametrize("large", [0, 2**20])  # the activations are rounded too, on x86, or not
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1], OTHERS[0]], ids=["gpt2", "rope", "llama"])
 @torch.no_grad()
 def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_batch(shape, large, monkeypatch):
@@ -219,6 +219,7 @@ def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_bat
             step = linear.weight.abs().amax(dim=1, keepdim=True) / 127
             linear.weight.copy_((linear.weight / step).round() * step)
     expected, noise = rounded(idx, idx)[0], 0.04  # of rounding the activations, to 8 bits or to bfloat16
+    noise *= 1 if large else 127 / LEVELS  # half as many steps, twice the noise
     whole = int8(idx, idx)[0]
     cache = KVCache(model.config, 3)
     steps = torch.cat([int8(idx[:, t : t + 1], cache=cache)[0] for t in range(16)], dim=1)
@@ -230,6 +231,17 @@ def test_int8_weights_give_the_logits_of_their_rounded_values_alone_and_in_a_bat
     alone = torch.cat([linear(row[None]) for row in x])
     torch.testing.assert_close(linear(x), alone, atol=1e-6, rtol=1e-6)
     assert torch.equal(alone[2], torch.zeros(len(alone[2])) if linear.bias is None else linear.bias)
+
+
+def test_sums_of_rounded_products_do_not_overflow(monkeypatch):
+    monkeypatch.setattr("inference.quantize.ROUNDED_SIZE", 0)
+    model = build(tie_weights=False, bias=False)
+    for p in model.transformer.h[0].mlp.c_fc.parameters():
+        torch.nn.init.ones_(p)
+    quantize(model)
+    linear = model.transformer.h[0].mlp.c_fc
+    for x in (torch.ones(2, 32), -torch.ones(2, 32)):  # every activation and every weight as large as they get
+        torch.testing.assert_close(linear(x), 32 * x[:, :1].expand(2, 128), atol=0, rtol=1e-2)
 
 
 @pytest.mark.parametrize("shape", SHAPES + OTHERS, ids=lambda shape: "-".join(map(str, shape.values())))
