@@ -30,7 +30,7 @@ from configurator import answer_early, exit_on_error
 from data.source import Parser
 
 OTHER_ENDS = ("lr_decay_iters", "max_epochs")  # than the time's, of a run or of its schedule
-SIZES = ("2x128", "4x128", "4x256", "6x384", "8x512", "12x768")
+SIZES = ("2x128", "3x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
 LEAST = 64  # steps of the last short run: with fewer, predictions were up to 0.65 nats too high
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs

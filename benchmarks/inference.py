@@ -53,6 +53,7 @@ def generation_speed(argv: list[str]) -> None:
     add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
     add("--repeats", type=int, default=3, help="runs, whose median counts (default: 3)")
     add("--device", default="auto", help="(default: auto)")
+    add("--formats", nargs="+", help="(default: all: float32, bfloat16, int8; 'bfloat16 compiled' for int8 on a GPU)")
     args = made.parse_args(argv)
     shapes = SHAPES if args.peer == "transformers" else SHAPES | LLAMA_SHAPES
     args.models = args.models or list(shapes)
@@ -63,6 +64,9 @@ def generation_speed(argv: list[str]) -> None:
         return
     device = pick_device(args.device)
     formats = ("float32", "bfloat16", "int8" if device.type == "cpu" else "bfloat16 compiled")
+    if args.formats and not {*args.formats} <= {*formats}:
+        raise ValueError(f"--formats {' '.join(args.formats)}: expected some of {', '.join(formats)} on this device")
+    formats = args.formats or formats
     rows = []
     for shape in args.models:
         model = GPT(GPTConfig(1024, **SHAPES[shape], mlp="gelu_tanh"), torch.Generator().manual_seed(0)).eval()
