@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from data.extended import ExtendedTokenizer
-from data.formats import cannot_read, decompressed, import_pyarrow, kind_of, parquet_errors
+from data.formats import cannot_read, import_pyarrow, kind_of, parquet_errors
 from data.plain import Tokenizer
 from data.rows import json_rows
+from data.streams import decompressed
 
 MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 TURN_END = "<|end|>"

@@ -10,14 +10,11 @@ Text may be in any encoding; 'auto' detects it. .gz, .xz, .bz2 and .zst are deco
 .tar are read member by member. A compressed file without a second suffix is inspected: OpenWebText's .xz are archives.
 """
 
-import bz2
 import codecs
-import gzip
 import hashlib
 import io
 import json
 import lzma
-import math
 import os
 import re
 import sys
@@ -35,7 +32,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.clean import NORMALIZE
+from data.encodings import detect_encoding, wrong_encoding
 from data.rows import FIELDS, csv_rows, first_text, is_json_lines, json_rows, lines_of, text_of
+from data.streams import Window, decompressed, peek
 from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
@@ -53,19 +52,12 @@ NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "
 STRINGS = re.compile(r"(dictionary<values=)?((large_)?(string|binary)(_view)?)\b")  # parquet types of a text column
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
 ASCII = bytes(range(128))
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LINE_END = re.compile(CUT.pattern.partition("(?=")[0] + r"(?=\r?\n)")  # the CUTs before a newline
 Passage = tuple[str, str, bool]  # a document's name, the next part of its text, whether it ends there
 # why something is left out, as the report words it
 EMPTY, DOTTED, SKIPPED, OTHER_TYPE = "as empty", "as hidden", "in folders to skip", "of another type"
 UNKNOWN = "characters that the vocabulary lacks"
 NO_TEXT, NO_ROWS = "rows without text", "as JSON without rows of text"
-
-# The most frequent characters, simplified and traditional; text in the right encoding is full of them
-FREQUENT = frozenset(
-    "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
-    "你對对生能而子那得於于著着下自之年道"
-)
 
 
 @dataclass(frozen=True)
@@ -382,49 +374,6 @@ def hash_part(part: Part) -> str:
     return digest.hexdigest()
 
 
-class Window(io.RawIOBase):
-    """The next `left` bytes of a stream (inf: all), after the bytes `head` put back in front."""
-
-    def __init__(self, stream: BinaryIO, head: bytes, left: float = math.inf):
-        self.stream, self.head, self.left = stream, head, left
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.head[: len(buffer)]
-        if data:
-            self.head = self.head[len(buffer) :]
-        else:
-            data = self.stream.read(min(len(buffer), self.left))
-            self.left -= len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
-
-
-def peek(stream: BinaryIO, size: int) -> tuple[bytes, BinaryIO]:
-    """(the first `size` bytes of a stream, or all it has; a stream that starts with them again)."""
-    head = b""
-    while len(head) < size and (data := stream.read(size - len(head))):
-        head += data
-    return head, io.BufferedReader(Window(stream, head), READ_BYTES)
-
-
-def decompressed(stream: BinaryIO, suffix: str) -> BinaryIO:
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise ValueError("reading .zst files needs zstandard: pip install zstandard") from None
-        return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-    opener = gzip.open if suffix in (".gz", ".tgz") else bz2.open if suffix in (".bz2", ".tbz2") else lzma.open
-    return opener(stream)
-
-
 def read_stream(
     stream: BinaryIO, file: str, part: Part, reading: Reading, name: str, left_out: Counter
 ) -> Iterator[Passage]:
@@ -443,7 +392,7 @@ def read_stream(
     if encoding == "auto":
         head, stream = peek(stream, DETECTED_BYTES)
         if len(head) < DETECTED_BYTES or not head.isascii():  # else text_chunks detects it later
-            encoding = detect_encoding(head, name)
+            encoding = detect_encoding(head, name, len(head) < DETECTED_BYTES)
     if kind in ROW_SUFFIXES:
         yield from read_rows_of(stream, kind, encoding, part, reading, name, left_out)
     elif reading.separator:
@@ -479,12 +428,13 @@ def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, n
         data, pending = stream.read(DECODED), decoder.getstate()[0]
         if encoding == "auto" and not data.isascii():
             head, stream = peek(io.BufferedReader(Window(stream, data)), DETECTED_BYTES)
-            encoding, data = detect_encoding(head, name), stream.read(DECODED)
+            encoding = detect_encoding(head, name, len(head) < DETECTED_BYTES)
+            data = stream.read(DECODED)
             decoder = codecs.getincrementaldecoder(encoding)(reading.errors)
         try:
             text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
-            raise ValueError(wrong_encoding(where, encoding, reading, error, offset - len(pending))) from error
+            raise ValueError(wrong_encoding(where, encoding, reading.encoding, error, offset - len(pending))) from error
         except UnicodeError as error:  # UTF-16 without a byte-order mark
             raise ValueError(f"{where} is not {encoding}: {error}; pass another --encoding") from error
         if part.lenient and reading.lenient and "\0" in text:
@@ -573,7 +523,7 @@ def row_of_line(line: bytes, encoding: str, reading: Reading, name: str) -> Any:
     try:
         return json.loads(line.decode(encoding, reading.errors).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        raise ValueError(wrong_encoding(name, encoding, reading, error, 0)) from None
+        raise ValueError(wrong_encoding(name, encoding, reading.encoding, error, 0)) from None
     except (ValueError, RecursionError) as error:  # not JSON, a number too long, or nested too deeply
         raise ValueError(f"{name} is not a readable line of JSON ({error})") from None
 
@@ -657,34 +607,6 @@ def parquet_rows(part: Part, reading: Reading, left_out: Counter) -> Iterator[Pa
 # ---- encodings ---------------------------------------------------------------------------------------------
 
 
-def check_encoding(encoding: str) -> str:
-    """The encoding itself. ValueError if it is unknown; 'auto' is allowed."""
-    try:
-        if encoding == "auto" or codecs.lookup(encoding)._is_text_encoding:
-            return encoding
-    except LookupError:
-        pass
-    raise ValueError(f"unknown encoding {encoding!r}; try auto, utf-8, gb18030, big5 or utf-16")
-
-
-def wrong_encoding(name: str, encoding: str, reading: Reading, error: UnicodeDecodeError, offset: int) -> str:
-    """The error message; `offset` is where error.object starts in the file or row."""
-    offset += error.start
-    found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
-    if reading.encoding == "auto":
-        return (
-            f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
-            "otherwise name the encoding with --encoding"
-        )
-    other = "--encoding=auto" if encoding.lower() in ("utf-8", "utf8") else "another --encoding"
-    if offset == 0 and error.object[:2] in UTF16_MARKS:
-        other = "--encoding=utf-16"
-    return (
-        f"{name} is not {encoding}: {found}; if it is in another encoding, pass {other}; if it is damaged, "
-        "--errors=replace reads the rest"
-    )
-
-
 def report_replaced(parts: list[Part], reading: Reading) -> list[Part]:
     """The parts, after printing how many bytes of each file errors='replace' replaces; reads everything to count them.
     A file with so many that it is no damage is a ValueError or, if its parts are lenient, reported and left out."""
@@ -729,7 +651,7 @@ def with_encoding(part: Part, reading: Reading) -> Part:
                 return part  # rather than unpack it twice
             head = beyond_first_ascii(rest)
     try:
-        return replace(part, encoding=detect_encoding(head, part.where))
+        return replace(part, encoding=detect_encoding(head, part.where, len(head) < DETECTED_BYTES))
     except ValueError:
         if not part.lenient:
             raise
@@ -742,37 +664,3 @@ def beyond_first_ascii(stream: BinaryIO) -> bytes:
         pass
     head = head[len(head) - len(head.lstrip(ASCII)) :]
     return head + stream.read(DETECTED_BYTES - len(head))
-
-
-def detect_encoding(head: bytes, name: str) -> str:
-    """The encoding of a file starting with `head`: UTF-8 if valid, UTF-16 by its byte-order mark, UTF-8 with some
-    damage, else whichever of GB18030 and Big5 gives Chinese. ValueError if neither does.
-    """
-    whole = len(head) < DETECTED_BYTES
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, whole)
-        return "utf-8"
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{head[error.start]:02x} at offset {error.start}"
-    if head[:2] in UTF16_MARKS:
-        return "utf-16"
-    if beyond_ascii(head, "utf-8", whole):
-        return "utf-8"
-    shares = {}
-    for encoding in ("gb18030", "big5hkscs"):  # Big5 with the characters Windows added
-        text = beyond_ascii(head, encoding, whole)
-        shares[encoding] = sum(map(FREQUENT.__contains__, text)) / max(1, len(text))
-    best, other = sorted(shares, key=shares.get, reverse=True)
-    if shares[best] < 0.05 or shares[best] < 3 * shares[other]:
-        raise ValueError(
-            f"{name} is neither UTF-8 ({found}) nor UTF-16, nor clearly Chinese in GB18030 or Big5; name its encoding "
-            "with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace"
-        )
-    return best
-
-
-def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:
-    """The non-ASCII characters; none if more than 1 in 20 of them fails to decode."""
-    text = codecs.getincrementaldecoder(encoding)("replace").decode(data, whole)
-    text = [character for character in text if character > "\x7f"]
-    return text if 20 * text.count("\ufffd") <= len(text) else []

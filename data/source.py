@@ -32,6 +32,7 @@ from data.bpe import WORDS
 from data.clean import CODE_RULES, NORMALIZE, RULES, Cleaner, Report, parse_rules
 from data.dataset import open_dataset
 from data.download import download_file, hash_file
+from data.encodings import check_encoding
 from data.fim import CHARS, SINGLE_CHARS, fim_of, fim_settings
 from data.formats import (
     EMPTY,
@@ -42,7 +43,6 @@ from data.formats import (
     Passage,
     Reading,
     cannot_read,
-    check_encoding,
     documents,
     import_pyarrow,
     kind_of,

@@ -13,7 +13,8 @@ import zipfile
 import pytest
 
 from data import formats
-from data.formats import Reading, check_encoding, detect_encoding, documents, kind_of, parts_of, walk, why_left_out
+from data.encodings import check_encoding, detect_encoding
+from data.formats import Reading, documents, kind_of, parts_of, walk, why_left_out
 from data.source import find_parts, make_units, prepare_parser, reading_of
 from data.tokenizer import find_cut
 
@@ -309,9 +310,8 @@ def test_auto_finds_the_encoding_of_a_novel(shared_data):
             assert detect_encoding(page.encode(encoding), "page") == encoding
 
 
-def test_utf8_is_tried_first_and_a_character_that_the_sample_cuts_is_no_error(monkeypatch):
-    monkeypatch.setattr(formats, "DETECTED_BYTES", 10)
-    assert detect_encoding("红楼梦红".encode()[:10], "") == "utf-8"
+def test_utf8_is_tried_first_and_a_character_that_the_sample_cuts_is_no_error():
+    assert detect_encoding("红楼梦红".encode()[:10], "", whole=False) == "utf-8"
     assert detect_encoding(b"plain", "") == "utf-8"
 
 
