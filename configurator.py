@@ -286,9 +286,10 @@ def run_command(main: Callable[[list[str]], int | None]) -> int | None:
     except ValueError as error:
         report_error(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EACCES):
             raise
-        report_error(ValueError(f"cannot write {error.filename or 'standard output or a file'}: {error.strerror}"))
+        what = "read or write" if error.errno == errno.EACCES else "write"
+        report_error(ValueError(f"cannot {what} {error.filename or 'standard output or a file'}: {error.strerror}"))
     return 2
 
 

@@ -15,11 +15,10 @@ document of val moves, and train is what it would be with a val_fraction that is
 
 import hashlib
 import json
+import math
 import os
-import shlex
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 from argparse import Namespace
@@ -38,11 +37,11 @@ from typing import Any
 import numpy as np
 
 from data.dataset import (
-    DATA,
     SPLITS,
     TEST,
     Dataset,
     DatasetWriter,
+    dataset_option,
     display_path,
     id_dtype,
     open_dataset,
@@ -66,6 +65,7 @@ from data.source import (
 )
 from data.tokenizer import Tokenizer, find_cut, fingerprint, tokenizer_from_json
 from system.files import lock_file
+from system.quota import cpu_quota
 
 PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused
 LOCK = ".prepare.lock"  # held while a folder is written to
@@ -133,9 +133,7 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
         print(f"dry run, nothing written to {args.out_dir}")
         return
     print(f"wrote  {', '.join(f'{split}.bin' for split in splits)} and meta.json in {display_path(args.out_dir)}")
-    name = args.out_dir.name if args.out_dir.resolve().parent == DATA else display_path(args.out_dir)
-    quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
-    print(f"next   python train.py {config} --dataset={quoted}")
+    print(f"next   python train.py {config} {dataset_option(args.out_dir)}")
 
 
 def check_special(tokenizer: Tokenizer) -> None:
@@ -431,6 +429,7 @@ def worker_count(wanted: int, units: list[Unit]) -> int:
     """`wanted` processes (0: one per usable core), but no more than the text is worth."""
     if not wanted:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        wanted = min(wanted, math.ceil(cpu_quota() or wanted))
     useful = min(len(units), 1 + total_bytes(units) // BYTES_PER_WORKER, 61)  # 61: the most Windows can wait for
     return max(1, min(wanted, useful))
 
@@ -637,8 +636,7 @@ def assemble(
     units: list[Unit], start: Callable[[Unit, Path], Future], n_ahead: int, writer: DatasetWriter, limits: Limits
 ) -> Ledger:
     """Append all units' ids to the writer's files, in order; `start` encodes one, n_ahead at a time."""
-    hashes = [hashlib.sha256(unit.key.encode("utf-8", "surrogateescape")).hexdigest()[:16] for unit in units]
-    paths = [writer.temp / f"{i:06}-{key}" for i, key in enumerate(hashes)]
+    paths = [writer.temp / f"{i:06}-{unit.key[:16]}" for i, unit in enumerate(units)]
     n_done, ledger = resume(paths, writer, limits)
     todo = zip(units[n_done:], paths[n_done:], strict=True)
 
@@ -659,6 +657,11 @@ def assemble(
             bar.update(unit.size)
             start_one()
     assert ledger.open is None  # the last document has ended
+    if not ledger.counts["train"]["tokens"] and ledger.copies:
+        raise ValueError(
+            f"{writer.folder}: all documents for training are copies of others in the validation split, such as "
+            f"{next(iter(ledger.copies))}; name other files"
+        )
     for split, counts in ledger.counts.items():
         assert writer.counts[split]["tokens"] == counts["tokens"]
         writer.counts[split] = {key: counts[key] for key in ("tokens", "bytes", "documents")}

@@ -1,5 +1,5 @@
-"""Removes what web books carry besides their text, rule by rule: --clean for all, --clean=bom,ads for some. Of C and
-C++, where --clean means other rules, it removes floods of lines that a program wrote.
+"""Removes what web books carry besides their text, rule by rule: --clean for all, --clean=bom,ads for some. In C
+and C++, where --clean means other rules, it removes long runs of machine-written lines.
 
     cleaner = Cleaner(RULES)
     cleaned = cleaner.feed(first_part, ends=False) + cleaner.feed(last_part, ends=True)
@@ -25,8 +25,8 @@ RULES = {  # rule: what it does, in order of application
     "blank": "several blank lines become one",
 }
 CODE_RULES = {  # of data/cppcode/prepare.py, after those
-    "defines": "of #define lines in a row, each a whole macro, all but the first 32",
-    "tables": "of lines of numbers in a row, all but the first 32",
+    "defines": "in a run of #define lines, each a whole macro, all but the first 32",
+    "tables": "in a run of lines of numbers, all but the first 32",
 }
 FLOOD = 32  # blank lines and comments neither count nor end a row, and go where the lines around them go
 WHITE = ("bom", "newlines", "spaces", "blank")  # these remove no text, so reports only count them

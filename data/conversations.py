@@ -43,7 +43,7 @@ Messages = list[dict[str, str]]
 
 def read_conversations(path: Path, refuse: Callable[[str, str], None]) -> Iterator[tuple[str, Messages]]:
     """(file:row, its messages) of a .jsonl, .json or .parquet file, which may be compressed. refuse(place, reason) is
-    called for a row that is no conversation. ValueError: a file that cannot be read."""
+    called for a row that is not a conversation. ValueError: a file that cannot be read."""
     for number, row in rows_of(path):
         place = f"{path}:{number}"
         try:
@@ -58,7 +58,7 @@ def read_conversations(path: Path, refuse: Callable[[str, str], None]) -> Iterat
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line of a .jsonl, else number from 1; the row, or a ValueError for a line that is no JSON)."""
+    """(line of a .jsonl, else number from 1; the row, or a ValueError for a line that is not JSON)."""
     kind, compression = kind_of(path.name)
     if kind not in ROW_KINDS:
         raise ValueError(f"{path} is not a file of conversations: expected {', '.join(ROW_KINDS)}")
@@ -86,25 +86,24 @@ def json_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return ValueError("no line of JSON in UTF-8")
+        return ValueError("not a line of JSON in UTF-8")
 
 
 def messages_in(row: Any) -> Messages:
     """The messages of a row. ValueError, with the reason, if it has none of the usual shapes."""
     if not isinstance(row, dict):
         raise ValueError("not an object")
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     for key in LISTS:
         if isinstance(turns := row.get(key), list):
-            first = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-            return [message_of(turn) for turn in [*first, *turns]]
+            return [message_of(turn) for turn in [*system, *turns]]
     for question, *more, answer in PAIRS:
         if row.get(question) is not None and answer in row:
             asked = [row[key] for key in (question, *more) if row.get(key)]
-            if not all(isinstance(text, str) for text in [*asked, row[answer]]):
+            if not all(isinstance(text, str) for text in asked):
                 raise ValueError("content is not text")
-            messages = [{"role": "user", "content": "\n".join(asked)}, {"role": "assistant", "content": row[answer]}]
-            system = row.get("system")
-            return ([message_of({"role": "system", "content": system})] if system else []) + messages
+            turns = {"role": "user", "content": "\n".join(asked)}, {"role": "assistant", "content": row[answer]}
+            return [message_of(turn) for turn in [*system, *turns]]
     raise ValueError("no field messages, conversations, instruction and output, or prompt and response")
 
 
@@ -113,7 +112,7 @@ def message_of(turn: Any) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError("a turn is not an object")
     name, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if name not in ROLES:
+    if not isinstance(name, str) or name not in ROLES:
         raise ValueError(f"unknown role {str(name)[:20]!r}")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)  # OpenAI's parts

@@ -11,8 +11,8 @@ A dataset is a folder with train.bin and val.bin (raw little-endian ids: uint16 
 uint32) and meta.json, which says what the ids mean. nanoGPT's folders, with meta.pkl or just the .bin files, are read
 too. A batch reads only its own windows from a .bin, never the whole file.
 
-With --test_fraction there is a test.bin too. Training never reads it, nor needs it: it is opened by whoever asks for it
-by name, which is eval.py --split=test, and no choice should depend on what that says.
+With --test_fraction there is a test.bin too. Training never reads it, nor needs it: only eval.py --split=test
+opens it, and no choice should depend on the result.
 
 Beside conversations (data/chat/prepare.py) there are train.mask and val.mask, a byte for each id: TARGET where it is to
 be learned, plus FIRST_ID where a conversation begins. Their windows hold one conversation each.
@@ -23,7 +23,9 @@ import json
 import math
 import os
 import pickle
+import shlex
 import shutil
+import subprocess
 import tempfile
 import warnings
 import zlib
@@ -183,12 +185,14 @@ def move_in(temp: Path, folder: Path, splits: Sequence[str] = SPLITS) -> None:
 
     No .bin tells by itself whose ids it holds, so old and new files must never be seen together. The old
     train.bin goes first and the new one comes last, and a folder without train.bin is no dataset to
-    open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none. A test split
-    that the old dataset has and the new one lacks goes too.
+    open_dataset: a kill before the first step leaves the old dataset, one between the steps leaves none. Masks and
+    a test split that the old dataset has and the new one lacks go too.
     """
     masks = [f"{split}.mask" for split in splits if (temp / f"{split}.mask").exists()]
     names = ("val.bin", *(f"{split}.bin" for split in splits[2:]), *masks, "meta.json", "train.bin")
-    stale = [folder / f"{TEST}.{kind}" for kind in ("bin", "mask")] if lists_test(folder) and TEST not in splits else []
+    stale = [folder / f"{split}.mask" for split in splits if f"{split}.mask" not in names]
+    if lists_test(folder) and TEST not in splits:
+        stale += [folder / f"{TEST}.{kind}" for kind in ("bin", "mask")]
     for name in names:
         sync_file(temp / name)
     had_old = (folder / "train.bin").exists()
@@ -222,7 +226,8 @@ def os_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write the dataset in {folder}: {error}") from error
+        why = error.strerror or error
+        raise ValueError(f"cannot write the dataset in {folder}: {why}; name another place with --out_dir") from error
 
 
 # ---- opening ---------------------------------------------------------------------------------------------
@@ -355,6 +360,14 @@ def display_path(path: Path) -> Path:
     """The path as a user would type it: relative if it is below the working folder."""
     path, here = path.resolve(), Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def dataset_option(folder: Path) -> str:
+    """--dataset=… for the shell: by name below data/, else by path."""
+    folder = folder.resolve()
+    name = folder.name if folder.parent == DATA else folder if folder == Path.cwd() else display_path(folder)
+    quoted = subprocess.list2cmdline([str(name)]) if os.name == "nt" else shlex.quote(str(name))
+    return f"--dataset={quoted}"
 
 
 def read_meta(path: Path) -> dict:

@@ -168,6 +168,8 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
             for piece in reply.iter_content(2**14):
                 file.write(piece)
                 bar.update(len(piece))
+    if size and part.stat().st_size < size:  # urllib3 1 does not say so
+        raise OSError("cut off")
     return stated
 
 

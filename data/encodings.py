@@ -3,11 +3,14 @@
 import codecs
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 # The most frequent characters, simplified and traditional; text in the right encoding is full of them
 FREQUENT = frozenset(
     "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
     "你對对生能而子那得於于著着下自之年道"
 )
+# of .zip, .epub, .docx; .pdf; .doc; .rar; .7z
+BINARY_MARKS = (b"PK\3\4", b"%PDF", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")
 
 
 def check_encoding(encoding: str) -> str:
@@ -24,6 +27,8 @@ def wrong_encoding(name: str, encoding: str, asked_for: str, error: UnicodeDecod
     """The error message; `offset` is where error.object starts in the file or row. asked_for: perhaps 'auto'."""
     offset += error.start
     found = f"byte 0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
+    if offset == error.start and error.object.startswith(BINARY_MARKS):
+        return not_text(name)
     if asked_for == "auto":
         return (
             f"{name} looks like {encoding}, but has {found}; if that is damage, --errors=replace reads the rest, "
@@ -46,6 +51,10 @@ def detect_encoding(head: bytes, name: str, whole: bool = True) -> str:
         return "utf-8"
     except UnicodeDecodeError as error:
         found = f"byte 0x{head[error.start]:02x} at offset {error.start}"
+    if head.startswith(BINARY_MARKS):
+        raise ValueError(not_text(name))
+    if head[:4] in UTF32_MARKS:  # the first begins like UTF-16's
+        return "utf-32"
     if head[:2] in UTF16_MARKS:
         return "utf-16"
     if beyond_ascii(head, "utf-8", whole):
@@ -61,6 +70,10 @@ def detect_encoding(head: bytes, name: str, whole: bool = True) -> str:
             "with --encoding, or read damaged UTF-8 with --encoding=utf-8 --errors=replace"
         )
     return best
+
+
+def not_text(name: str) -> str:
+    return f"{name} is an .epub, .docx, .pdf or another binary file, not text: save it as .txt first"
 
 
 def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:

@@ -39,8 +39,8 @@ class Fim:
 
     def parts(self, text: str) -> Iterator[tuple[str, str, str, bool]] | None:
         """(prefix, middle, suffix, suffix first?) of every part of a text, cut at characters drawn by the text's hash;
-        None if the text stays as it is. Parts are whole lines where possible: a window that cuts a rearranged text has
-        little use of it, so none should be longer than about a model's context."""
+        None if the text stays as it is. Parts are whole lines where possible. A window that cuts one makes little use
+        of it, so none should be longer than about a model's context."""
         draw = random.Random(hashlib.sha256(text.encode()).digest()).random
         return self._parts(text, draw) if draw() < self.rate else None
 
@@ -68,7 +68,9 @@ def fim_of(args: Namespace) -> Fim:
     if not rate and not names:
         return Fim()
     if args.special == "encode":
-        raise ValueError("--special=encode: --fim_rate and --file_names need markers that no text can have; drop one")
+        raise ValueError(
+            "--special=encode: --fim_rate and --file_names need markers that no text can contain; drop one or the other"
+        )
     if rate and not args.eot:
         raise ValueError("--fim_rate needs documents that end, but this dataset is one running text without ends")
     if names and args.tokenizer == "char":

@@ -11,6 +11,7 @@ Text may be in any encoding; 'auto' detects it. .gz, .xz, .bz2 and .zst are deco
 """
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -41,7 +42,7 @@ UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
 READ_BYTES = 1 << 20  # bytes read at a time
 DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
 DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
-MOST_REPLACED = 0.05  # undecodable bytes a character; a book in another encoding has about one
+MOST_REPLACED = 0.05  # undecodable bytes per character; a book in another encoding has about one
 FEW_REPLACED = 8  # undecodable bytes that are damage however short the file is
 LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -57,7 +58,7 @@ Passage = tuple[str, str, bool]  # a document's name, the next part of its text,
 # why something is left out, as the report words it
 EMPTY, DOTTED, SKIPPED, OTHER_TYPE = "as empty", "as hidden", "in folders to skip", "of another type"
 UNKNOWN = "characters that the vocabulary lacks"
-NO_TEXT, NO_ROWS = "rows without text", "as JSON without rows of text"
+NO_TEXT, NO_ROWS = "rows without text", "as JSON that has no rows of text"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,9 @@ def parts_of(
 
 def cannot_read(name: str | Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot read {name}: {error.strerror}; expected a file with text"
+        may_not = error.errno in (errno.EACCES, errno.EPERM)
+        advice = "make it readable, or leave it out" if may_not else "expected a file with text"
+        return f"cannot read {name}: {error.strerror}; {advice}"
     return f"cannot read {name}: {error or type(error).__name__}; the file is damaged, get another copy"
 
 
@@ -233,7 +236,10 @@ def zip_name(info: zipfile.ZipInfo) -> str:
 @lru_cache(maxsize=1)
 def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
     """Stays open for the members that follow: the directory of a large archive is slow to read."""
-    return zipfile.ZipFile(path)
+    try:
+        return zipfile.ZipFile(path)
+    except NotImplementedError as error:
+        raise ValueError(f"{path}: {error}; unpack the archive and pass the folder") from error
 
 
 def tar_parts(whole: Part, reading: Reading, left_out: Counter) -> list[Part]:
@@ -283,6 +289,8 @@ def range_parts(whole: Part, kind: str, reading: Reading) -> list[Part]:
     if kind in ROW_SUFFIXES and kind not in LINE_SUFFIXES:  # a newline need not end a row
         return [whole]
     separator = "\n" if kind in LINE_SUFFIXES else reading.separator
+    if separator and lookup != "utf-8" and separator[0] != "\n":  # its bytes may be parts of other characters
+        return [whole]
     if separator:
         find_cut = partial(cut_after, mark=separator_pattern(separator, whole.encoding))
     else:
@@ -347,10 +355,6 @@ def documents(part: Part, reading: Reading, left_out: Counter | None = None) -> 
             with open_part(part) as stream:
                 yield from read_stream(stream, part.member or part.path, part, reading, part.label, left_out)
     except DAMAGE as error:
-        raise ValueError(cannot_read(part.where, error)) from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # from an optional module
-            raise
         raise ValueError(cannot_read(part.where, error)) from error
 
 
@@ -629,13 +633,13 @@ def report_replaced(parts: list[Part], reading: Reading) -> list[Part]:
         *_, name, lenient = file
         if n > max(FEW_REPLACED, MOST_REPLACED * lengths[file]):
             message = (
-                f"{name}: {n:,} bytes cannot be decoded, for {lengths[file]:,} characters: more than damage. It is in "
-                "another encoding (--encoding=auto finds which) or no text (leave it out)"
+                f"{name}: {n:,} bytes among {lengths[file]:,} characters cannot be decoded, too many to be damage: it "
+                "is in another encoding (--encoding=auto finds out which), or it is not text (leave it out)"
             )
             raise_or_report(message, lenient)
             refused.add(file)
         else:
-            print(f"replaced {name}: {n:,} undecodable bytes by U+FFFD")
+            print(f"{name}: replaced {n:,} undecodable bytes with U+FFFD")
     return [part for part in parts if file_of(part) not in refused]
 
 

@@ -23,7 +23,7 @@ DECODER = json.JSONDecoder()
 def text_of(row: Any, fields: Sequence[str], name: str) -> str | None:
     """The text in the first of these fields that has any; None if all are empty or null.
 
-    ValueError: the row has none of the fields, or only what is no text.
+    ValueError: the row has none of the fields, or only values that are not text.
     """
     found = [key for key in fields if key in row] if isinstance(row, dict) else []
     if not found:
@@ -73,7 +73,7 @@ def csv_rows(
     csv.field_size_limit(LONGEST_ROW)
     lines = lines_of(texts)
     first = next(lines, "").removeprefix("\ufeff")
-    found = [mark for mark in DELIMITERS if set(fields) & set(names_in(next(csv.reader([first], delimiter=mark), [])))]
+    found = [mark for mark in DELIMITERS if not set(fields).isdisjoint(header_of(first, mark))]
     delimiter = "\t" if tabs else (found or DELIMITERS)[0]
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header, line = None, 1
@@ -102,6 +102,14 @@ def csv_rows(
                 f"{name}:{line} has {len(row)} fields, but the first row names {len(header)}: is a field not quoted?"
             )
         line = reader.line_num + 1
+
+
+def header_of(line: str, delimiter: str) -> list[str]:
+    """The names in a line; none if it cannot be read, which the reader of the rows will say."""
+    try:
+        return names_in(next(csv.reader([line], delimiter=delimiter), []))
+    except csv.Error:
+        return []
 
 
 def names_in(row: list[str]) -> list[str]:

@@ -7,8 +7,8 @@
     parts = find_parts(args, reading)                        # files, byte ranges, archive members: data/formats.py
     prepare_dataset(args, parts, make_units(args, parts, reading), "config/x.py")           # data/build.py
 
-Text is kept as it is, including newlines, byte-order marks and full-width spaces, without --normalize or --clean; only
-a known file (see find_parts) is normalized unasked, and reported.
+Without --normalize or --clean, text is kept as it is, newlines, byte-order marks and full-width spaces included; only a
+known file (see find_parts) is normalized unasked, and reported.
 """
 
 import argparse
@@ -58,8 +58,8 @@ PIECE = 1 << 17  # characters, roughly, that are encoded at a time
 LONGEST_PIECE = 1 << 22
 SHOWN_NAMES = 8  # names listed in a message before "and n more"
 ROW_NUMBER = re.compile(r"(@\d+)?:\d+$")  # in the name of a document
-TEST_HELP = "share for a test split, taken from what would be training text and read by eval.py --split=test alone, to "
-TEST_HELP += "measure what was chosen on the validation split (default: 0, none)"
+TEST_HELP = "share of the text for a test split, taken out of the training text and read only by eval.py --split=test, "
+TEST_HELP += "to measure what was chosen by the validation split (default: 0, none)"
 SPLIT_NAMES = re.compile(r"(?:^|[^a-z])(?:(train)|(valid|validation|val|dev)|(test))(?:[^a-z]|$)")
 
 # ---- the command line of every prepare.py ------------------------------------------------------------------
@@ -134,7 +134,7 @@ def prepare_parser(
 def add_text_options(add: Callable, clean: str) -> None:
     formats = (
         "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
-        ".zst of these; no network"
+        ".zst of these; needs no network"
     )
     add("--input", nargs="+", type=Path, default=[], metavar="PATH", help=formats)
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="the same for the validation split")
@@ -142,10 +142,12 @@ def add_text_options(add: Callable, clean: str) -> None:
     add("--val_fraction", type=open_fraction, default=0.1, help=share)
     add("--test_fraction", type=test_share, default=0.0, help=TEST_HELP)
     add("--encoding", default="utf-8", help="gb18030, big5, utf-16, ..., or auto to detect it (default: utf-8)")
-    errors = "on undecodable bytes stop, or insert U+FFFD and list the files (default: strict)"
+    errors = (
+        "strict: stop at undecodable bytes; replace: put U+FFFD in their place, and list the files (default: strict)"
+    )
     add("--errors", choices=("strict", "replace"), default="strict", help=errors)
     add("--normalize", action="store_true", help="remove byte-order marks and turn CRLF into LF")
-    what = "floods of lines that a program wrote" if clean == "code" else "what web books carry besides their text"
+    what = "long runs of machine-written lines" if clean == "code" else "what web books carry besides their text"
     rules = (
         f"remove {what}: {', '.join(parse_rules(clean))}, or only the rules named; --dry_run then shows the removed "
         "text and counts changes of white space"
@@ -168,7 +170,10 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     typed = "what special tokens typed in the text become: text like any other, or their ids (default: %(default)s)"
     add("--special", choices=("text", "encode"), default="text", help=typed)
     add("--tokenizer_file", type=Path, help="a local copy of the tokenizer's file, or its folder")
-    vocabulary = "a prepared dataset whose characters are the ids, to start from its model; the text loses all others"
+    vocabulary = (
+        "a prepared dataset whose character ids to use, so that training can start from its model; characters that "
+    )
+    vocabulary += "it lacks are left out of the text"
     add("--vocabulary", metavar="DATASET", help=f"{vocabulary} (with --tokenizer=char)")
     add("--trim", action="store_true", help="keep only the ids the training text uses, and all single bytes")
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")
@@ -185,34 +190,23 @@ def add_fim_options(add: Callable) -> None:
     add("--file_names", action="store_true", help=names)
 
 
-def open_fraction(text: str) -> float:
-    if not 0 < float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
+def number(kind: Callable[[str], Any], is_allowed: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """What argparse calls as the type of an option."""
+
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            if is_allowed(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {expected}")
+
+    return parse
 
 
-def test_share(text: str) -> float:
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
-    return float(text)
-
-
-def closed_fraction(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return float(text)
-
-
-def nonnegative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
+open_fraction = number(float, lambda x: 0 < x < 1, "between 0 and 1")
+test_share = number(float, lambda x: 0 <= x < 1, "from 0 to below 1")
+closed_fraction = number(float, lambda x: 0 <= x <= 1, "from 0 to 1")
+nonnegative = number(int, lambda n: n >= 0, "a whole number from 0 on")
+positive = number(int, lambda n: n >= 1, "a whole number from 1 on")
 
 
 def tokenizer_of(args: argparse.Namespace) -> Callable[[Callable], Tokenizer]:
@@ -293,6 +287,7 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
             if is_known:
                 found = [replace(part, rules=tuple(dict.fromkeys(NORMALIZE + part.rules))) for part in found]
             parts += found if split is None else [replace(part, split=split) for part in found]
+    parts = read_once(parts)
     if reading.named_splits and not args.val_input:
         parts = split_by_name(parts, keep=not args.test_fraction)
     for line in described(left_out):
@@ -303,6 +298,14 @@ def find_parts(args: argparse.Namespace, reading: Reading, known: str = "") -> l
         raise ValueError(f"nothing to read in {', '.join(map(str, args.input))}")
     show_encodings(args, parts)
     return sorted(parts, key=lambda part: part.split != "val")  # val first: its copies are then dropped from train
+
+
+def read_once(parts: list[Part]) -> list[Part]:
+    """Without what a split has already: files named twice, or by themselves and with their folder."""
+    first = {}
+    for part in parts:
+        first.setdefault((os.path.realpath(part.path), part.member, part.start, part.split), part)
+    return list(first.values())
 
 
 def split_by_name(parts: list[Part], keep: bool = True) -> list[Part]:

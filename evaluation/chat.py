@@ -52,7 +52,7 @@ def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -
 
 def read_answered(args: argparse.Namespace, tokenizer, block_size: int) -> tuple[list, list[dict], int]:
     """(the windows of --input's conversations, the row of each answer in them, the number of answers left out because
-    they and their questions do not fit). ValueError for a row that is no conversation, or if no answer fits."""
+    they and their questions do not fit). ValueError for a row that is not a conversation, or if no answer fits."""
     pieces, questions, too_long = [], [], 0
     for number, row in rows_of(args.input):
         try:

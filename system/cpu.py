@@ -6,9 +6,10 @@ import sys
 import time
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import torch
+
+from system.quota import cpu_quota
 
 
 def keep_memory() -> None:
@@ -32,26 +33,6 @@ def limit_threads() -> None:
         if os.environ.get("RANK", "0") == "0":
             note = f"note: this container has {quota:g} of {os.cpu_count()} cores, so threads={torch.get_num_threads()}"
             print(note, file=sys.stderr)
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores that Linux's control groups, version 2 or 1, let this process use; None if they set no limit."""
-    quotas, group = [], Path()
-    with suppress(OSError, StopIteration):
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        group = Path(next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/"))
-    for folder in (group, *group.parents):  # each limits the groups in it; a container sees its own as the root
-        with suppress(OSError, ValueError):
-            quota, period = (root / "sys/fs/cgroup" / folder / "cpu.max").read_text(encoding="ascii").split()
-            quotas.append(int(quota) / int(period))  # "max" is no number
-    with suppress(OSError, ValueError):
-        quota, period = (
-            int((root / "sys/fs/cgroup/cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii"))
-            for name in ("quota", "period")
-        )
-        if quota > 0:  # -1: no limit
-            quotas.append(quota / period)
-    return min(quotas, default=None)
 
 
 def measured_flops(dtype: torch.dtype) -> float:

@@ -119,7 +119,8 @@ def test_a_test_split_takes_its_questions_from_training_alone(base, dataset, tmp
     end = after.tokenizer.special_tokens["<|assistant|>"]
     questions = [{tuple(ids[: ids.index(end)]) for ids, _ in found} for found in (test, train)]
     assert not questions[0] & questions[1]
-    prepare.main([*options, f"--out_dir={tmp_path / 'given'}", f"--val_input={rows}", "--test_fraction=0.3"])
+    val = write_rows(tmp_path / "val.jsonl", [{"messages": turns("you what you mat", "cat")}] * 40)
+    prepare.main([*options, f"--out_dir={tmp_path / 'given'}", f"--val_input={val}", "--test_fraction=0.3"])
     given = open_dataset(tmp_path / "given")
     assert len(conversations(given, "val")) == 40 and 4 < len(conversations(given, "test")) < 20
     with pytest.raises(ValueError, match="their sum must be below 1"):
@@ -162,21 +163,46 @@ def test_bad_rows_are_counted_by_reason_with_file_and_line(base, tmp_path, capsy
         "empty content": turns("what", " \n"),
         "wrong order of turns": turns("what", "cat")[::-1],
         "content is not text": turns("what", 7),
+        "unknown role \"['user']\"": [{"role": ["user"], "content": "x"}],
     }
     rows = [good] * 60 + [{"messages": messages} for messages in bad.values()] + [{"other": 1}]
     path = write_rows(tmp_path / "a.jsonl", rows)
     path.write_text(path.read_text("utf-8") + "{\n", encoding="utf-8")
-    options = ["--input", str(path), f"--init_from={base}", f"--out_dir={tmp_path / 'out'}", f"--val_input={path}"]
+    options = ["--input", str(path), f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"]
+    options += [f"--val_input={write_rows(tmp_path / 'val.jsonl', [{'messages': turns('you', 'cat')}])}"]
     prepare.main(options)
     out = capsys.readouterr().out
-    for line, reason in enumerate([*bad, "no field messages", "no line of JSON"], 61):
-        assert f"left out 2 rows: {reason}" in out and f"(first: {path}:{line})" in out, out
+    for line, reason in enumerate([*bad, "no field messages", "not a line of JSON"], 61):
+        assert f"left out 1 row: {reason}" in out and f"(first: {path}:{line})" in out, out
     with pytest.raises(ValueError, match=r"a.jsonl:61: no assistant turn"):
         prepare.main([*options, "--bad_rows=stop"])
     only_bad = write_rows(tmp_path / "b.jsonl", [{"messages": turns("what")}])
     with pytest.raises(ValueError, match="no conversation that can be used"):
         prepare.main(["--input", str(only_bad), f"--init_from={base}", f"--out_dir={tmp_path / 'none'}"])
     assert not (tmp_path / "none" / "meta.json").exists()
+
+
+def test_a_question_of_val_input_is_not_trained_on(base, tmp_path, capsys):
+    asked = [{"messages": turns(text, "cat")} for text in ("what", "you", "sat")]
+    rows = write_rows(tmp_path / "rows.jsonl", [*asked, {"messages": turns("what", "mat")}])
+    val = write_rows(tmp_path / "val.jsonl", [{"messages": turns("what", "hat")}])
+    out_dir = tmp_path / "out"
+    prepare.main([f"--input={rows}", f"--val_input={val}", f"--init_from={base}", f"--out_dir={out_dir}"])
+    assert f"left out 2 rows: the question is one of --val_input (first: {rows}:1)" in capsys.readouterr().out
+    dataset = open_dataset(out_dir)
+    texts = [dataset.tokenizer.decode(dataset.array(split)) for split in ("train", "val")]
+    assert "what" not in texts[0] and "you" in texts[0] and "sat" in texts[0] and "what" in texts[1]
+
+
+def test_a_full_disk_is_no_bad_row(base, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError("cannot write the dataset: No space left on device")
+
+    monkeypatch.setattr(prepare.DatasetWriter, "write_conversation", refuse)
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    with pytest.raises(ValueError, match="No space left"):
+        prepare.main([f"--input={rows}", f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"])
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_a_last_question_without_an_answer_is_left_out(tmp_path):
@@ -369,7 +395,8 @@ def export_of(tmp_path, tokenizer, messages) -> tuple[Path, dict]:
     """The folder exported from a model trained for a step on these conversations; its checkpoint."""
     base = write_base(tmp_path / "base.pt", tokenizer, block_size=200)
     rows = write_rows(tmp_path / "rows.jsonl", [{"messages": m} for m in messages])
-    prepare.main(["--input", str(rows), f"--val_input={rows}", f"--init_from={base}", f"--out_dir={tmp_path / 'data'}"])
+    val = write_rows(tmp_path / "val.jsonl", [{"messages": turns("say", "cat")}])
+    prepare.main(["--input", str(rows), f"--val_input={val}", f"--init_from={base}", f"--out_dir={tmp_path / 'data'}"])
     run(tmp_path / "data", tmp_path / "out", f"--init_from={base}", "--max_iters=1")
     export.main([f"--out_dir={tmp_path / 'out'}", f"--hf_dir={tmp_path / 'hf'}"])
     return tmp_path / "hf", load_checkpoint(tmp_path / "out" / "ckpt.pt")

@@ -239,6 +239,15 @@ def test_a_kill_between_any_steps_leaves_the_old_dataset_or_none_and_never_other
     assert [*dict.fromkeys(known.values())] == ["old", "none", "new"]
 
 
+def test_masks_of_earlier_conversations_go_with_them(tmp_path):
+    with DatasetWriter(tmp_path, Ids(256), {"from": "test"}) as writer:
+        for split in ("train", "val"):
+            writer.write_conversation(split, np.array([1, 2, 3]), np.array([False, True, True]), n_bytes=3)
+    assert open_dataset(tmp_path).is_masked and (tmp_path / "val.mask").exists()
+    assert not write(tmp_path, [7, 8, 9]).is_masked
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "train.bin", "val.bin"]
+
+
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot write the dataset"):

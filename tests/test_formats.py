@@ -306,7 +306,7 @@ def test_auto_finds_the_encoding_of_a_novel(shared_data):
     text = shared_data("xiyouji.txt").read_text(encoding="utf-8")
     for start in range(0, len(text), 50_000):
         page = text[start : start + 1000]
-        for encoding in ("utf-8", "gb18030", "utf-16"):
+        for encoding in ("utf-8", "gb18030", "utf-16", "utf-32"):
             assert detect_encoding(page.encode(encoding), "page") == encoding
 
 
@@ -348,9 +348,9 @@ def test_damage_is_replaced_in_parts_as_in_one_piece_and_counted_by_file(tmp_pat
     args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--encoding=auto", "--errors=replace"])
     parts = find_parts(args, reading_of(args))
     assert {part.encoding for part in parts} == {encoding}
-    replaced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replaced ")]
+    replaced = [line for line in capsys.readouterr().out.splitlines() if ": replaced " in line]
     n = len(raw) - len(raw.decode(encoding, "ignore").encode(encoding))
-    assert replaced == [f"replaced {tmp_path.name}/a.txt: {n:,} undecodable bytes by U+FFFD"]
+    assert replaced == [f"{tmp_path.name}/a.txt: replaced {n:,} undecodable bytes with U+FFFD"]
 
 
 @pytest.mark.parametrize("data", [NOVEL.encode("gb18030"), bytes(range(256)) * 99])
@@ -358,7 +358,7 @@ def test_a_file_in_another_encoding_and_no_text_are_not_read_as_damaged(tmp_path
     write(tmp_path / "a.txt", data)
     write(tmp_path / "b.txt", NOVEL[:999].encode())
     args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--errors=replace"])
-    with pytest.raises(ValueError, match=r"a\.txt: [\d,]+ bytes cannot be decoded, for [\d,]+ characters: more than"):
+    with pytest.raises(ValueError, match=r"a\.txt: [\d,]+ bytes among [\d,]+ characters cannot be decoded"):
         find_parts(args, reading_of(args))
 
 
@@ -370,14 +370,14 @@ def test_where_unreadable_files_are_left_out_those_in_another_encoding_are(tmp_p
     args = prepare_parser("", tmp_path).parse_args([f"--input={tmp_path}", "--errors=replace", *option])
     assert [part.name for part in find_parts(args, reading_of(args, **reading))] == [f"{tmp_path.name}/other/a.txt"]
     out, err = capsys.readouterr()
-    assert f"skipped: {tmp_path.name}/a.txt: " in err and "other/a.txt: 1 undecodable" in out
+    assert f"skipped: {tmp_path.name}/a.txt: " in err and "other/a.txt: replaced 1 undecodable" in out
 
 
 def test_a_short_file_that_ends_within_a_character_is_damaged(tmp_path, capsys):
     path = write(tmp_path / "a.txt", "再见".encode()[:-1])
     args = prepare_parser("", tmp_path).parse_args([f"--input={path}", "--errors=replace"])
     assert find_parts(args, reading_of(args))
-    assert "replaced a.txt: 2 undecodable bytes" in capsys.readouterr().out
+    assert "a.txt: replaced 2 undecodable bytes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".tar.gz"])
@@ -459,6 +459,14 @@ def test_utf16_is_recognised_by_its_mark(tmp_path):
         read(write(tmp_path / "a.txt", "红楼梦".encode("utf-16")))
 
 
+def zstd(data):
+    try:
+        import zstandard
+    except ImportError:
+        return data
+    return zstandard.compress(data)
+
+
 GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
 
 
@@ -470,6 +478,8 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
         ("a.txt.bz2", bz2.compress(GOOD)[:-2000], "cannot read .*a.txt.bz2: .*damaged"),
         ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
         ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
+        ("a.txt.zst", zstd(GOOD)[:-2000], "cannot read .*a.txt.zst: .*end is missing.*damaged|pip install zstandard"),
+        ("a.txt", b"PK\3\4\x14\0\xb8" * 9, "a.txt is an .epub, .docx, .pdf or another binary file, not text"),
         ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
         ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
         ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
@@ -493,10 +503,26 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
         ("a.txt", b"", "a.txt is empty; expected text"),
     ],
 )
-def test_damage_is_one_line_that_names_the_file(tmp_path, name, content, message):
+@pytest.mark.parametrize("encoding", ["utf-8", "auto"])
+def test_damage_is_one_line_that_names_the_file(tmp_path, name, content, message, encoding):
     with pytest.raises(ValueError, match=message) as error:
-        read(write(tmp_path / name, content))
+        read(write(tmp_path / name, content), encoding=encoding)
     assert "\n" not in str(error.value)
+
+
+def test_a_zst_of_several_frames_is_read_whole_and_its_errors_are_those_of_a_file(tmp_path):
+    pytest.importorskip("zstandard")
+    path = write(tmp_path / "a.txt.zst", zstd(GOOD) + zstd(HARD_TEXT.encode()) + zstd(b"") + zstd(GOOD))
+    assert read(path) == {"a.txt.zst": GOOD.decode() + HARD_TEXT + GOOD.decode()}
+    for cut in (1, 7, len(zstd(GOOD)) // 2):
+        with pytest.raises(ValueError, match="end is missing"):
+            read(write(path, (zstd(HARD_TEXT.encode()) + zstd(GOOD))[:-cut]))
+
+
+def test_a_separator_is_not_found_within_a_character(tmp_path, small_parts):
+    text = "亅亅亅亅亅亅亅亅\n" * 900 + "|" + "亅" * 99  # 81 7C each in GB18030, where 7C alone is "|"
+    path = write(tmp_path / "a.txt", text.encode("gb18030"))
+    assert list(read(path, encoding="gb18030", separator="|").values()) == [text.split("|")[0].strip(), "亅" * 99]
 
 
 def test_a_damaged_member_of_a_zip_is_named(tmp_path):

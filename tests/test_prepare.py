@@ -309,6 +309,24 @@ def test_the_report_has_the_numbers_and_the_next_command(tmp_path, capsys):
     assert lines[-1][1:3] == ["python", "train.py"] and f"--dataset={tmp_path / 'out'}" in lines[-1]
 
 
+@pytest.mark.parametrize("parent", ["", "data"])
+def test_the_next_command_names_the_folder_that_it_is_in(tmp_path, capsys, monkeypatch, parent):
+    (tmp_path / "book.txt").write_text("红楼梦a" * 1000, encoding="utf-8")
+    folder = tmp_path / parent / "mine"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("data.dataset.DATA", tmp_path / "data")
+    monkeypatch.chdir(folder)
+    prepare("hongloumeng", "--input", tmp_path / "book.txt", "--out_dir=.")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"--dataset={'mine' if parent else folder}")
+
+
+def test_validation_text_that_is_all_there_is_leaves_nothing_to_train_on(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("红楼梦\n" * 1000, encoding="utf-8")
+    with pytest.raises(ValueError, match="all documents for training are copies of others .* such as a.txt; name"):
+        prepare("text", "--input", path, "--val_input", path, "--out_dir", tmp_path / "out", "--tokenizer=byte")
+
+
 def test_a_dry_run_reports_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"abc" * 100)
     prepare("shakespeare_char", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--dry_run")
@@ -450,7 +468,7 @@ def test_a_file_that_may_not_be_read_is_named_where_sizes_are_limited(tmp_path, 
 
     monkeypatch.setattr("data.formats.open_part", refuse)
     path = tree / "package0" / "module0.py"
-    with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+    with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; make it readable"):
         prepare("pycode", "--input", path, "--out_dir", tmp_path / "out", "--max_bytes=5000")
 
 
@@ -597,6 +615,7 @@ def test_hongloumeng_goes_to_a_folder_for_each_tokenizer(tmp_path, monkeypatch):
         ["--tokenizer=qwen2"],
         ["--tokenizer=qwen2", "--trim"],
         ["--tokenizer=Qwen/Qwen2-0.5B"],
+        ["--tokenizer=models/Qwen2/"],
         [f"--out_dir={DATA / 'mine'}"],
     ):
         prepare("hongloumeng", "--input", tmp_path / "a.txt", *options)
@@ -606,6 +625,7 @@ def test_hongloumeng_goes_to_a_folder_for_each_tokenizer(tmp_path, monkeypatch):
         "hongloumeng_qwen2",
         "hongloumeng_qwen2_trimmed",
         "hongloumeng_Qwen2_0_5B",
+        "hongloumeng_Qwen2",
         "mine",
     ]
 
@@ -681,7 +701,7 @@ def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, c
             f"left out 2 as hidden: {folder}/.git, {folder}/.DS_Store",
             f"left out 3 of another type (2 .pdf, 1 .epub): {folder}/a.pdf, {folder}/b.pdf, {folder}/c.epub",
             "left out 3 rows without text: books/a.json, books/b.csv (2)",
-            "left out 1 as JSON without rows of text: books/config.json",
+            "left out 1 as JSON that has no rows of text: books/config.json",
         }
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == set(texts)

@@ -11,6 +11,7 @@ from test_chat import prepare, write_base
 from test_train import ROOT
 
 from data.dataset import DatasetWriter
+from data.fim import Fim, with_markers
 from data.questions import MIN_TIMES, QUESTIONS, by_ending, common_words, count_words, exchange_words, row_of
 from data.tokenizer import BPETokenizer
 
@@ -197,6 +198,18 @@ def test_rows_come_from_their_split_and_what_is_in_both_is_not_held_out(corpus, 
         assert name in ("fc" if row in train else "g") and row["kind"] in ("body", "explain")
 
 
+def test_texts_that_were_rearranged_for_filling_in_are_asked_nothing(tmp_path):
+    tokenizer = with_markers(BPETokenizer.train(CORPUS["train"], 300), Fim(rate=0.5))
+    marker = tokenizer.special_tokens["<|fim_prefix|>"]
+    with DatasetWriter(tmp_path, tokenizer, {}) as writer:
+        for split, texts in CORPUS.items():
+            for i, text in enumerate(texts):
+                ids = [*[marker] * (i % 2), *tokenizer.encode_document(text).tolist(), tokenizer.eot]
+                writer.write(split, make.np.array(ids), len(text.encode()))
+    found = list(make.documents_of(make.open_dataset(tmp_path), "train"))
+    assert found == CORPUS["train"][::2]
+
+
 def test_a_test_split_is_in_no_question_and_in_no_text_among_them(corpus, tmp_path):
     """The rows are those of a dataset without it, and so are the windows of --text."""
     tokenizer, texts = corpus[1], {**CORPUS, "test": ['def t(x):\n    """Testing."""\n    return "unseen", x\n'] * 9}
@@ -248,7 +261,7 @@ def test_prepare_reads_both_files_and_they_cannot_be_made_from_its_dataset(corpu
 
 
 def test_a_dataset_without_such_texts_is_refused(corpus, tmp_path):
-    with pytest.raises(ValueError, match="the train split of .* has nothing of couplet"):
+    with pytest.raises(ValueError, match="the train split of .* gives no couplet"):
         make.main([f"--dataset={corpus[0]}", f"--out_dir={tmp_path / 'none'}", "--kinds", "couplet"])
     assert not (tmp_path / "none").exists()
 

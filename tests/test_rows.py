@@ -139,6 +139,7 @@ def test_the_first_field_that_has_text_is_read_and_rows_without_are_counted(tmp_
         ("a.csv", b'id,text\n1,"x"y\n', "a.csv:2 is not a readable row .*must be quoted"),
         ("a.csv", b'text\n"x\ny', "a.csv:2 is not a readable row .*must be quoted"),
         ("a.csv", "text\n你\n".encode("gbk"), "a.csv is not utf-8: byte 0xc4 at offset 5 .*--encoding=auto"),
+        ("a.csv", b"id,text\r1,hello\r2,bye\r", "a.csv:1 is not a readable row .*new-line"),
         ("a.tsv", b"id,text\n", "a.tsv names no column .*only: id,text; "),
     ],
 )
@@ -177,6 +178,6 @@ def test_json_beside_the_data_of_a_folder_or_archive_is_not_read_as_rows(tmp_pat
     left_out, reading = Counter(), Reading()
     parts = parts_of(tmp_path / "a.zip", "a.zip", reading)
     assert [text for part in parts for _, text, _ in documents(part, reading, left_out)] == ["b", "a"]
-    why = "as JSON without rows of text"
+    why = "as JSON that has no rows of text"
     assert left_out == {(why, "a.zip/d/tokenizer.json"): 1, (why, "a.zip/d/dataset_infos.json"): 1}
     assert read(write(tmp_path / "tokenizer.json", members["d/tokenizer.json"])) == {1: "<s>"}  # named by hand

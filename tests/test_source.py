@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -102,6 +103,13 @@ def test_files_come_in_the_order_given_and_folders_by_name(tmp_path):
     }
 
 
+def test_what_is_named_twice_is_read_once(tmp_path):
+    book = write(tmp_path / "books" / "a.txt", HARD_TEXT)
+    write(tmp_path / "books" / "b.txt", "b")
+    args = parse(tmp_path, "--input", book, tmp_path / "books", book)
+    assert [Path(part.path).name for part in find_parts(args, reading_of(args))] == ["a.txt", "b.txt"]
+
+
 @pytest.mark.parametrize(
     "name, message",
     [("missing.txt", "No such file"), ("empty.txt", "is empty"), ("folder", "holds nothing to read; looked for .txt")],
@@ -121,7 +129,7 @@ def test_what_may_not_be_read_is_named(tmp_path):
     try:
         if is_root:  # to whom nothing is closed
             os.seteuid(65534)
-        with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; expected"):
+        with pytest.raises(ValueError, match=f"cannot read {path}: Permission denied; make it readable"):
             made(parse(tmp_path, "--input", path))
     finally:
         if is_root:
@@ -137,7 +145,7 @@ def test_a_file_that_can_no_longer_be_read_when_it_is_hashed_is_named(tmp_path, 
     parts = find_parts(args, reading_of(args))
     monkeypatch.setattr(source, "hash_file", refuse)
     for call in (partial(find_parts, args, reading_of(args), "0" * 64), partial(origin, args, parts)):
-        with pytest.raises(ValueError, match="cannot read .*a.txt: Permission denied; expected"):
+        with pytest.raises(ValueError, match="cannot read .*a.txt: Permission denied; make it readable"):
             call()
 
 
@@ -292,14 +300,14 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
     [
         (["--val_fraction=0"], "val_fraction"),
         (["--val_fraction=nan"], "val_fraction"),
-        (["--val_fraction=x"], "val_fraction"),
+        (["--val_fraction=x"], "val_fraction: x is not between 0 and 1"),
         (["--test_fraction=1"], "test_fraction: 1 is not from 0 to below 1"),
         (["--test_fraction=nan"], "test_fraction"),
         (["--val_fraction=0.6", "--test_fraction=0.4"], "leave no text to train on: their sum must be below 1"),
         (["--encoding=gb-18"], "unknown encoding 'gb-18'"),
         (["--clean=adverts"], "no cleaning rule adverts"),
         (["--imput=x"], "imput"),
-        (["--workers=-4"], "workers: -4 is negative"),
+        (["--workers=-4"], "workers: -4 is not a whole number from 0"),
         (["--tokenizer=gpt2", "--vocab_size=7"], "--vocab_size is only for a bpe .*found --tokenizer=gpt2"),
         (["--tokenizer=byte", "--special_tokens", "<|a|>"], "--special_tokens is only for a bpe"),
         (["--tokenizer=bpe", "--tokenizer_file=x.json", "--vocab_size=300"], "found --tokenizer_file=x.json"),

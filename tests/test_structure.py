@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # what imports go down through, lazy ones included; a module may import its own level and those above it in this list
 LEVELS = (
-    ("model", "configurator", "system.cpu", "system.device", "system.dtypes", "system.files"),
+    ("model", "configurator", "system.cpu", "system.device", "system.dtypes", "system.files", "system.quota"),
     ("data", "system"),
     ("checkpoints", "inference"),
     ("training", "evaluation", "completion"),

@@ -32,8 +32,9 @@ import numpy as np
 
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
+from data.fim import find_markers
 from data.questions import QUESTIONS, by_ending, common_words, count_words, exchange_words
-from data.source import Parser, positive
+from data.source import Parser, closed_fraction, nonnegative, positive
 
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
 
@@ -51,10 +52,11 @@ def main(argv: list[str]) -> None:
         for row in rows["train"][kind][: args.show]:
             print("\n".join([f"\n---- {kind}", *(f"{m['role']}: {m['content']}" for m in row["messages"])]))
     if args.show:
-        return print(f"\n--show: nothing written to {display_path(args.out_dir)}")
+        print(f"\n--show: nothing written to {display_path(args.out_dir)}")
+        return
     for split, kinds in rows.items():
         if not any(kinds.values()):
-            raise ValueError(f"the {split} split of {dataset.name} has nothing of {', '.join(args.kinds)}: try others")
+            raise ValueError(f"the {split} split of {dataset.name} gives no {', '.join(args.kinds)}: try other --kinds")
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for split, kinds in rows.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for found in kinds.values() for row in found]
@@ -82,17 +84,11 @@ def make_options() -> argparse.ArgumentParser:
     add("--passes", type=positive, default=1, help=passes)
     exchange = "share of the training stories whose words are exchanged for others, asked for as well, so that a model "
     exchange += "of few texts learns to read the question and not the stories by heart (default: %(default)s)"
-    add("--exchange", type=zero_to_one, default=0.5, help=exchange)
-    add("--show", type=int, default=0, metavar="N", help="print N rows of each kind, and write nothing")
+    add("--exchange", type=closed_fraction, default=0.5, help=exchange)
+    add("--show", type=nonnegative, default=0, metavar="N", help="print N rows of each kind, and write nothing")
     add("--seed", type=int, default=1337, help="of all that is drawn (default: %(default)s)")
     add("--out_dir", type=Path, default=HERE, help="where to write the two files (default: beside the script)")
     return parser
-
-
-def zero_to_one(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return float(text)
 
 
 def rows_of_splits(dataset: Dataset, args: argparse.Namespace) -> dict[str, dict[str, list[dict]]]:
@@ -144,13 +140,13 @@ def rows_of_split(
 
 def documents_of(dataset: Dataset, split: str, rng: Random | None = None) -> Iterator[str]:
     """The texts of a split, in its own order or, with rng, a random one."""
-    ids, eot = dataset.array(split), dataset.tokenizer.eot
+    ids, eot, markers = dataset.array(split), dataset.tokenizer.eot, find_markers(dataset.tokenizer) or ()
     ends = np.array([], np.int64) if eot is None else np.flatnonzero(ids == eot)
     bounds = [*zip([0, *(ends + 1).tolist()], [*ends.tolist(), len(ids)], strict=True)]
     if rng:
         rng.shuffle(bounds)
     for start, stop in bounds:
-        if stop > start:
+        if stop > start and np.isin(ids[start:stop], markers).sum() == 0:  # rearranged texts are no longer texts
             yield dataset.tokenizer.decode(ids[start:stop])
 
 

@@ -12,9 +12,9 @@ A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these 
     {"instruction": "...", "input": "...", "output": "..."}       or "prompt" and "response"
 
 After a system turn or none, user and assistant take turns. Only the assistant's words, and the marker that ends them,
-are learned. Each conversation is a window of its own: it sees no other, and is not cut but before a user's turn, if it
-is longer than the model's context. The first question decides whether it is train, val or, with --test_fraction, test,
-so the same question is never in two of them. With --text, some windows are plain text out of the training split of the
+are learned. Each conversation is a window of its own: it sees no other; one that is longer than the model's context is
+cut, but only before a user's turn. The first question decides whether it is train, val or, with --test_fraction, test,
+so the same question is never in two of them. With --text, some windows are plain text from the training split of the
 dataset that the model was trained on, so that it does not forget how to write.
 """
 
@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import answer_early, exit_on_error
-from data.conversations import Messages, chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
-from data.dataset import SPLITS, TARGET, TEST, DatasetWriter, display_path
+from data.conversations import chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
+from data.dataset import SPLITS, TARGET, TEST, DatasetWriter, dataset_option, display_path
 from data.extended import ExtendedTokenizer
 from data.source import TEST_HELP, Parser, check_held_out, open_fraction, test_share
 
@@ -53,7 +54,7 @@ def prepare_options() -> argparse.ArgumentParser:
     add("--text", metavar="DATASET", help=text)
     part = "share of the training targets that are such text (default: %(default)s)"
     add("--text_share", type=open_fraction, default=0.3, help=part)
-    bad = "skip rows that are no conversations, and count them, or stop at the first (default: skip)"
+    bad = "skip rows that are not conversations, and count them, or stop at the first (default: skip)"
     add("--bad_rows", choices=("skip", "stop"), default="skip", help=bad)
     add("--out_dir", type=Path, default=HERE, help="where to write the dataset (default: beside the script)")
     return parser
@@ -76,6 +77,9 @@ class Counts:
     def refuse(self, place: str, reason: str) -> None:
         if self.stop:
             raise ValueError(f"{place}: {reason}; correct it, or leave such rows out with --bad_rows=skip")
+        self.leave_out(place, reason)
+
+    def leave_out(self, place: str, reason: str) -> None:
         self.reasons[reason] += 1
         self.first.setdefault(reason, place)
 
@@ -96,33 +100,45 @@ def main(argv: list[str]) -> None:
     lengths = {split: [] for split in splits}
     with DatasetWriter(args.out_dir, tokenizer, source, splits=splits) as writer:
         writer.extra = {"chat": {"template": chat_template(tokenizer), "block_size": block_size}}
-        for paths, fixed in ((args.input, None), (args.val_input, "val")):
-            for path in paths:
-                for place, messages in read_conversations(path, counts.refuse):
-                    try:
-                        split = fixed or split_of_question(messages, args)
-                        lengths[split] += write_conversation(writer, split, messages, tokenizer, block_size, counts)
-                    except ValueError as error:  # a character the tokenizer lacks
-                        counts.refuse(place, str(error))
+        for split, found in conversations(args, tokenizer, block_size, counts):
+            lengths[split] += write_conversation(writer, split, *found)
         print_counts(counts, lengths, writer.counts, block_size, text is not None)
         if text is not None:
             n = write_text(writer, text, args.text_share, block_size)
             print(f"train: {n:,} windows of text from {args.text}")
         if not any(lengths.values()):
             raise ValueError(f"{args.input[0]}: no conversation that can be used; see the reasons above")
-    folder = display_path(args.out_dir)
-    elsewhere = f" --dataset={folder}" if args.out_dir.resolve() != HERE else ""
-    print(f"wrote {folder}; next: python train.py config/chat_small.py --init_from={args.init_from}{elsewhere}")
+    command = f"python train.py config/chat_small.py --init_from={args.init_from} {dataset_option(args.out_dir)}"
+    print(f"wrote {display_path(args.out_dir)}; next: {command}")
     print("(config/chat.py instead for a large model)")
 
 
-def write_conversation(
-    writer: DatasetWriter, split: str, messages: Messages, tokenizer: ExtendedTokenizer, block_size: int, counts: Counts
-) -> list[int]:
-    """Writes the windows of a conversation; returns their lengths. A window's last id has nothing to predict."""
-    pieces, too_long = pieces_of_conversation(messages, tokenizer, block_size + 1)
-    counts.too_long += too_long
-    n_bytes = sum(len(message["content"].encode()) for message in messages)
+def conversations(
+    args: argparse.Namespace, tokenizer: ExtendedTokenizer, block_size: int, counts: Counts
+) -> Iterator[tuple[str, tuple[list, int]]]:
+    """(split, (the windows of a conversation, the bytes of its words)). A window's last id has nothing to predict."""
+    held_out = set()  # questions of --val_input
+    for paths, fixed in ((args.val_input, "val"), (args.input, None)):
+        for path in paths:
+            for place, messages in read_conversations(path, counts.refuse):
+                question = next(message["content"] for message in messages if message["role"] == "user")
+                if fixed:
+                    held_out.add(question)
+                elif question in held_out:
+                    counts.leave_out(place, "the question is one of --val_input")
+                    continue
+                try:
+                    pieces, too_long = pieces_of_conversation(messages, tokenizer, block_size + 1)
+                except ValueError as error:  # a character the tokenizer lacks
+                    counts.refuse(place, str(error))
+                    continue
+                counts.too_long += too_long
+                n_bytes = sum(len(message["content"].encode()) for message in messages)
+                yield fixed or split_of_question(question, args), (pieces, n_bytes)
+
+
+def write_conversation(writer: DatasetWriter, split: str, pieces: list, n_bytes: int) -> list[int]:
+    """Writes the windows of a conversation; returns their lengths."""
     for i, (ids, targets) in enumerate(pieces):
         writer.write_conversation(split, ids, targets, 0 if i else n_bytes)
     return [len(ids) for ids, _ in pieces]
@@ -138,10 +154,9 @@ def write_text(writer: DatasetWriter, ids: np.ndarray, share: float, block_size:
     return n
 
 
-def split_of_question(messages: Messages, args: argparse.Namespace) -> str:
+def split_of_question(question: str, args: argparse.Namespace) -> str:
     """Of a question in --input: val and, above it, test are shares of all hashes, so a test split moves no question of
     validation."""
-    question = next(message["content"] for message in messages if message["role"] == "user")
     draw = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
     val_share = 0.0 if args.val_input else args.val_fraction
     return "val" if draw < val_share else TEST if draw < val_share + args.test_fraction else "train"
@@ -161,7 +176,7 @@ def print_counts(counts: Counts, lengths: dict[str, list[int]], written: dict, b
             print(f"{split}: {len(sizes):,} windows with {tokens}; windows of {block_size} are filled to {filled:.0%}")
     sizes = sorted(lengths["train"])
     if sizes and sizes[-1] <= block_size // 2 and not has_text:
-        print(f"note: --block_size={sizes[-1] - 1} for train.py holds them all, and saves the time for the padding")
+        print(f"note: train.py --block_size={sizes[-1] - 1} is enough for all of them, and saves time spent on padding")
 
 
 if __name__ == "__main__":

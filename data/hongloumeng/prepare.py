@@ -27,7 +27,7 @@ from data.source import prepare_parser
 
 def main(argv: list[str]) -> None:
     args = prepare_parser(__doc__, HERE, tokenizer="char", eot=False, out_dir=None).parse_args(argv)
-    name = re.sub(r"\W+", "_", args.tokenizer.rpartition("/")[2].removesuffix(".json"))
+    name = re.sub(r"\W+", "_", Path(args.tokenizer).name.removesuffix(".json"))
     if args.out_dir is None:
         suffix = ("" if name == "char" else f"_{name}") + "_trimmed" * args.trim
         args.out_dir = HERE.with_name(HERE.name + suffix)

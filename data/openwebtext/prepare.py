@@ -12,7 +12,6 @@ Every page is a document; 0.05 % of them are validation, by a hash of the text. 
 the same command resumes.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,15 +21,10 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import prepare_dataset
 from data.download import hub_urls
-from data.source import download_inputs, find_parts, make_units, prepare_parser, reading_of
+from data.source import download_inputs, find_parts, make_units, number, prepare_parser, reading_of
 
 SHARDS = 80
-
-
-def shards(text: str) -> int:
-    if not 1 <= int(text) <= SHARDS:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 to {SHARDS}")
-    return int(text)
+shards = number(int, lambda n: 1 <= n <= SHARDS, f"a whole number from 1 to {SHARDS}")
 
 
 def main(argv: list[str]) -> None:
