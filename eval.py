@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--block_size", type=int, help="longest context (default: the model's)")
     documents = f"context never crosses an end-of-text id, written {EOT} in a file (which is plain text otherwise)"
     add("--per_document", action="store_true", help=documents)
-    definition = "huggingface: windows of block_size ids, the first one unscored, and the mean of the windows' means, "
+    definition = "huggingface: windows of block_size ids, the text's first id unscored, and the mean of their means, "
     definition += "as on its page 'Perplexity of fixed-length models'"
     add("--definition", choices=("exact", "huggingface"), default="exact", help=definition)
     rows = "join the lines of FILE as that page does WikiText's rows: with two newlines, blank lines emptied"

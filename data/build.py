@@ -99,23 +99,20 @@ def build(args: Namespace, units: Iterable[Unit], make_tokenizer: Callable, sour
     """Encode `units` into the dataset args.out_dir, print a report for checking, and the next command to run.
 
     make_tokenizer(texts) returns a tokenizer; texts() iterates over the texts of the training split, texts(None) over
-    all. Of `args`: out_dir, val_fraction, dry_run (write to a temporary folder instead of out_dir) and, optionally,
-    test_fraction (0 = no test split), workers (processes; 0 = all cores), eot (False: no end-of-text id after
-    documents) and special ('encode': special tokens typed in the texts become their ids). `source` goes into meta.json.
+    all. args: of a prepare_parser, with eot (False: no end-of-text id after documents). `source` goes into meta.json.
     ValueError for everything the user can fix.
     """
     units = list(units)
-    test_fraction = getattr(args, "test_fraction", 0.0)
-    splits = NUMBERED if test_fraction else SPLITS
-    limits = find_limits(units, args.val_fraction, test_fraction)
+    splits = NUMBERED if args.test_fraction else SPLITS
+    limits = find_limits(units, args.val_fraction, args.test_fraction)
     tokenizer = make_tokenizer(partial(split_texts, units, limits))
     fim = fim_of(args)
     tokenizer = with_markers(tokenizer, fim)
-    end = tokenizer.eot if getattr(args, "eot", True) else None
-    layout = Layout(end, getattr(args, "special", "text") == "encode", limits, fim)
+    end = tokenizer.eot if args.eot else None
+    layout = Layout(end, args.special == "encode", limits, fim)
     if layout.special:
         check_special(tokenizer)
-    n = worker_count(getattr(args, "workers", 0), units)
+    n = worker_count(args.workers, units)
     with folder_beside(args.out_dir) if args.dry_run else nullcontext(args.out_dir) as folder:
         folder = Path(folder)
         with (
@@ -736,28 +733,23 @@ def count_ids(pool: Executor, writer: DatasetWriter, split: str) -> np.ndarray:
 
 
 def count_range(path: Path, dtype: np.dtype, first: int, n: int, vocab_size: int) -> np.ndarray:
-    """How often each id occurs among the n from `first` on. Bytes are counted in pairs, which halves the time."""
-    counts, pairs = np.zeros(vocab_size, np.int64), np.zeros((256, 256), np.int64)
+    """How often each id occurs among the n from `first` on."""
+    counts = np.zeros(vocab_size, np.int64)
     with open(path, "rb") as file:
         file.seek(first * dtype.itemsize)
-        while (ids := np.fromfile(file, dtype, min(SLICE if vocab_size == 256 else CACHED_BYTES, n))).size:
+        while (ids := np.fromfile(file, dtype, min(CACHED_BYTES, n))).size:
             n -= ids.size
-            if vocab_size == 256:
-                even = ids.size // 2 * 2
-                pairs += np.bincount(ids[:even].astype(np.uint8).view(np.uint16), minlength=2**16).reshape(256, 256)
-                ids = ids[even:]
             counts += np.bincount(ids, minlength=vocab_size)
-    return counts + pairs.sum(0) + pairs.sum(1) if vocab_size == 256 else counts
+    return counts
 
 
 def special_tokens_report(
     args: Namespace, tokenizer: Tokenizer, ledger: Ledger, used: dict[str, np.ndarray], end: int | None
 ) -> str:
     """How often each special token was typed, where it became an id; "" if nobody asked for special tokens."""
-    if getattr(args, "special", "text") != "encode":
-        named = getattr(args, "special_tokens", None)
+    if args.special != "encode":
         advice = "stay unused, as typed ones are text: --special=encode gives them their ids"
-        return f"special {first_few(named)}: {advice}\n" if named else ""
+        return f"special {first_few(args.special_tokens)}: {advice}\n" if args.special_tokens else ""
     counts = sum(used.values())
     around = [*tokenizer.begin, *([] if end is None else [end])]  # of each document, which no one typed
     for id in around:

@@ -64,7 +64,7 @@ class Fim:
 
 def fim_of(args: Namespace) -> Fim:
     """What the options say. ValueError if they cannot be combined."""
-    rate, names = getattr(args, "fim_rate", 0.0), getattr(args, "file_names", False)
+    rate, names = args.fim_rate, args.file_names
     if not rate and not names:
         return Fim()
     if args.special == "encode":

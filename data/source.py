@@ -108,7 +108,7 @@ def check_held_out(args: argparse.Namespace) -> None:
 
 def held_out(args: argparse.Namespace) -> float:
     """The share of the text of --input that is not for training."""
-    return (0.0 if args.val_input else args.val_fraction) + getattr(args, "test_fraction", 0.0)
+    return (0.0 if args.val_input else args.val_fraction) + args.test_fraction
 
 
 def prepare_parser(
@@ -621,7 +621,7 @@ def by_position(args: argparse.Namespace, parts: Iterable[Part], reading: Readin
     """
     from tqdm import tqdm
 
-    test_fraction = getattr(args, "test_fraction", 0.0)
+    test_fraction = args.test_fraction
     if args.val_input and not test_fraction:
         return make_units(args, parts, reading)
     if args.val_input:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from data import build as module
 from data.build import Fold, Seen, build, find_limits, split_texts
 from data.dataset import open_dataset
+from data.source import prepare_parser
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
 Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
@@ -57,7 +58,8 @@ def units_of(documents, **options):
 
 
 def arguments(out, **options):
-    return argparse.Namespace(**{"out_dir": Path(out), "val_fraction": 0.3, "dry_run": False, "workers": 1} | options)
+    parser = prepare_parser("", Path(out), tokenizer="byte")
+    return parser.parse_args([f"--out_dir={out}"], argparse.Namespace(**{"val_fraction": 0.3, "workers": 1} | options))
 
 
 def bytes_with_eot(_texts):
@@ -341,13 +343,14 @@ def test_a_search_for_the_splits_reads_no_further_than_it_must(tmp_path):
 # n-th time that they open, rename or remove anything in the folder, each followed by one that is not, for n = 0, 1, 2,
 # ... until none is killed; and prints the files' hashes behind each.
 PREPARE = """
-import argparse, hashlib, os, random, signal, sys
+import hashlib, os, random, signal, sys
 sys.path.insert(0, {root!r})
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 from configurator import exit_on_error
 from data.build import BYTES_PER_WORKER, build
+from data.source import prepare_parser
 from data.tokenizer import CharTokenizer
 Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
 @dataclass(frozen=True)
@@ -366,7 +369,8 @@ class Unit:
                 os._exit(9)
             yield Piece("bad.txt", how, True, None)
 def run(out, workers, n_units, n):
-    args = argparse.Namespace(out_dir=Path(out), val_fraction=0.2, test_fraction=0.2, dry_run=False, workers=workers)
+    argv = [f"--out_dir={{out}}", f"--workers={{workers}}", "--val_fraction=0.2", "--test_fraction=0.2"]
+    args = prepare_parser("", Path(out), tokenizer="byte").parse_args(argv)
     tokenizer = CharTokenizer("abc 红\\n", eot=True)
     build(args, [Unit(str(i), n) for i in range(n_units)], lambda texts: tokenizer, {{"from": "here"}}, "config/x.py")
 def forked(out, n):

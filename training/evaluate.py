@@ -4,9 +4,11 @@ import numpy as np
 import torch
 
 from data.dataset import eval_batch, eval_windows
+from system.device import may_compile
 from training.batches import ready_to_send, to_device, without_padding
 from training.run import Run
 
+CPU_TOKENS = 4096  # at once in an evaluation: with fewer, small models wait for Python
 UNTRAINED_BATCHES = 10  # to see that a new model starts near ln(vocab_size), it need not read all eval_iters
 
 
@@ -17,14 +19,16 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
     config, dataset, ranks, device, losses = run.config, run.dataset, run.ranks, run.device, {}
     is_untrained = run.iter_num == 0 < run.limit and config.init_from == "scratch" and not config.eval_only
     n_batches = min(config.eval_iters, UNTRAINED_BATCHES) if is_untrained else config.eval_iters
+    # another size would make torch.compile's graphs dynamic, and FSDP's gather needs a batch of every rank
+    is_fixed = run.fsdp or device.type != "cpu" or may_compile(config.compile, device)
+    rows = config.batch_size if is_fixed else max(config.batch_size, CPU_TOKENS // config.block_size)
     model.eval()
     for split in ("train", "val"):
         windows = eval_windows(dataset, split, config.block_size, n_batches * config.batch_size)
         total, count = torch.zeros((), device=device), 0
-        for first in range(0, len(windows), ranks.world_size * config.batch_size):
-            mine = windows[first + ranks.rank * config.batch_size :][: config.batch_size]
-            # always a full batch: another size would make torch.compile's graphs dynamic, and FSDP's gather needs all
-            padding = np.full(config.batch_size - len(mine), windows[0])
+        for first in range(0, len(windows), ranks.world_size * rows):
+            mine = windows[first + ranks.rank * rows :][:rows]
+            padding = np.full(rows - len(mine) if is_fixed else int(not len(mine)), windows[0])
             x, y = eval_batch(dataset, split, np.append(mine, padding), config.block_size, config.sampling)
             y[len(mine) :] = -1
             x, y = without_padding(x, y) if run.trims else (x, y)
