@@ -20,6 +20,8 @@ DENSE = 0.4  # of these for Chinese, which says as much in fewer characters
 LONGEST_CODE = 700  # characters of a function
 LONGEST_DOC = 200  # characters of the sentence that explains it
 BEFORE = 60  # characters of the scene before a line
+N_WORDS = 3  # that a story is asked for by, as for TinyStories (Eldan and Li 2023, arXiv:2305.07759)
+MOST_WORDS = 8  # that one in training may be asked for by: the more, the sooner a model learns to read the question
 MIN_TIMES = 5  # a speaker of fewer lines is not asked for
 N_COMMON = 150  # words, or a quarter of all if that is less
 ENDINGS = ("ing", "ed", "ly", "s", "er", "y", "")
@@ -104,14 +106,15 @@ def rhymes(a: str, b: str) -> bool:
     return a.isascii() and b.isascii() and min(len(a), len(b)) > 2 and a != b and a[-3:].lower() == b[-3:].lower()
 
 
-def story_with_words(text: str, rng: Random, common: set[str]) -> Iterator[dict]:
-    """A short passage, asked for by three to five words in it, in their order; the row has them as "words"."""
+def story_with_words(text: str, rng: Random, common: set[str], most: int = N_WORDS) -> Iterator[dict]:
+    """A short passage, asked for by N_WORDS to `most` words in it, in their order; the row has them as "words"."""
     for lead, rest in [] if is_chinese(text) else passages(text, rng, *SCENE):
         story = " ".join([lead.strip(), rest])
         words = [word for word in WORD.findall(story) if len(word) > 2 and word.islower() and word not in common]
         words = list(dict.fromkeys(words))
-        if len(words) >= 3:
-            chosen = sorted(rng.sample(words, rng.randint(3, min(5, len(words)))), key=words.index)
+        if len(words) >= N_WORDS:
+            n = rng.randint(N_WORDS, min(most, len(words)))
+            chosen = sorted(rng.sample(words, n), key=words.index)
             yield row_of(f"Write a story with these words: {', '.join(chosen)}", story, words=chosen)
 
 

@@ -84,7 +84,7 @@ def test_a_story_has_the_words_asked_for_and_they_are_no_common_ones():
     found, asked = rows("words", text, common)
     assert len(found) > 5
     for row, (question, story) in zip(found, asked, strict=True):
-        assert 3 <= len(row["words"]) <= 5 and question.endswith(": " + ", ".join(row["words"]))
+        assert len(row["words"]) == 3 and question.endswith(": " + ", ".join(row["words"]))
         assert all(re.search(rf"\b{word}\b", story) for word in row["words"])
         assert [*map(story.index, row["words"])] == sorted(map(story.index, row["words"]))
         assert not common & set(row["words"]) and "Tom" not in row["words"]
@@ -266,7 +266,7 @@ def test_a_dataset_without_such_texts_is_refused(corpus, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_words_are_exchanged_in_training_alone(tmp_path):
+def test_words_are_exchanged_and_more_than_three_asked_for_in_training_alone(tmp_path):
     nouns = ["dragon", "castle", "window", "garden", "planet", "basket", "pencil", "bridge"]
     told = [f"Once a {a} met a {b}. They went to the {c}. Then it was late, and all of them slept well in the {a}.\n\n"
             for a in nouns for b in nouns for c in nouns]  # fmt: skip
@@ -282,4 +282,6 @@ def test_words_are_exchanged_in_training_alone(tmp_path):
             changed.append([" ".join(row["messages"][1]["content"].split()) not in whole for row in rows_of])
             for row in rows_of:
                 assert all(re.search(rf"\b{word}\b", row["messages"][1]["content"]) for word in row["words"])
+                assert len(row["words"]) == 3 or split == "train"
+        assert max(len(row["words"]) for row in found[0]) > 3
         assert low <= sum(changed[0]) / len(changed[0]) <= high and not any(changed[1])

@@ -8,7 +8,8 @@ The kinds:
     continue   a passage after its beginning
     who        who says a line, in a novel (X道：“...”) or a play (X:, and the line below)
     couplet    the second line of a couplet
-    words      a short story with the words asked for, in their order; the row names them as "words"
+    words      a short story with the three words asked for (in training up to eight, which teaches more), in their
+               order; the row names them as "words"
     body       the body of a Python function, from its head and docstring
     explain    what a Python function does
 
@@ -33,7 +34,7 @@ import numpy as np
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
 from data.fim import find_markers
-from data.questions import QUESTIONS, by_ending, common_words, count_words, exchange_words
+from data.questions import MOST_WORDS, QUESTIONS, by_ending, common_words, count_words, exchange_words
 from data.source import Parser, closed_fraction, nonnegative, positive
 
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
@@ -126,7 +127,8 @@ def rows_of_split(
         for kind in wanted:
             rng = Random(f"{args.seed} {split} {number} {kind}")
             for _ in range(passes):
-                for row in QUESTIONS[kind](text, rng, common):
+                more = {"most": MOST_WORDS} if kind == "words" and others else {}
+                for row in QUESTIONS[kind](text, rng, common, **more):
                     if "words" in row and others and rng.random() < args.exchange:
                         row = exchange_words(row, rng, others)
                     question = row["messages"][0]["content"]
