@@ -54,9 +54,14 @@ def dataset(tmp_path_factory) -> Path:
 
 def test_a_new_model_is_evaluated_on_ten_batches_and_any_other_on_all_it_should(dataset, tmp_path, monkeypatch):
     calls, read = [], training.evaluate.eval_batch
-    monkeypatch.setattr(training.evaluate, "eval_batch", lambda *args: calls.append(args[1]) or read(*args))
+
+    def note(dataset, split, windows, *more):
+        calls.extend([split] * len(windows))
+        return read(dataset, split, windows, *more)
+
+    monkeypatch.setattr(training.evaluate, "eval_batch", note)
     options = [f"--dataset={dataset}", *SMALL, "--batch_size=1", "--eval_iters=12", "--eval_interval=5"]
-    for more, val_batches in (
+    for more, val_windows in (
         (["--max_iters=1"], 10 + 12),  # step 0, and the end
         (["--init_from=resume", "--max_iters=2"], 12),
         ([f"--init_from={tmp_path}/last.pt", "--max_iters=1", f"--out_dir={tmp_path}/tuned"], 12 + 12),
@@ -65,7 +70,7 @@ def test_a_new_model_is_evaluated_on_ten_batches_and_any_other_on_all_it_should(
     ):
         calls.clear()
         assert train.main([*options, f"--out_dir={tmp_path}", *more]) == 0
-        assert calls.count("val") == calls.count("train") == val_batches, more
+        assert calls.count("val") == calls.count("train") == val_windows, more
 
 
 def run(dataset: Path, out_dir: Path, *options: str) -> dict:
