@@ -42,6 +42,11 @@ from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perple
 from evaluation.windows import CPU_BATCH, FIRST, GPU_BATCH, STOP
 from system.dtypes import DTYPES
 
+SHOWN = """loss perplexity perplexity_weighted bits_per_byte bits_per_character acc acc_norm acc_bytes
+    exact_match exact_match_spm exact_match_cut exact_match_cut_spm exact_match_l2r
+    edit_similarity edit_similarity_spm edit_similarity_l2r
+    ended words_used distinct_4 distinct_4_expected""".split()  # figures, in the table's order
+
 
 def arguments() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
@@ -87,9 +92,9 @@ import torch
 from checkpoints.build import build_model
 from evaluation.chat import answer, count_chat, open_conversations
 from evaluation.fim import fill_gaps, open_gaps
-from evaluation.memorised import overlap_figures
+from evaluation.memorised import open_known, overlap_figures
 from evaluation.scoring import score
-from evaluation.text import AS_BYTES, Text, open_matching_dataset, open_task, open_text
+from evaluation.text import AS_BYTES, Text, open_task, open_text
 from inference.ensemble import Ensemble, join_models
 from inference.load import make_ready, open_models
 from inference.sampling import Sampling
@@ -101,13 +106,14 @@ from system.distributed import Ranks
 def main(argv: list[str]) -> None:
     args = arguments().parse_args(argv)
     validate(args)
+    args.split = args.split or "val"
     ranks = Ranks()
     device = pick_device(args.device, ranks.local_rank if ranks.under_torchrun else None)
     sources, states = open_models(args.init_from, args.out_dir)
     state, longest = states[0], min(state["model_args"]["block_size"] for state in states)
     block_size, stride = pick_context(args, longest)
     text = open_asked(args, state, block_size, stride)
-    known = open_matching_dataset(args.dataset, state) if args.memorised else None
+    known = open_known(args.dataset, state, args.split) if args.memorised else None
     iter_num = state.get("iter_num") if len(states) == 1 else None
     model, n_params, dtype = ready_models(args, states, device)
     del state, states
@@ -144,10 +150,9 @@ def main(argv: list[str]) -> None:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
         result |= text_figures(args, text, nats, n_tokens)
     if known:
-        result |= overlap_figures(model, known, args.split or "val")
+        result |= overlap_figures(model, known, args.split)
     print(table(result))
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
-    print(json.dumps(finite, ensure_ascii=False))
+    print(json.dumps(finite(result), ensure_ascii=False))
 
 
 def open_asked(args: argparse.Namespace, state: dict, block_size: int, stride: int) -> Text:
@@ -229,6 +234,13 @@ def pick_context(args: argparse.Namespace, longest: int) -> tuple[int, int]:
     return block_size, stride
 
 
+def finite(value):
+    """`value` with None for inf and nan, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def table(result: dict) -> str:
     """The figures for reading, one per line."""
     r = result
@@ -245,11 +257,7 @@ def table(result: dict) -> str:
         rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}{left_out}"))
     speed = f"{r['seconds']:.1f} s, {r['tokens_per_second']:,.0f} tokens/s"
     rows += [("computed", f"in {r['dtype']} on {r['device']} by {processes} in {speed}"), ("", "")]
-    losses = "loss perplexity perplexity_weighted bits_per_byte bits_per_character"
-    losses += " acc acc_norm acc_bytes exact_match exact_match_spm exact_match_cut exact_match_cut_spm"
-    losses += " exact_match_l2r edit_similarity edit_similarity_spm edit_similarity_l2r"
-    answers = "exact_match ended words_used distinct_4 distinct_4_expected"
-    for key in dict.fromkeys(f"{losses} {answers}".split()):
+    for key in SHOWN:
         if key in r:
             error = f" ± {r[f'{key}_stderr']:.4f}" if f"{key}_stderr" in r else ""
             rows.append((key.replace("_", " "), f"{r[key]:.4f}{error}{' nats per token' * (key == 'loss')}"))
@@ -259,7 +267,7 @@ def table(result: dict) -> str:
             passage = json.dumps(r[f"copied_{key}_text"], ensure_ascii=False)
             rows.append((f"copied, {key.replace('_', ' ')}", f"{longest} characters, median {median:g}: {passage}"))
     for kind, found in r.get("kinds", {}).items():
-        shown = [f"{found[key]:.3f} {key.replace('_', ' ')}" for key in f"loss {answers}".split() if key in found]
+        shown = [f"{found[key]:.3f} {key.replace('_', ' ')}" for key in SHOWN if key in found and key != "perplexity"]
         rows.append((kind, f"{found['questions']:,} questions: {', '.join(shown)}"))
     rows += [(name, f"{bits:.4f} bits per byte") for name, bits in r.get("baselines", {}).items()]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows) + "\n"

@@ -39,7 +39,7 @@ if __name__ == "__main__":
 import torch
 from safetensors.torch import save_file
 
-from checkpoints.build import build_model
+from checkpoints.build import build_model, config_of
 from checkpoints.gguf import gguf_architecture, import_gguf, write_gguf
 from checkpoints.huggingface import ARCHITECTURES, architecture, generation_config, hf_config, hf_tensors
 from data.bpe import CODE_PATTERN, TRAIN_PATTERN
@@ -47,7 +47,7 @@ from data.model_tokenizer import SPECIAL_IDS, VOCABULARY_FILES
 from data.tokenizer import EOT
 from data.vocabulary import to_symbols
 from inference.load import find_tokenizer, open_trained
-from model import GPT, GPTConfig
+from model import GPT
 from system.device import pick_dtype
 from system.files import sync_file
 
@@ -55,7 +55,7 @@ from system.files import sync_file
 def main(argv: list[str]) -> None:
     config, _ = configure(ExportConfig, argv)
     if bool(config.hf_dir) == bool(config.gguf):
-        found = "both are there" if config.gguf else "both are empty"
+        found = "both are given" if config.gguf else "neither is given"
         raise ValueError(f"name the folder to write, --hf_dir=FOLDER, or the file, --gguf=FILE: {found}")
     (export_gguf if config.gguf else export_folder)(config)
 
@@ -66,7 +66,7 @@ def export_gguf(config: ExportConfig) -> None:
         raise ValueError(f"gguf={path} is a folder: name a file in it, --gguf={path / 'model.gguf'}")
     import_gguf()  # or its message, before the weights are read
     _, state = open_trained(config.init_from, config.out_dir)
-    gguf_architecture(GPTConfig(**state["model_args"]))
+    gguf_architecture(config_of(state))
     tokenizer, template = find_tokenizer(state), chat_template_of(state)
     model = build_model(state, take=True)
     try:
@@ -97,7 +97,7 @@ def export_folder(config: ExportConfig) -> None:
         raise ValueError(f"hf_dir={folder} exists and is not an empty folder: remove it, or name another")
     _, state = open_trained(config.init_from, config.out_dir)
     files = state.get("folder", {}).get("files", {})
-    kind = architecture(GPTConfig(**state["model_args"]))
+    kind = architecture(config_of(state))
     has_added = (state.get("tokenizer") or {}).get("kind") == "extended"
     files = {} if has_added else files  # they lack the tokens added here
     has_own = not files.keys().isdisjoint(VOCABULARY_FILES)
@@ -147,9 +147,7 @@ def special_ids_of(state: dict, tokenizer) -> dict:
     ids, base = dict.fromkeys(SPECIAL_IDS, tokenizer.eot), tokenizer.base if has_added else tokenizer
     if base.kind == "json":
         ids |= {"bos_token_id": base.bos}
-    if tokenizer.eot is None and has_added:
-        ids |= {"eos_token_id": list(tokenizer.ends)}
-    if len(tokenizer.ends) > 1:
+    if tokenizer.ends and list(tokenizer.ends) != [tokenizer.eot]:
         ids |= {"eos_token_id": list(tokenizer.ends)}
     return ids
 

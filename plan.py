@@ -4,9 +4,10 @@
     python plan.py config/speed_hongloumeng_char.py --minutes=10 --sweep    # and in short runs, as long as the plan
     python plan.py config/train_pycode.py --minutes=60 --sizes 4x256 6x384 --dataset=mycode --batch_size=16
 
-Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes
-(with the config's head size). Any other --key=value goes to train.py, except lr_decay_iters and max_epochs: each run
-decays to its own end, which is that of the time.
+Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes: the
+head size is the config's where it divides the width, key/value heads and the MLP's width keep their shares. The table
+ends before a size that fails, as for lack of memory. Any other --key=value goes to train.py, except lr_decay_iters and
+max_epochs: each run decays to its own end, which is that of the time.
 
 --sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
 dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three
@@ -54,15 +55,13 @@ def plan_options() -> argparse.ArgumentParser:
 def size(text: str) -> tuple[int, int]:
     """(layers, width)."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: expected LAYERSxWIDTH, such as 4x256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: expected LAYERSxWIDTH, such as 4x256")
     layers, width = text.split("x")
     return int(layers), int(width)
 
 
 if __name__ == "__main__":
-    answer_early(
-        lambda words: plan_options().parse_known_args(words)[0]
-    )  # --help and mistakes, before the slow imports
+    answer_early(lambda words: plan_options().parse_known_args(words))  # --help and mistakes, before the slow imports
 
 from benchmarks.report import machine, print_rows
 from benchmarks.runs import as_options, model_of, run_train, settings_of
@@ -75,12 +74,17 @@ def main(argv: list[str]) -> None:
     options = [args.config, *(option for option in options if not any(is_given(key, [option]) for key in OTHER_ENDS))]
     settings, _ = settings_of(options)
     options += [f"--{key}=None" for key in OTHER_ENDS if getattr(settings, key) is not None]  # the config's
-    head_size = settings.head_dim or settings.n_embd // settings.n_head
     print(f"{settings.dataset} in {args.minutes:g} minutes on {machine()}\n", flush=True)
     rows = []
     for layers, width in args.sizes or [size(text) for text in SIZES]:
-        shape = {"n_layer": layers, "n_embd": width, "n_head": max(1, width // head_size)}
-        row = trial([*options, *as_options(shape)], args.minutes)
+        shape = shape_of(layers, width, settings)
+        try:
+            row = trial([*options, *as_options(shape)], args.minutes)
+        except ValueError as error:
+            if not rows:
+                raise
+            print(f"note: {layers}x{width} and what follows are left out: {error}", file=sys.stderr, flush=True)
+            break
         row["dropout"] = settings.dropout if is_given("dropout", options) else dropout_for(row["epochs"])
         rows.append({"size": f"{layers}x{width}", **row, "shape": shape})
         if not args.sizes and row["epochs"] < 0.5:
@@ -97,6 +101,23 @@ def main(argv: list[str]) -> None:
         print(json.dumps({"dataset": settings.dataset, "minutes": args.minutes, "machine": machine(), "rows": rows}))
 
 
+def shape_of(layers: int, width: int, settings) -> dict:
+    """Settings of train.py for a size, in the config's proportions."""
+
+    def divisor(number: int, most: int, step: int = 1) -> int:
+        return next((n for n in range(most, 1, -1) if number % (step * n) == 0), 1)
+
+    heads = max(1, width * settings.n_head // settings.n_embd)
+    if not settings.head_dim:
+        heads = divisor(width, heads, step=2)  # RoPE needs an even head size
+    shape = {"n_layer": layers, "n_embd": width, "n_head": heads}
+    if settings.n_kv_head:
+        shape["n_kv_head"] = divisor(heads, heads * settings.n_kv_head // settings.n_head)
+    if settings.mlp_hidden:
+        shape["mlp_hidden"] = round(settings.mlp_hidden * width / settings.n_embd)
+    return shape
+
+
 def trial(options: list[str], minutes: float) -> dict:
     """Parameters, memory and speed of a size, in a run of some seconds, and how far it would get in `minutes`."""
     settings, _ = settings_of(options)
@@ -111,7 +132,7 @@ def trial(options: list[str], minutes: float) -> dict:
     steps = int(60 * minutes / seconds)
     return {
         "parameters": model_of(settings).get_num_params(non_embedding=False),
-        "memory MB": max((record["memory_mb"] or 0 for record in records), default=0),
+        "memory MB": max(record.get("memory_mb", 0) for record in records) * 2**20 / 1e6,  # unknown on Windows
         "ms a step": seconds * 1000,
         "steps": steps,
         "epochs": steps * records[0]["epochs"],  # its first step's, times the steps

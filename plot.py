@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     figure, output = draw(runs, config.x), Path(config.output or Path(folders[0], "loss.png"))
     if not output.parent.is_dir():
         raise ValueError(f"--output={output}: no folder {output.parent}, create it first")
+    output = output if output.suffix else output.with_suffix(".png")  # as matplotlib completes it
     figure.savefig(output)
     print(output)
 

@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
         run("quickstart.py", "report")
     except subprocess.CalledProcessError as error:
         return error.returncode
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -84,6 +86,8 @@ def install(requirements: str) -> None:
             shutil.rmtree(".venv", ignore_errors=True)
             fail("python3 -m venv failed: on Debian or Ubuntu install python3-venv first")
             made.check_returncode()
+    if subprocess.run([VENV_PYTHON, "-m", "pip", "--version"], capture_output=True).returncode:
+        run("-m", "ensurepip")  # its making was interrupted, or uv made it
     run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements)
     stamp.touch()
 

@@ -108,7 +108,7 @@ def gpu_tables(argv: list[str]) -> int:
         for name, (minutes, commands) in steps.items():
             print(f"\n## {name}", flush=True)
             if name.startswith("data: ") and Path(folder, name.removeprefix("data: "), "train.bin").exists():
-                print("\nis there")
+                print("\nalready there")
                 continue
             start = time.perf_counter()
             status = run_step([words_of(command, names, args.dry_run, args.json) for command in commands])

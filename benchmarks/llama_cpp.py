@@ -3,8 +3,8 @@
 import ctypes
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.report import parser, print_table
+from benchmarks.report import median_seconds, parser, print_table
 from checkpoints.build import build_model
 from checkpoints.gguf import write_gguf
 from data.plain import CharTokenizer
+from evaluation.scoring import score
+from evaluation.windows import plan_windows
 from inference.generate import stream
 from inference.load import find_tokenizer, make_ready, open_trained
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
+from system.distributed import Ranks
 
 WEIGHTS = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}  # ours: theirs
 
@@ -118,10 +121,8 @@ def speed_beside_llama_cpp(args, shapes: dict[str, dict]) -> None:
 
 
 def our_writer(model: GPT, kind: str) -> Callable:
-    own = GPT(model.config)
-    own.load_state_dict(model.state_dict())
-    is_int8 = kind == "int8"
-    ready = make_ready(own, torch.device("cpu"), "float32" if is_int8 else kind, "int8" if is_int8 else "none")
+    dtype, quantize = ("float32", "int8") if kind == "int8" else (kind, "none")
+    ready = make_ready(deepcopy(model), torch.device("cpu"), dtype, quantize)
 
     def write(prompt: torch.Tensor, tokens: int) -> list[int]:
         return [int(ids) for ids, _ in stream(ready, prompt, tokens, Sampling(temperature=0))]
@@ -135,7 +136,7 @@ def alternating_rows(name: str, writers: dict[str, Callable], prompt: torch.Tens
     for _ in range(1 + args.repeats):
         for tool, write in writers.items():
             write = write if tool.startswith("llama.cpp") else partial(write, prompt)
-            times[tool].append((seconds(partial(write, 1)), seconds(partial(write, args.tokens))))
+            times[tool].append([median_seconds(partial(write, n), 1, warmup=0) for n in (1, args.tokens)])
     speeds = {t: [(args.tokens - 1) / (whole - first) for first, whole in found[1:]] for t, found in times.items()}
     base = next(tool for tool in writers if tool.startswith("llama.cpp"))
     ratios = {t: statistics.median(a / b for a, b in zip(s, speeds[base], strict=True)) for t, s in speeds.items()}
@@ -149,12 +150,6 @@ def alternating_rows(name: str, writers: dict[str, Callable], prompt: torch.Tens
         }
         for tool, found in times.items()
     ]
-
-
-def seconds(function: Callable) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 # ---- agreement -------------------------------------------------------------------------------------
@@ -206,29 +201,22 @@ def compare_formats(ids: np.ndarray, tokenizer, model: GPT, args, folder: Path) 
         row = {"tool": tool, "weights": weights, "MB": size, "loss": loss, "perplexity": float(np.exp(loss))}
         rows.append(row | {name: equal_first(expected, found)})
 
-    add_row("ours", "float32", None, our_loss(model, ids, block_size), expected)
-    rounded = GPT(model.config)
-    rounded.load_state_dict(model.state_dict())
-    rounded = make_ready(rounded, torch.device("cpu"), quantize="int8")
+    windows = plan_windows(np.array([0, len(ids) - 1]), block_size + 1, block_size)  # those of LlamaCpp.loss
+
+    def our_loss(model: GPT) -> float:
+        with torch.no_grad():
+            return score(model, lambda: ids, windows, None, False, Ranks())[0].sum() / (len(ids) - 1)
+
+    add_row("ours", "float32", None, our_loss(model), expected)
+    rounded = make_ready(deepcopy(model), torch.device("cpu"), quantize="int8")
     found = [int(id) for id, _ in stream(rounded, prompt, n, greedy)]
-    add_row("ours", "int8", None, our_loss(rounded, ids, block_size), found)
+    add_row("ours", "int8", None, our_loss(rounded), found)
     for type in ("f32", "f16", "q8_0", "q4_0"):
         _, n_bytes = write_gguf(folder / "m.gguf", model, tokenizer, type)
         peer = LlamaCpp(folder / "m.gguf", block_size, exact=type == "f32")
         add_row("llama.cpp", type, n_bytes, peer.loss(ids, block_size), peer.greedy(ids[:8].tolist(), n))
         peer.close()
     print_table("gguf", rows, args.json)
-
-
-@torch.no_grad()
-def our_loss(model: GPT, ids: np.ndarray, n_ctx: int) -> float:
-    nats, count = 0.0, 0
-    for start in range(0, len(ids) - 1, n_ctx):
-        window = torch.from_numpy(ids[start : start + n_ctx + 1])[None]
-        logits = model(window[:, :-1], window[:, 1:])[0][0]
-        nats += F.cross_entropy(logits.float(), window[0, 1:], reduction="sum").item()
-        count += window.size(1) - 1
-    return nats / count
 
 
 def equal_first(a: list[int], b: list[int]) -> int:

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.report import parser, print_table
 from checkpoints.build import build_model
-from data.dataset import open_dataset
 from evaluation.chat import runs_of_4
 from evaluation.scoring import score
+from evaluation.text import open_matching_dataset
 from inference.generate import stream
 from inference.load import find_tokenizer, make_ready, open_trained
 from inference.sampling import Sampling
@@ -43,9 +43,9 @@ def repetition_penalties(argv: list[str]) -> None:
     add("--temperature", type=float, default=0.8, help="0 = the likeliest token (default: 0.8)")
     add("--top_p", type=float, default=0.95, help="(default: 0.95)")
     args = made.parse_args(argv)
-    writer, tokenizer, config = read_model("resume", args.out_dir)
+    writer, tokenizer, state = read_model("resume", args.out_dir)
     scorer, reader, _ = read_model(args.scorer, args.scorer)
-    ids = np.array(open_dataset(args.dataset or config["dataset"]).array("val"), np.int64)
+    ids = np.array(open_matching_dataset(args.dataset, state).array("val"), np.int64)
     starts = np.linspace(0, len(ids) - args.given - args.new - 1, args.passages).astype(int)
     passages = [torch.from_numpy(ids[start : start + args.given + args.new]) for start in starts]
     prompts, rows = [passage[: args.given] for passage in passages], []
@@ -61,10 +61,10 @@ def repetition_penalties(argv: list[str]) -> None:
 
 
 def read_model(init_from: str, out_dir: str) -> tuple:
-    """(model, tokenizer, config)"""
+    """(model, tokenizer, checkpoint)"""
     _, state = open_trained(init_from, out_dir)
     model = make_ready(build_model(state, dropout=0.0), torch.device("cpu"), "float32")
-    return model, find_tokenizer(state), state["config"]
+    return model, find_tokenizer(state), state
 
 
 def figures(prompts, texts: torch.Tensor, tokenizer, scorer, reader) -> dict:

@@ -71,10 +71,10 @@ def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **s
     tokens = settings.gradient_accumulation_steps * settings.batch_size * settings.block_size
     with torch.device("meta"):
         flops = model_of(settings).flops_per_token() * tokens
-    last, megabytes = records[-1], max(record["memory_mb"] for record in records) * 2**20 / 1e6
+    last, megabytes = records[-1], max(record.get("memory_mb", 0) for record in records) * 2**20 / 1e6
     row = {"ms/iter": ms, "tokens/s": 1000 * tokens / ms, "TFLOP/s": flops / ms / 1e9}
     row["MFU %"] = 100 * last["mfu"] * last["time_ms"] / ms if "mfu" in last else "unknown"
-    row |= {"waiting for data ms": waiting, "peak MB": megabytes}
+    row |= {"waiting for data ms": waiting, "peak MB": megabytes or "unknown"}
     if args.baseline:
         plain = plain_step(settings, args.steps)
         row |= {"plain ms/iter": plain, "share": ms / plain}

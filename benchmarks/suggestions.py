@@ -16,6 +16,7 @@ from completion import MAX_BYTES, MIN_CONFIDENCE
 from completion.completer import Completer, apart, load_completer
 from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer
+from evaluation.fim import texts_of
 from inference.load import make_ready
 from model import GPT, GPTConfig
 
@@ -155,9 +156,8 @@ def line_accuracy(argv: list[str]) -> None:
 
 def choose_places(ids: np.ndarray, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
     """At most n pairs: a document's text up to a random place inside a line, and the non-empty rest of the line."""
-    ends = np.flatnonzero(ids == tokenizer.eot) if tokenizer.eot is not None else []
-    documents = [tokenizer.decode(part) for part in np.split(ids, ends)]
-    spans = [(text, match.span()) for text in documents for match in re.finditer(r"[^\s].*", text)]  # the lines' texts
+    texts = [text for _, text in texts_of(ids, tokenizer)]
+    spans = [(text, match.span()) for text in texts for match in re.finditer(r"\S.*", text)]  # of the lines
     if not spans:
         raise ValueError("the validation split has no line with text on it")
     rng, places = np.random.default_rng(seed), []

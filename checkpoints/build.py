@@ -11,6 +11,14 @@ from model import GPT, GPTConfig
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
+def config_of(state: dict, **changes) -> GPTConfig:
+    """The shape of the model in a checkpoint. ValueError for model_args that this version does not know."""
+    unknown = state["model_args"].keys() - {field.name for field in fields(GPTConfig)}
+    if unknown:
+        raise ValueError(f"the checkpoint's model_args has {sorted(unknown)}, which this version does not support")
+    return GPTConfig(**{**state["model_args"], **changes})
+
+
 def build_model(state: dict, device: torch.device | str = "cpu", take: bool = False, **changes) -> GPT:
     """The model in a checkpoint, with its weights. `changes` replace model_args (dropout, for example).
 
@@ -19,10 +27,7 @@ def build_model(state: dict, device: torch.device | str = "cpu", take: bool = Fa
     such a model needs a `state` loaded with mapped=False: else it occupies the mapped file, which Windows does not
     let a later save replace. Raises ValueError naming the first tensor whose shape contradicts model_args.
     """
-    unknown = state["model_args"].keys() - {field.name for field in fields(GPTConfig)}
-    if unknown:
-        raise ValueError(f"the checkpoint's model_args has {sorted(unknown)}, which this version does not support")
-    model = shapes_only(GPTConfig(**{**state["model_args"], **changes}))
+    model = shapes_only(config_of(state, **changes))
     weights, expected = clean_weights(state["model"]), model.state_dict()
     if model.config.tie_weights:
         fill_in(weights, "lm_head.weight", "transformer.wte.weight")

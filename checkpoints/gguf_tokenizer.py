@@ -108,8 +108,7 @@ def chars_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 def tiktoken_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     if tokenizer.name not in OPENAI:
-        reason = f"the words of {tokenizer.name} end otherwise, as in white space at the end of a text"
-        raise refusal(tokenizer, reason)
+        raise refusal(tokenizer, f"{tokenizer.name} splits texts into other words, as in white space at a text's end")
     tokens = [to_symbols(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size)]
     merges = [" ".join(tokens[part] for part in tokenizer.unmerge(id)) for id, t in enumerate(tokens) if len(t) > 1]
     types = [TokenType.NORMAL if token else TokenType.UNUSED for token in tokens]

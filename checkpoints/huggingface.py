@@ -14,7 +14,7 @@ from model import GPT, ROPE_SCALING, GPTConfig
 
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-# config.json's key: (ours, transformers' default if it is missing or null)
+# config.json's key: (ours, GPT2Config's or LlamaConfig's default if it is missing or null)
 GPT2_FIELDS = {
     "vocab_size": ("vocab_size", 50257), "n_positions": ("block_size", 1024), "n_embd": ("n_embd", 768),
     "n_layer": ("n_layer", 12), "n_head": ("n_head", 12), "n_inner": ("mlp_hidden", 0),
@@ -64,7 +64,8 @@ LLAMA_MODULES = {
 
 def read_config(path: Path) -> tuple[str, GPTConfig]:
     """config.json -> (kind, the shape of our model). Raises ValueError for a model that ours cannot compute."""
-    found = {key: value for key, value in read_json(path).items() if value is not None}
+    whole = read_json(path)
+    found = {key: value for key, value in whole.items() if value is not None}
     kind = found.get("model_type")
     if kind not in KINDS:
         architectures = ", ".join(found.get("architectures", []))
@@ -87,7 +88,7 @@ def read_config(path: Path) -> tuple[str, GPTConfig]:
     else:
         shape |= {"pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": kind == "qwen3"}
         shape["rope_scaling"] = read_scaling(rope, found | {"max_position_embeddings": shape["block_size"]}, path)
-        check_windows(read_json(path), kind, shape, path)
+        check_windows(whole, kind, shape, path)
         # Qwen2 has biases in queries, keys and values
         shape["bias"] = bool(found["attention_bias"] or found["mlp_bias"] or kind == "qwen2")
     try:

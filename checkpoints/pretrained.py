@@ -25,6 +25,7 @@ from checkpoints.build import clean_weights, model_args_of
 from checkpoints.folder import find_checkpoint
 from checkpoints.huggingface import our_tensors, read_config
 from checkpoints.load import load_checkpoint
+from checkpoints.publish import saved_checkpoints
 from data.download import download_from_hub
 from data.model_tokenizer import TOKENIZER_FILES, VOCABULARY_FILES, special_ids
 from data.tokenizer import Tokenizer, read_model_tokenizer
@@ -42,7 +43,7 @@ def load_pretrained(init_from: str, verify: bool = False) -> dict:
     gpt2. Raises ValueError if there is nothing of that name, or it cannot be read.
     """
     path = Path(init_from)
-    if (path / "config.json").is_file() and not any((path / f).exists() for f in ("ckpt.pt", "last.pt")):
+    if (path / "config.json").is_file() and not saved_checkpoints(path):
         return read_folder(path)
     if init_from in NAMES:
         files = download_from_hub(f"openai-community/{init_from}", FILES, "use --init_from=FOLDER")

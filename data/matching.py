@@ -17,12 +17,16 @@ def model_vocab_size(n_ids: int) -> int:
     return n_ids if n_ids <= 10_000 else padded_vocab_size(n_ids)
 
 
+def has_size_of_gpt2(vocab_size: int) -> bool:
+    """Whether it is GPT-2's number of ids, exact or padded as by nanoGPT."""
+    return vocab_size in (GPT2_VOCAB_SIZE, padded_vocab_size(GPT2_VOCAB_SIZE))
+
+
 def only_counts_ids(dataset: Dataset, state: dict) -> bool:
     """Whether has_ids_of can only count the ids, as the checkpoint has no tokenizer, nor the ids of GPT-2."""
     size, tokenizer = state["model_args"]["vocab_size"], dataset.tokenizer
-    has_size_of_gpt2 = size in (GPT2_VOCAB_SIZE, padded_vocab_size(GPT2_VOCAB_SIZE))
     may_be_gpt2 = tokenizer is None or tokenizer.kind == "tiktoken" and tokenizer.vocab_size == GPT2_VOCAB_SIZE
-    return not state.get("tokenizer") and not (has_size_of_gpt2 and may_be_gpt2)
+    return not state.get("tokenizer") and not (has_size_of_gpt2(size) and may_be_gpt2)
 
 
 def has_ids_of(dataset: Dataset, state: dict, vocab_size: int | None = None) -> bool:

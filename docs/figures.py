@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
         if new != old:
             print(f"{path.relative_to(ROOT).as_posix()}: {'differs' if args.check else 'written'}")
             if not args.check:
-                path.write_text(new, encoding="utf-8")
+                path.write_text(new, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import math
 import re
 
 import numpy as np
-import torch
+from tqdm import tqdm
 
 from data.conversations import check_messages, messages_in, pieces_of_conversation, rows_of
 from data.dataset import TARGET, conversation_edges, display_path
@@ -41,8 +41,7 @@ def open_conversations(args: argparse.Namespace, state: dict, block_size: int) -
         edges = np.cumsum([0, *(len(ids) for ids, _ in pieces)])
         name, get_ids = str(display_path(args.input)), lambda: ids
     else:
-        dataset, split = open_matching_dataset(args.dataset, state), "val"
-        split = args.split or split
+        dataset, split = open_matching_dataset(args.dataset, state), args.split
         if not dataset.is_masked:
             raise ValueError(f"dataset {dataset.name} has no conversations: name one that has, or --input=FILE")
         edges, mask = conversation_edges(dataset, split, block_size), dataset.mask(split) & TARGET > 0
@@ -106,11 +105,10 @@ def answer(model: GPT, text: Text, sampling: Sampling, ranks: Ranks) -> np.ndarr
     ranks together."""
     ids, found = text.get_ids(), np.zeros((len(text.windows), 7))
     mine = np.arange(len(text.windows))[ranks.rank :: ranks.world_size]
-    for first in range(0, len(mine), ROWS):
+    for first in tqdm(range(0, len(mine), ROWS), unit=" batches", disable=None if ranks.is_main else True):
         rows = mine[first : first + ROWS]
         prompts = [ids[window[START] : window[FIRST]].tolist() for window in text.windows[rows]]
-        with torch.no_grad():
-            answers = answer_all(model, text.tokenizer, prompts, sampling, LONGEST_ANSWER, [0] * ROWS)
+        answers = answer_all(model, text.tokenizer, prompts, sampling, LONGEST_ANSWER, [0] * ROWS)
         for row, (words, finish, _) in zip(rows, answers, strict=True):
             asked = required_words(text.questions[row]) if text.questions else []
             said = text.tokenizer.encode(words, inside=True)

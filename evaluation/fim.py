@@ -54,12 +54,12 @@ def open_gaps(args: argparse.Namespace, state: dict) -> Text:
     tokenizer = find_tokenizer(state)
     infill, names = has_learned(state, tokenizer)
     if args.input:
-        name, texts = str(display_path(args.input)), [("", tasks.read_text(args.input))]
+        # as complete.py reads it: a model that learned from LF would never write what ends a line here
+        name, texts = str(display_path(args.input)), [("", tasks.read_text(args.input).replace("\r\n", "\n"))]
     else:
         dataset = open_matching_dataset(args.dataset, state)
-        split = args.split or "val"
-        dataset.tokens(split)  # raises if there is no such split
-        name, texts = f"{display_path(dataset.folder)} {split}", list(texts_of(dataset.array(split), tokenizer))
+        name = f"{display_path(dataset.folder)} {args.split}"
+        texts = list(texts_of(dataset.array(args.split), tokenizer))  # raises if there is no such split
     gaps = choose_gaps(texts)
     if tokenizer.eot is None and not tokenizer.begin:  # nothing precedes a text, and a model needs an id to start from
         gaps = [gap for gap in gaps if gap.prefix]

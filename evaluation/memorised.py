@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.dataset import Dataset
 from data.fim import text_ids
 from data.tokenizer import token_table
+from evaluation.text import open_matching_dataset
 from inference.ensemble import Ensemble
 from inference.generate import stream
 from inference.sampling import Sampling
@@ -23,18 +24,25 @@ IDS_AT_ONCE = 2**17
 FACTORS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], "<u8")  # odd, of SplitMix64
 
 
-def overlap_figures(model: GPT | Ensemble, dataset: Dataset, split: str) -> dict:
-    """Characters of the longest passage that each of the samples, which continue `split` at even distances, shares with
-    the training text; the same for the text that really follows there. ValueError if a split is too short, or the
-    tokenizer does not give its text back."""
-    tokenizer, held_out = dataset.tokenizer, dataset.array(split)
+def open_known(name: str | None, state: dict, split: str) -> Dataset:
+    """The dataset whose training text is searched. ValueError if the split is too short, or the tokenizer does not give
+    its text back."""
+    dataset = open_matching_dataset(name, state)
+    tokenizer, n = dataset.tokenizer, dataset.tokens(split)
     if tokenizer is None or tokenizer.lossy:
         problem = f"the tokenizer of dataset {dataset.name} does not give them back" if tokenizer else "there is none"
         raise ValueError(f"--memorised compares texts, so it needs their tokenizer, but {problem}: leave it out")
-    length = min(N_WRITTEN, len(held_out) - N_PROMPT)
-    if length < 1:
-        problem = f"{split} has {len(held_out)} ids, and its first {N_PROMPT} are a prompt"
+    if n <= N_PROMPT:
+        problem = f"{split} has {n} ids, and its first {N_PROMPT} are a prompt"
         raise ValueError(f"--memorised continues the text of a split, but {problem}: leave it out")
+    return dataset
+
+
+def overlap_figures(model: GPT | Ensemble, dataset: Dataset, split: str) -> dict:
+    """Characters of the longest passage that each of the samples, which continue `split` at even distances, shares with
+    the training text; the same for the text that really follows there."""
+    tokenizer, held_out = dataset.tokenizer, dataset.array(split)
+    length = min(N_WRITTEN, len(held_out) - N_PROMPT)
     starts = np.linspace(0, len(held_out) - N_PROMPT - length, N_SAMPLES).astype(int)
     prompts = torch.from_numpy(np.stack([held_out[i : i + N_PROMPT] for i in starts]).astype(np.int64))
     sampling = Sampling(temperature=0.8, top_k=200, vocab_size=text_ids(tokenizer))  # sample.py's own

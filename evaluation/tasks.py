@@ -34,7 +34,7 @@ def read_text(path: Path, any_bytes: bool = False) -> str:
 
 def read_jsonl(path: Path, fields: dict[str, type | tuple]) -> Iterator[tuple[int, dict]]:
     """(number, object) of each non-blank line. Raises ValueError for a line that lacks fields of these types."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
         try:

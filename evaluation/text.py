@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.dataset import GPT2_VOCAB_SIZE, display_path, find_folder, open_dataset
-from data.matching import has_ids_of
+from data.matching import has_ids_of, has_size_of_gpt2
 from data.tokenizer import EOT, Tokenizer
 from evaluation import tasks
 from evaluation.windows import document_edges, plan_windows
@@ -49,8 +49,9 @@ def open_text(args: argparse.Namespace, state: dict, block_size: int, stride: in
     windows = plan_windows(edges, block_size + (args.definition == "exact"), stride)
     if not len(windows):
         raise ValueError(f"{name}: {len(get_ids()):,} tokens, a prediction needs 2: use a longer text")
-    if args.baselines and tokenizer is None:
-        raise ValueError(f"--baselines needs the text's bytes, but {name} has no tokenizer: leave it out")
+    if args.baselines and (tokenizer is None or tokenizer.lossy):
+        reason = tokenizer.lossy if tokenizer else f"{name} has no tokenizer"
+        raise ValueError(f"--baselines needs the text's bytes, but {reason}: leave it out")
     return Text(name, get_ids, windows, tokenizer, documents=len(edges) - 1 if args.per_document else None)
 
 
@@ -61,6 +62,8 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
         raise ValueError(f"--input={args.input} is a folder, expected a text file: {instead}")
     tokenizer, name = find_tokenizer(state), str(display_path(args.input))
     text = tasks.read_text(args.input, any_bytes=tokenizer.kind == "byte")
+    if state.get("meta", {}).get("source", {}).get("normalize"):  # as the training text was, by prepare.py
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     if ESCAPED.search(text):
         if tokenizer.eot is not None and "\udcff" in text:
             problem = "is not UTF-8 and has the byte 0xff, which is the checkpoint's end-of-text id and never text"
@@ -85,16 +88,14 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
 def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], np.ndarray], object, int | None]:
     """As open_file, for a split of a dataset. The tokenizer is None if unknown."""
     dataset = open_matching_dataset(args.dataset, state)
-    split, tokenizer = args.split or "val", dataset.tokenizer
+    split, tokenizer = args.split, dataset.tokenizer
     if dataset.is_masked:
         print("note: this is the loss of all words; --task=chat gives that of the assistant's", file=sys.stderr)
     name = f"{display_path(dataset.folder)} {split}"
-    dataset.tokens(split)  # raises if there is no such split
     if tokenizer is None:
         with suppress(ValueError):
             tokenizer = find_tokenizer(state)
-    is_gpt2 = dataset.vocab_size in (GPT2_VOCAB_SIZE, 50304)  # exact, or padded as by nanoGPT
-    eot = tokenizer.eot if tokenizer else GPT2_VOCAB_SIZE - 1 if is_gpt2 else None
+    eot = tokenizer.eot if tokenizer else GPT2_VOCAB_SIZE - 1 if has_size_of_gpt2(dataset.vocab_size) else None
     if args.per_document and eot is None:
         raise ValueError(f"--per_document: {name} has no end-of-text id: leave it out")
     return name, lambda: dataset.array(split), tokenizer, eot

@@ -17,7 +17,7 @@ from checkpoints.folder import find_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from data.dataset import open_dataset
-from data.matching import same_ids
+from data.matching import has_size_of_gpt2, same_ids
 from data.model_tokenizer import VOCABULARY_FILES
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
 from inference.bind import bind
@@ -68,7 +68,7 @@ def find_tokenizer(state: dict):
     name, vocab_size = state.get("config", {}).get("dataset"), state["model_args"]["vocab_size"]
     if not set(VOCABULARY_FILES).isdisjoint(state.get("folder", {}).get("files", ())):
         raise ValueError("the folder's tokenizer cannot be run (see the note above), and no other has its ids")
-    if vocab_size in (50257, 50304):
+    if has_size_of_gpt2(vocab_size):
         return TiktokenTokenizer("gpt2")
     tokenizer = open_dataset(name, vocab_size).tokenizer if name else None
     if tokenizer is None or tokenizer.vocab_size > vocab_size:

@@ -254,7 +254,7 @@ def test_bits_per_byte_are_left_out_with_the_reason_where_tokens_have_no_bytes(t
     result = json.loads(printed.out.splitlines()[-1])
     assert result["loss"] > 0 and "bits_per_byte" not in result
     assert printed.err.strip() == "note: no bits per byte: its model is WordPiece"
-    with pytest.raises(ValueError, match="bytes of single tokens are needed here.*WordPiece"):
+    with pytest.raises(ValueError, match="--baselines needs the text's bytes, but its model is WordPiece"):
         command.main([*options, "--baselines"])
 
 
@@ -577,6 +577,29 @@ def test_bad_requests_are_refused_in_one_line(bytes_run, questions_file, tmp_pat
     with pytest.raises(ValueError, match=message) as caught:
         command.main([f"--out_dir={bytes_run[0]}", "--device=cpu", *(o.format(**paths) for o in options)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_is_normalized_as_the_training_text_was(tmp_path, capsys):
+    for name, text in (("lf", TEXT), ("crlf", "\ufeff" + TEXT.replace("\n", "\r\n"))):
+        (tmp_path / name).write_bytes(text.encode())
+    tokenizer, found = CharTokenizer.train([TEXT]), {}
+    save(tmp_path, build(vocab_size=tokenizer.vocab_size), tokenizer, meta={"source": {"normalize": True}})
+    for name in ("lf", "crlf"):
+        found[name] = run(capsys, f"--out_dir={tmp_path}", f"--input={tmp_path / name}")["loss"]
+    assert found["lf"] == found["crlf"]
+    save(tmp_path, build(vocab_size=tokenizer.vocab_size), tokenizer, meta={"source": {"normalize": False}})
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        run(capsys, f"--out_dir={tmp_path}", f"--input={tmp_path / 'crlf'}")
+
+
+def test_questions_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "test.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a b"}\n')
+    assert [question["context"] for question in tasks.read_lambada(tmp_path / "test.jsonl")] == ["a"]
+
+
+def test_the_last_line_is_json_also_where_a_figure_is_not_a_number():
+    found = command.finite({"a": math.nan, "kinds": {"b": {"c": math.inf, "d": 1.5, "e": "nan"}}})
+    assert found == {"a": None, "kinds": {"b": {"c": None, "d": 1.5, "e": "nan"}}}
 
 
 def test_per_document_needs_an_end_of_text_id_and_a_dataset_its_own_vocabulary(tmp_path):

@@ -165,6 +165,15 @@ def test_the_way_to_llama_cpp_is_named_for_tokenizers_made_here(tokenizer, note,
     assert line.startswith("note: llama.cpp") and line.endswith(note)
 
 
+def test_a_checkpoint_of_a_newer_version_is_refused_in_one_line(tmp_path):
+    out_dir = save_run(tmp_path, random_model(GPTConfig(8, 256, 1, 1, 8)), ByteTokenizer())
+    state = load_checkpoint(tmp_path / "ckpt.pt")
+    save_checkpoint(tmp_path / "ckpt.pt", state | {"model_args": state["model_args"] | {"flash": True}})
+    for option in (f"--hf_dir={tmp_path / 'hf'}", f"--gguf={tmp_path / 'm.gguf'}"):
+        with pytest.raises(ValueError, match=r"model_args has \['flash'\], which this version does not support"):
+            export.main([out_dir, option])
+
+
 def test_what_is_there_already_is_not_overwritten(tmp_path):
     run = small_run(tmp_path)
     (tmp_path / "hf").mkdir()
@@ -172,7 +181,7 @@ def test_what_is_there_already_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="not an empty folder"):
         export.main([run, f"--hf_dir={tmp_path / 'hf'}"])
     assert [path.name for path in (tmp_path / "hf").iterdir()] == ["mine"]
-    with pytest.raises(ValueError, match="hf_dir=FOLDER.*both are empty"):
+    with pytest.raises(ValueError, match="hf_dir=FOLDER.*neither is given"):
         export.main([run])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from test_bench import CONFIG, SMALL, letters
 import plan
 import train
 from configurator import configure
+from model import GPTConfig
 
 __all__ = ["letters"]  # a fixture
 
@@ -183,11 +185,49 @@ def test_a_proposal_warms_up_for_a_tenth_of_its_steps_unless_the_config_says_how
         assert config.warmup_iters == expected
 
 
+HEADS_OF_48, HEADS_OF_96 = dict(n_embd=192, n_head=4), dict(n_embd=768, n_head=8)
+
+
+@pytest.mark.parametrize("pos", ["learned", "rope"])
+@pytest.mark.parametrize("shape", [
+    HEADS_OF_48, HEADS_OF_96, dict(n_embd=64, n_head=4), dict(n_embd=512, n_head=8, n_kv_head=4),
+    dict(n_embd=768, n_head=12, n_kv_head=3), dict(n_embd=256, n_head=4, head_dim=80, n_kv_head=2),
+])  # fmt: skip
+def test_every_size_can_be_built_whatever_the_configs_heads(shape, pos):
+    config = GPTConfig(**shape | {"pos": pos})
+    for layers, width in map(plan.size, [*plan.SIZES, "2x96", "2x100", "3x200"]):
+        made = plan.shape_of(layers, width, config)
+        replace(config, **made).validate()
+        assert made["n_embd"] == width and made.keys() >= {"n_kv_head"} & shape.keys()
+    same = plan.shape_of(3, config.n_embd, config)
+    assert replace(config, **same) == replace(config, n_layer=3)
+
+
+def test_the_mlps_width_grows_with_the_models():
+    config = GPTConfig(n_embd=256, n_head=4, mlp_hidden=768)
+    assert plan.shape_of(2, 128, config)["mlp_hidden"] == 384 and plan.shape_of(2, 768, config)["mlp_hidden"] == 2304
+
+
+def test_the_table_ends_before_a_size_that_fails_and_memory_may_be_unknown(monkeypatch, capsys):
+    def run(options, kind):
+        if "--n_embd=64" in options:
+            raise ValueError("train.py: cuda:0: too little memory")
+        return [{"time_ms": 5.0, "epochs": 0.1}]
+
+    monkeypatch.setattr(plan, "run_train", run)
+    plan.main([CONFIG, "--minutes=1", "--sizes", "1x32", "2x64", "1x32", "--json", "--vocab_size=65"])
+    out, err = capsys.readouterr()
+    assert [row["size"] for row in json.loads(out.splitlines()[-1])["rows"]] == ["1x32"]
+    assert "2x64 and what follows are left out: train.py: cuda:0: too little memory" in err
+    with pytest.raises(ValueError, match="too little memory"):
+        plan.main([CONFIG, "--minutes=1", "--sizes", "2x64", "1x32", "--vocab_size=65"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ([CONFIG, "--minutes=0"], "--minutes=0.0 must be above 0"),
-        ([CONFIG, "--minutes=1", "--sizes", "big"], "'big' is no size: expected LAYERSxWIDTH"),
+        ([CONFIG, "--minutes=1", "--sizes", "big"], "'big' is not a size: expected LAYERSxWIDTH"),
         ([CONFIG, "--minutes=1", "--n_layers=3"], "n_layers"),
     ],
 )

@@ -48,7 +48,7 @@ def scripts(commands: list[str]) -> list[str]:
 def test_everything_is_done_once_and_then_used_again(folder):
     tmp_path, commands = folder
     assert quickstart.main([]) == 0
-    everything = ["venv", "pip", "data/pycode/prepare.py", "train.py", "plot.py", "quickstart.py"]
+    everything = ["venv", "pip", "pip", "data/pycode/prepare.py", "train.py", "plot.py", "quickstart.py"]
     assert scripts(commands) == everything
     commands.clear()
     assert quickstart.main([]) == 0
@@ -58,8 +58,8 @@ def test_everything_is_done_once_and_then_used_again(folder):
     (tmp_path / "out-quickstart" / "loss.png").unlink()  # stopped while it trained
     (tmp_path / "out-quickstart" / "last.pt").touch()
     assert quickstart.main([]) == 0
-    assert scripts(commands) == ["pip", "train.py", "plot.py", "quickstart.py"]
-    assert commands[1].endswith("--init_from=resume")
+    assert scripts(commands) == ["pip", "pip", "train.py", "plot.py", "quickstart.py"]
+    assert commands[2].endswith("--init_from=resume")
 
 
 def test_a_failing_step_ends_it_with_that_steps_status(folder, monkeypatch):
