@@ -80,10 +80,10 @@ def main(argv: list[str]) -> int:
     is_editor = config.prompt is None and not config.stdin and not config.jsonl
     if is_editor:
         check_terminal(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     source, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
     completer, dataset = apart(load_completer, *source, config.dtype, config.quantize, "" if name == "." else name)
+    if config.threads:  # now: a device is picked with what a container's quota allows
+        torch.set_num_threads(config.threads)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
         from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments

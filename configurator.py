@@ -23,6 +23,7 @@ import io
 import os
 import reprlib
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -236,6 +237,8 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     gc.freeze()  # what is imported stays to the end: the collector need not scan it again and again
     gc.enable()
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # since answer_early()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = run_command(main)
     except Exception:
@@ -248,11 +251,14 @@ def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
     """Runs parse(sys.argv[1:]), which answers --help, and exits as exit_on_error() does if it raises an error. Until
-    exit_on_error() there are only imports, during which the garbage collector rests: a tenth of torch's time."""
+    exit_on_error() there are only imports, during which the garbage collector rests, a tenth of torch's time, and
+    Ctrl-C ends the process at once: torch's libraries answer a KeyboardInterrupt with a traceback or an abort."""
     status = run_command(lambda argv: parse(argv) and None)
     if status is not None:
         leave(status)
     gc.disable()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not of a process that ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def leave(status: int | None) -> NoReturn:
@@ -271,9 +277,12 @@ def leave(status: int | None) -> NoReturn:
 
 def run_command(main: Callable[[list[str]], int | None]) -> int | None:
     """Runs main(sys.argv[1:]) and reports the errors that a user can cause; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):  # a Windows console or a pipe may use an encoding without Chinese
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a terminal says what it reads; a pipe may lack Chinese
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()  # here a full disk can still be reported

@@ -82,7 +82,15 @@ from tqdm import tqdm
 
 from checkpoints.build import build_model
 from data.fim import text_ids
-from inference.chat import NO_REPEAT_NGRAM, Chat, answer_questions, chat_tokenizer_of, read_questions, talk
+from inference.chat import (
+    NO_REPEAT_NGRAM,
+    Chat,
+    answer_questions,
+    chat_tokenizer_of,
+    read_questions,
+    talk,
+    typed_lines,
+)
 from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
@@ -178,9 +186,8 @@ class Writer:
         prompts = [text.beginning.ids.to(self.device) for text in texts]
         generators = [torch.Generator().manual_seed(self.config.seed + text.number) for text in texts]
         every = 1 if self.device.type == "cpu" else 8  # reading results stalls a GPU
-        pending, limit = [], self.config.max_new_tokens
-        step = self.steps[len(texts)]
-        for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), step):
+        pending, limit, static = [], self.config.max_new_tokens, self.steps[len(texts)]
+        for pair in stream(self.model, prompts, limit, self.sampling, generators, self.heal(texts), static):
             pending.append(pair)
             limit -= 1
             if limit and len(pending) < every:
@@ -276,21 +283,10 @@ def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
 
 def converse(writer: Writer, text: str) -> None:
     """The user and the model write in turns, until the end of input."""
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    with suppress(ImportError):
-        import readline  # noqa: F401  history, and editing by characters rather than bytes; absent on Windows
     print(HELP, file=sys.stderr)
     write(text)
     turn = 0
-    while True:
-        try:
-            line = input("> ").replace("\\n", "\n")
-        except EOFError:
-            return write("\n")
-        except KeyboardInterrupt:
-            write("\n")
-            continue
+    for line in typed_lines():
         if line.strip() == "/new":
             text = ""
             continue
@@ -328,9 +324,11 @@ def validate(config: SampleConfig) -> None:
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
     if config.best_of > 1 and config.temperature == 0:
-        raise ValueError(f"best_of={config.best_of} with temperature=0 gives the same text every time: use one of them")
+        raise ValueError(f"best_of={config.best_of} with temperature=0 gives the same text every time: drop one")
     if config.interactive and (config.prompts or config.output or config.logprobs or config.best_of > 1):
         raise ValueError("--interactive cannot be combined with --prompts, --output, --logprobs or --best_of")
+    if config.system and not (config.chat or config.messages):
+        raise ValueError("--system is what a conversation is told first: use it with --chat")
     if config.interactive and config.start == "-":
         raise ValueError("--interactive reads what you type: give the prompt with --start=TEXT or --start=FILE:PATH")
     if config.output not in (None, "-"):
@@ -356,13 +354,14 @@ def read_prompts(config: SampleConfig) -> list[str]:
     """The prompts in --prompts or --start."""
     if config.prompts is None:
         return [read_start(config.start)]
-    lines = [line for line in read_file("--prompts=", config.prompts).split("\n") if line.strip()]
+    text = read_file("--prompts=", config.prompts)
+    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
         raise ValueError(f"--prompts={config.prompts} has no prompts: expected one per line")
     if Path(config.prompts).suffix != ".jsonl":
-        return lines
+        return list(lines.values())
     prompts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines.items():
         try:
             prompts.append(json.loads(line)["prompt"])
         except (json.JSONDecodeError, KeyError, TypeError):
@@ -376,7 +375,7 @@ def read_start(start: str) -> str:
     """`start` itself, the text of a file for FILE:path, or that of standard input for -."""
     if start == "-":
         try:
-            return sys.stdin.buffer.read().decode("utf-8").replace("\r\n", "\n")  # as open() reads a file
+            return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")  # as open() reads a file
         except UnicodeDecodeError as error:
             raise ValueError(f"--start=-: standard input is not UTF-8 text: {error}") from error
     return read_file("--start=FILE:", start.removeprefix("FILE:")) if start.startswith("FILE:") else start
@@ -384,7 +383,7 @@ def read_start(start: str) -> str:
 
 def read_file(option: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows puts a mark before the text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}{path} cannot be read as UTF-8 text: {error}") from error
 

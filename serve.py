@@ -49,7 +49,7 @@ def read_key(config: ServeConfig) -> str | None:
     key = config.api_key if config.api_key is not None else os.environ.get("SERVE_API_KEY") or None
     if key and key.startswith("FILE:"):
         try:
-            key = Path(key.removeprefix("FILE:")).read_text(encoding="utf-8").strip()
+            key = Path(key.removeprefix("FILE:")).read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--api_key={key} cannot be read: {error}") from error
     if key is not None and not (key.isascii() and key.isprintable() and " " not in key and len(key) >= 8):
@@ -84,7 +84,7 @@ from checkpoints.build import build_model
 from completion.completer import apart
 from completion.infill import has_learned, infill_prompt
 from inference.chat import chat_tokenizer_of
-from inference.load import find_tokenizer, make_ready, open_trained, special_of
+from inference.load import find_tokenizer, first_id_of, make_ready, open_trained, special_of
 from model import GPT
 from serving.app import make_app, wake
 from serving.engine import Engine
@@ -125,15 +125,14 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
         chat = None
     model = build_model(state, dropout=0.0)
     name = config.name or Path(config.out_dir if config.init_from == "resume" else str(source)).resolve().name
-    bos = 0 if (state.get("config") or {}).get("sampling") == "line" else None  # such windows begin with id 0
     infill = infill_prompt if has_learned(state, tokenizer)[0] else None
-    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, bos, infill)
+    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, first_id_of(state), infill)
     return served, make_ready(model, device, config.dtype, config.quantize)
 
 
 def set_threads(threads: int | str, device: torch.device) -> None:
-    """For the engine's thread too. A core is left to what answers requests: where it takes one in turn from the model's
-    threads, these wait for each other at every product, and 2 threads on 2 cores wrote half as much as one."""
+    """For the engine's thread too. One core is left free for answering requests: where that holds up one of the model's
+    threads, the others wait for it at every product, and 2 threads on 2 cores wrote half as much as one."""
     if threads == "auto" and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() - 1)
     if threads != "auto":

@@ -94,9 +94,9 @@ class TrainConfig:
     decay_lr: bool = True  # False = constant learning_rate, without warmup
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # shape after warmup
     cooldown: float = 0.5  # final fraction of the run in which wsd (warmup, stable, decay) decays
-    warmup_iters: int | None = None  # steps of linear warmup; None = 2000, or a tenth of the run if that is less
+    warmup_iters: int | None = None  # steps of linear warmup; None = a tenth of the run, at most 2000
     lr_decay_iters: int | None = None  # step at which min_lr is reached; None = the end of the run
-    min_lr: float = 6e-5  # final learning rate, usually learning_rate / 10
+    min_lr: float = 6e-5  # final learning rate, usually learning_rate / 10; never above learning_rate
     # Limits: the run ends at the first one reached
     max_iters: int = 600000  # steps
     max_tokens: float | None = None  # training tokens
@@ -168,7 +168,7 @@ def train(run: Run) -> int:
     peak_flops = None if run.trims else peak_flops_of(device, run.dtype, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
     health = Health(device, run.progress["clipped"], run.progress["skipped"])
-    stop, batches, has_room = StopSignals(), Batches(run), True
+    stop, batches, has_room = StopSignals(not config.eval_only), Batches(run), True
     model.train()
     gc.collect()
     gc.freeze()  # what exists now stays to the end, so Python's collector need not scan it
@@ -272,20 +272,22 @@ def train(run: Run) -> int:
     except FloatingPointError as error:
         ranks.say(f"error: {error}", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError:  # handled below: here its frames still hold the memory
-        has_room, loss = False, None
-    except (ValueError, RuntimeError) as error:
-        status = report_failure(ranks, error)
-        if status is None:
-            raise
-        return status
+    except (ValueError, RuntimeError, MemoryError) as error:
+        has_room = not memory.is_full(error)
+        if has_room:
+            status = report_failure(ranks, error)
+            if status is None:
+                raise
+            return status
+        # the rest is below: here the error's frames still hold the memory
+        loss, can_try = None, ranks.world_size == 1 and isinstance(error, torch.OutOfMemoryError)
     finally:
         gc.unfreeze()
         stop.restore()
         batches.close()
         outputs.close()
     if not has_room:  # maybe on this rank alone, so no ValueError: only rank 0 prints those
-        advice = memory.advise(config, run.model if ranks.world_size == 1 else None, optimizer, device, autocast)
+        advice = memory.advise(config, run.model if can_try else None, optimizer, device, autocast)
         print(f"error: {advice}", file=sys.stderr, flush=True)
         return 2
     tokens = run.tokens_after(run.iter_num)

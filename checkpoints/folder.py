@@ -120,11 +120,12 @@ def has_own_checkpoint(folder: Path) -> bool:
     return any(state_of_run(file, run_id) for file in saved_checkpoints(folder))
 
 
-def best_val_loss_of(folder: Path, run_id: str) -> float:
-    """The best validation loss in a run's own ckpt.pt, or inf. Only ckpt.pt knows a run's last evaluation, which comes
-    after the last save of last.pt."""
+def best_val_loss_of(folder: Path, run_id: str, fingerprint: str) -> float:
+    """The best validation loss in a run's own ckpt.pt, or inf, also where that was on another dataset. Only ckpt.pt
+    knows a run's last evaluation, which comes after the last save of last.pt."""
     state = state_of_run(folder / "ckpt.pt", run_id)
-    return float(state["best_val_loss"]) if state else math.inf
+    is_comparable = state is not None and state["run"].get("fingerprint", fingerprint) == fingerprint
+    return float(state["best_val_loss"]) if is_comparable else math.inf
 
 
 def state_of_run(file: Path, run_id: str) -> dict | None:

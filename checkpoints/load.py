@@ -28,8 +28,8 @@ def load_checkpoint(path: str | Path, verify: bool = False, mapped: bool = True,
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        reason = next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
+        message = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # what precedes it is advice to run code
+        reason = message.splitlines()[0] if message else type(error).__name__
         raise Damaged(
             f"checkpoint {path} ({path.stat().st_size:,} bytes) cannot be read: it is damaged, or holds more than "
             f"tensors and plain values ({reason.split('. Please use')[0][:150]})"

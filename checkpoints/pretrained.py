@@ -49,7 +49,7 @@ def load_pretrained(init_from: str, verify: bool = False) -> dict:
         files = download_from_hub(f"openai-community/{init_from}", FILES, "use --init_from=FOLDER")
         return read_folder(files[0].parent)
     if not path.exists():
-        raise ValueError(f"init_from={init_from} is not a file, a folder, or one of {', '.join(NAMES)}")
+        raise ValueError(f"no model {init_from!r}: neither a file, nor a folder, nor one of {', '.join(NAMES)}")
     return load_checkpoint(find_checkpoint(path), verify)
 
 

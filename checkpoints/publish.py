@@ -44,9 +44,9 @@ def rotate(path: Path, keep: int) -> None:
     newest = version(path, 1)
     if keep < 2 or not path.exists() or (newest.exists() and newest.samefile(path)):  # the last after a kill
         return
-    for number in range(keep - 1, 1, -1):
-        if version(path, number - 1).exists():
-            replace_path(version(path, number - 1), version(path, number))
+    existing = sum(1 for _ in takewhile(Path.exists, (version(path, number) for number in range(1, keep - 1))))
+    for number in range(existing, 0, -1):
+        replace_path(version(path, number), version(path, number + 1))
     temporary = beside(newest, "tmp")
     try:
         discard(temporary)

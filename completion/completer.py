@@ -15,7 +15,7 @@ from completion.infill import MAX_CHARS_PER_TOKEN, SUFFIX_SHARE, first_ids, has_
 from data.fim import arrange, find_markers, name_ids
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
-from inference.load import find_tokenizer, make_ready, open_trained
+from inference.load import find_tokenizer, first_id_of, make_ready, open_trained
 from model import GPT
 from system.device import pick_device
 
@@ -216,8 +216,8 @@ class Completer:
         return found if len(found) <= self.room // SUFFIX_SHARE else []
 
     def encode(self, before: str, start: int) -> list[int]:
-        """Ids of before[start:], at the text's start after those that begin a document. Of a long text, encodes only
-        the end, but more than the room."""
+        """Ids of before[start:], at the text's start after those that begin a document. Of a long text only
+        the end is encoded, somewhat more than the room."""
         front, eot = [], self.tokenizer.eot
         if start == 0 and len(self.front) <= 1:  # no text after the cursor
             begin = list(self.tokenizer.begin) or ([] if eot is None else [eot])
@@ -267,11 +267,10 @@ def load_completer(
     """A completer for a trained model (see open_trained and make_ready), and its dataset's name ("" if unknown)."""
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
-    tokenizer, run = find_tokenizer(state), state.get("config") or {}
+    tokenizer, dataset = find_tokenizer(state), (state.get("config") or {}).get("dataset", "")
     model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize)
-    bos = 0 if run.get("sampling") == "line" else None  # such windows begin with id 0
     infill, names = has_learned(state, tokenizer)
-    return Completer(model, tokenizer, bos, infill, name if names else ""), str(run.get("dataset", ""))
+    return Completer(model, tokenizer, first_id_of(state), infill, name if names else ""), str(dataset)
 
 
 def apart(function: Callable, *args):

@@ -13,8 +13,8 @@ SUFFIX_SHARE = 4  # the suffix gets at most a quarter of the room that the prefi
 
 
 def has_learned(state: dict, tokenizer: Tokenizer) -> tuple[bool, bool]:
-    """Whether the model of a checkpoint has learned to fill in a middle, and whether it has seen names of files. Of one
-    that was trained elsewhere, its tokenizer tells."""
+    """Whether the model of a checkpoint has learned to fill in a middle, and whether it has seen names of files. For a
+    model trained elsewhere, its tokenizer decides."""
     source, has_markers = state.get("meta", {}).get("source"), find_markers(tokenizer) is not None
     if source is None:
         return has_markers, has_markers and FILE_SEP in tokenizer.special_tokens

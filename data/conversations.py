@@ -218,7 +218,8 @@ def chat_prompt(messages: Messages, tokenizer: ExtendedTokenizer, room: int) -> 
             break
         kept = ids + kept
     if not kept:
+        beside = " beside the system turn" * n_first
         raise ValueError(
-            f"the last turn has {len(ids):,} tokens, but the model's context has room for {max(0, room):,}"
+            f"the last turn has {len(ids):,} tokens, but the model's context has room for {max(0, room):,}{beside}"
         )
     return head + kept + tail

@@ -30,8 +30,7 @@ from data.extended import ExtendedTokenizer
 from inference.cache import KVCache
 from inference.generate import stream
 from inference.load import find_tokenizer
-from inference.repetition import Repetition
-from inference.sampling import Sampling, sample_next, uniforms
+from inference.sampling import Sampling
 from model import GPT
 
 NO_REPEAT_NGRAM = 4  # for answers: more of them end, and the texts are as likely as without (RESULTS.md)
@@ -51,18 +50,14 @@ def chat_tokenizer_of(state: dict) -> ExtendedTokenizer:
 def stops_of(tokenizer: ExtendedTokenizer) -> dict[int, str]:
     """Ids after which an answer is complete -> its finish: 'end' if the model ended it, 'marker' if it went on with
     another turn."""
-    return {tokenizer.special_tokens[name]: "marker" for name in MARKERS.values()} | dict.fromkeys(
-        tokenizer.ends, "end"
-    )
+    markers = (tokenizer.special_tokens[name] for name in MARKERS.values())
+    return dict.fromkeys(markers, "marker") | dict.fromkeys(tokenizer.ends, "end")
 
 
 def fit_sampling(sampling: Sampling, tokenizer: ExtendedTokenizer) -> None:
     """Penalties spare what ends an answer, and of sequences judge the answer alone."""
-    sampling.vocab_size, sampling.unpenalized, sampling.new_only = (
-        tokenizer.vocab_size,
-        tuple(stops_of(tokenizer)),
-        True,
-    )
+    sampling.vocab_size, sampling.unpenalized = tokenizer.vocab_size, tuple(stops_of(tokenizer))
+    sampling.new_only = True
 
 
 class Chat:
@@ -76,35 +71,34 @@ class Chat:
         self.device = weight.device
         self.cache, self.cached = KVCache(model.config, 1, weight.device, weight.dtype), []  # cached: its ids
 
-    @torch.no_grad()
     def answer(self, messages: Messages, generator: torch.Generator | None = None) -> Iterator[str]:
         """The answer to the last of `messages`, in pieces. Only the ids after those that it shares with the last
         conversation are encoded. ValueError if the last turn does not fit the context."""
         block_size, self.finish = self.model.config.block_size, None
         prompt = chat_prompt(messages, self.tokenizer, room_for_prompt(block_size, self.max_new_tokens))
-        keep = min(shared(self.cached, prompt), len(prompt) - 1)
-        self.cache.length, self.cached, new = keep, self.cached[:keep], prompt[keep:]
-        decoder, V = self.tokenizer.decoder(prompt), self.tokenizer.vocab_size
-        draws = uniforms(generator, 1, self.device)
-        seen = torch.zeros(1, V, dtype=torch.bool, device=self.device)
-        seen[0, [id for id in prompt if id not in self.stops]] = True
-        repetition = Repetition(self.sampling, [prompt]) if self.sampling.looks_back else None
-        for _ in range(min(self.max_new_tokens, block_size - len(prompt))):
-            idx = torch.tensor([new], device=self.device)
-            logits = self.model(idx, cache=self.cache)[0][:, -1, :V].float()
-            self.cached += new
-            logits = repetition.apply(logits) if repetition else logits
-            id = int(sample_next(logits, self.sampling, next(draws), seen))
-            if id in self.stops:
+        decoder, limit = self.tokenizer.decoder(prompt), min(self.max_new_tokens, block_size - len(prompt))
+        self.prompts = torch.tensor([prompt], device=self.device)
+        for ids, _ in stream(self.model, self.prompts, limit, self.sampling, generator, decoder=self):
+            if (id := int(ids)) in self.stops:
                 self.finish = self.stops[id]
                 break
-            seen[0, id], new = True, [id]
-            if repetition:
-                repetition.rows[0].add(id)
             yield decoder.push(id)
         else:
             self.finish = "length"
         yield decoder.finish()
+
+    # ---- what stream() asks of a Decoder ----
+
+    def start(self) -> torch.Tensor:
+        prompt = self.prompts[0].tolist()
+        keep = min(shared(self.cached, prompt), len(prompt) - 1)
+        self.cache.length, self.cached = keep, self.cached[:keep]
+        return self.advance(self.prompts[0, keep:])
+
+    def advance(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = self.model(ids[None], cache=self.cache)[0][:, -1]
+        self.cached += ids.tolist()
+        return logits
 
 
 def room_for_prompt(block_size: int, most: int) -> int:
@@ -180,22 +174,10 @@ def read_questions(path: Path) -> list[Messages]:
 
 def talk(chat: Chat, system: str, seed: int) -> None:
     """The user and the model take turns, until the end of input."""
-    for console in (sys.stdin, sys.stdout):  # whatever its encoding, GBK too: what it lacks is replaced
-        if hasattr(console, "reconfigure"):
-            console.reconfigure(errors="replace")
-    with suppress(ImportError):
-        import readline  # noqa: F401  history, and editing by characters rather than bytes; absent on Windows
     print(CHAT_HELP, file=sys.stderr)
     start = [{"role": "system", "content": system}] if system else []
     messages, generator = list(start), torch.Generator().manual_seed(seed)
-    while True:
-        try:
-            line = input("> ").replace("\\n", "\n")
-        except EOFError:
-            return print(flush=True)
-        except KeyboardInterrupt:
-            print(flush=True)
-            continue
+    for line in typed_lines():
         command, _, name = line.strip().partition(" ")
         if command == "/reset":
             messages = list(start)
@@ -203,6 +185,22 @@ def talk(chat: Chat, system: str, seed: int) -> None:
             save_conversation(messages, name.strip())
         elif line.strip():
             reply(chat, messages, line, generator)
+
+
+def typed_lines() -> Iterator[str]:
+    """What the user types, a line at a time, until the end of input; \\n in it is a new line. Ctrl-C drops a line."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  history, and editing by characters rather than bytes; absent on Windows
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print(flush=True)
+            return
+        except KeyboardInterrupt:
+            print(flush=True)
+        else:
+            yield line.replace("\\n", "\n")
 
 
 def reply(chat: Chat, messages: Messages, line: str, generator: torch.Generator) -> None:

@@ -53,23 +53,23 @@ def stream(
     generator: Generators = None,
     constrain: Callable[[torch.Tensor | None], torch.Tensor | None] | None = None,
     static: CompiledStep | RecordedStep | None = None,
+    decoder: "Decoder | None" = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Continues the prompts; yields (ids (B,), their log-probabilities (B,)) for each new position as soon as drawn.
 
     Both stay on the device, so a caller that reads them rarely does not stall a GPU. With a list of B generators, a
     row's ids do not depend on the other rows; a single generator, or None for torch's global one, serves all rows.
     Log-probabilities are the model's own, before temperature and filters; None unless sampling.logprobs. `constrain`
-    gets the ids just drawn (first None) and returns which ids may follow: (B, V) bool, or None for any from now on.
+    gets the ids just drawn (first None) and returns which ids may follow: (B, V or more) bool, None: any from now on.
 
     The model sees at most the last block_size ids: when a row's cache is full, its last half is encoded again, once
-    every block_size / 2 tokens. Raises ValueError if a row is empty.
+    every block_size / 2 tokens. `decoder` replaces a new Decoder. Raises ValueError if a row is empty.
     """
     assert not model.training, "call model.eval() first: dropout would change the text"
-    sampling = sampling or Sampling()
-    sampling.validate()
+    (sampling := sampling or Sampling()).validate()
     if any(len(row) == 0 for row in prompts):
         raise ValueError("the prompt is empty: expected at least one token, e.g. the end-of-text id")
-    decoders, new = [Decoder(one, prompts, static) for one in members(model)], None
+    decoders, new = [decoder] if decoder else [Decoder(one, prompts, static) for one in members(model)], None
     B, V, device = len(prompts), sampling.vocab_size or model.config.vocab_size, prompts[0].device
     draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
     sample, seen = static.sample if static else sample_next, None  # seen: (B, vocab_size) bool
@@ -84,7 +84,7 @@ def stream(
         logits = mean_logits([part[:, :V].float() for part in parts])
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
-        possible = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+        possible = logits if allowed is None else logits.masked_fill(~allowed[:, :V], -math.inf)
         possible = repetition.apply(possible) if repetition else possible
         uniform = next(draws) if draws else None
         new = sample(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)

@@ -57,12 +57,9 @@ class PrefixIndex:
                 yield boundary, typed, longer
 
 
-def begin_with(index: PrefixIndex, texts: Sequence[bytes], device: torch.device | str) -> Callable | None:
-    """The `constrain` of generate.stream() that makes the ids drawn begin with these texts, one for each row; None if
-    all are empty."""
+def begin_with(index: PrefixIndex, texts: Sequence[bytes], device: torch.device | str) -> Callable:
+    """The `constrain` of generate.stream() that makes the ids drawn begin with these texts, one for each row."""
     rest = list(texts)
-    if not any(rest):
-        return None
 
     def constrain(drawn: torch.Tensor | None) -> torch.Tensor | None:
         for row, id in enumerate([] if drawn is None else drawn.tolist()):

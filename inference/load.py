@@ -4,7 +4,7 @@
     tokenizer = find_tokenizer(state)
     model = make_ready(build_model(state, dropout=0.0), device, dtype="auto", quantize="int8")
 
-sample.py, eval.py, complete.py and export.py start here.
+sample.py, eval.py, complete.py, serve.py and export.py start here.
 """
 
 import sys
@@ -79,6 +79,11 @@ def find_tokenizer(state: dict):
 def special_of(state: dict) -> str:
     """What special tokens typed in the model's texts were: "text", or, with "encode", their ids."""
     return state.get("meta", {}).get("source", {}).get("special", "text")
+
+
+def first_id_of(state: dict) -> int | None:
+    """The id that began every window the model was trained on, as --sampling=line has it; None if there is none."""
+    return 0 if (state.get("config") or {}).get("sampling") == "line" else None
 
 
 def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", plain: bool = False) -> GPT:

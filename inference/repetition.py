@@ -4,7 +4,8 @@
     logits = penalty.apply(logits)                         # (B, V), before temperature and filters
     penalty.add(ids)                                       # (B,), those drawn
 
-Both look at how long the text's end is that also precedes an earlier position; the id found there would repeat it.
+For every earlier position, both count how many ids before it are those at the text's end; the id at that position would
+go on repeating them.
 no_repeat_ngram=n forbids what would make n ids the same, as Hugging Face's NoRepeatNGramLogitsProcessor. DRY ("don't
 repeat yourself", p-e-w 2024, github.com/oobabooga/text-generation-webui/pull/5677) takes from the logit
 multiplier * base ** (length - allowed_length), if the length is at least allowed_length.

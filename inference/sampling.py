@@ -40,9 +40,8 @@ class Sampling:
                 raise ValueError(f"{name}={value} {limits}")
         if 0 < self.temperature < 1e-5:  # the division would overflow float32
             raise ValueError(f"temperature={self.temperature} must be 0, for the likeliest id, or at least 1e-5")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
         lowest = {"no_repeat_ngram": 0, "dry_multiplier": 0, "dry_base": 1, "dry_allowed_length": 1}
+        lowest["repetition_penalty"] = 0.01  # as with temperature
         for name, low in lowest.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be finite and at least {low}")

@@ -1,6 +1,6 @@
 """The server's addresses, with Starlette on uvicorn, and the page (page.html) at /.
 
-Both are small, widely used and looked after, and pure Python with few packages beneath. The standard library's server
+Both are small, widely used, well maintained and pure Python, with few dependencies. The standard library's server
 takes a thread for each connection, which 64 clients that stream would make compete with the model for the interpreter;
 aiohttp would do as well, but brings compiled parts and more packages.
 """
@@ -169,7 +169,7 @@ class Server:
             while not is_done:
                 await reply.wake.wait()
                 reply.wake.clear()
-                is_done = reply.done  # before the news are read: there are none after it
+                is_done = reply.done  # before the news is read: none comes after it
                 reply.check()
                 if news := b"".join(sse(event) for i in range(len(reply.rows)) for event in reply.grown(i)):
                     yield news
@@ -216,7 +216,7 @@ def http_error(_: Request, error: Exception) -> Json:
 
 def internal_error(_: Request, __: Exception) -> Json:
     """An error of this program, which is also in its log."""
-    return Json(RequestError("the server made a mistake: its log says more", status=500).to_json(), 500)
+    return Json(RequestError("internal error: the server's log says more", status=500).to_json(), 500)
 
 
 def make_app(served: Served, engine: Engine, api_key: str | None, out_dir: Path | None) -> ASGIApp:

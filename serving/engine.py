@@ -327,23 +327,23 @@ class Engine:
     def change(self, row: Row, logits: torch.Tensor) -> torch.Tensor | None:
         """logits (V,) with the row's penalties and biases, without ids that contradict its healed prompt; None: as they
         are."""
-        changed = None
+        changed = logits
         if row.presence or row.frequency:
             if row.counts is None:
                 row.counts = torch.zeros_like(logits)
-            changed = logits - row.presence * (row.counts > 0) - row.frequency * row.counts
+            changed = changed - row.presence * (row.counts > 0) - row.frequency * row.counts
         if row.bias:
             ids = torch.tensor(list(row.bias), device=self.device)
             added = torch.tensor(list(row.bias.values()), device=self.device)
-            changed = (logits if changed is None else changed).index_add(0, ids, added)
+            changed = changed.index_add(0, ids, added)
         if row.rest:
             ids = prefix_index(self.tokenizer).compatible(row.rest).to(self.device)
             possible = torch.full_like(logits, -torch.inf)
-            possible[ids] = (logits if changed is None else changed)[ids]
+            possible[ids] = changed[ids]
             changed = possible
         if row.repetition:
-            changed = row.repetition.apply((logits if changed is None else changed)[None])[0]
-        return changed
+            changed = row.repetition.apply(changed[None])[0]
+        return None if changed is logits else changed
 
     def seen_by(self, row: Row) -> torch.Tensor:
         if row.seen is None:

@@ -1,4 +1,4 @@
-"""Which names of hosts mean this machine alone. Without slow imports: a command line is checked by it."""
+"""Which host names mean this machine alone. No slow imports: command lines are checked with it."""
 
 import ipaddress
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from completion.infill import MAX_CHARS_PER_TOKEN
 from data.tokenizer import EOT
 from inference.chat import room_for_prompt
 from inference.continuation import Beginning, encode_prompt
 from serving.engine import Row
 from serving.reply import MAX_ROWS, Reply, Served, seeds
-from serving.request import MAX_SEED, Fields, RequestError
+from serving.request import Fields, RequestError
 
-MAX_CHARS_IN_TOKEN = 32  # on average over a context: of a longer prompt, only the end is encoded
 STOP_TYPES = {"end": "eos", "stop": "word", "length": "limit"}
 
 
@@ -44,7 +44,7 @@ class LlamaCompletion(Reply):
         beginning = self.begin(served, fields, room)
         room = served.room(beginning, self.limit)
         rows = []
-        for number, seed in enumerate(seeds(fields, n, MAX_SEED)):
+        for number, seed in enumerate(seeds(fields, n)):
             sampling = self.sampling(served, fields, number)
             rows.append(Row(beginning, served.tokenizer, sampling, seed, room, **self.options))
         super().__init__(served, fields, rows)
@@ -72,7 +72,7 @@ class LlamaCompletion(Reply):
         return self.shortened(beginning, room, served.tokenizer.begin)
 
     def end_of(self, text: str, served: Served) -> str:
-        most = MAX_CHARS_IN_TOKEN * served.block_size
+        most = MAX_CHARS_PER_TOKEN * served.block_size
         self.truncated |= len(text) > most
         return text[-most:]
 
@@ -187,7 +187,7 @@ class Infilling(LlamaCompletion):
         before = [fields.get(name, str, "") for name in ("input_prefix", "prompt")]
         suffix = fields.get("input_suffix", str, "").replace("\r\n", "\n")
         prefix = "".join([*(item.get("text", "") for item in extra), *before]).replace("\r\n", "\n")
-        most = MAX_CHARS_IN_TOKEN * served.block_size
+        most = MAX_CHARS_PER_TOKEN * served.block_size
         if served.infill and suffix.strip():
             ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
             self.options["ends"] = served.ends_of_middle

@@ -12,7 +12,7 @@ from inference.chat import NO_REPEAT_NGRAM, room_for_prompt, stops_of
 from inference.continuation import Beginning, encode_prompt
 from serving.engine import Row
 from serving.reply import MAX_ROWS, Reply, Served, seeds
-from serving.request import MAX_SEED, Fields, RequestError
+from serving.request import Fields, RequestError
 
 FINISH = {"end": "stop", "stop": "stop", "length": "length"}  # ours -> theirs
 NOT_SUPPORTED = "tools tool_choice functions function_call response_format modalities audio".split()
@@ -48,7 +48,7 @@ class Completion(Reply):
         for prompt in self.prompts:
             beginning = self.begin(served, prompt, scores_prompt, limit, suffix)
             room = served.room(beginning, limit)
-            for seed in seeds(fields, self.best_of, MAX_SEED):
+            for seed in seeds(fields, self.best_of):
                 rows.append(Row(beginning, served.tokenizer, sampling, seed, room, **options))
         super().__init__(served, fields, rows)
         if self.streams and (self.best_of > self.n or scores_prompt):
@@ -145,7 +145,7 @@ def prompts_of(fields: Fields) -> list:
 
 
 class ChatCompletion(Reply):
-    """/v1/chat/completions. Turns that the context has no room for are left out, the first ones first."""
+    """/v1/chat/completions. Turns that the context has no room for are left out, the oldest first."""
 
     prefix = "chatcmpl"
 
@@ -162,10 +162,9 @@ class ChatCompletion(Reply):
         top = fields.integer("top_logprobs", 0, 0, 20)
         if top and not self.scored:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        messages = messages_of(fields)
         try:
-            prompt = chat_prompt(messages_of(fields), served.chat, room_for_prompt(served.block_size, limit))
-        except RequestError:
-            raise
+            prompt = chat_prompt(messages, served.chat, room_for_prompt(served.block_size, limit))
         except ValueError as error:
             code = "context_length_exceeded" if "has room for" in str(error) else None
             raise RequestError(str(error), param="messages", code=code) from None
@@ -174,8 +173,7 @@ class ChatCompletion(Reply):
         options |= fields.penalties(served.chat.vocab_size)
         defaults = {"no_repeat_ngram": NO_REPEAT_NGRAM, "new_only": True}
         sampling, room = fields.sampling(served.chat.vocab_size, **defaults), served.room(beginning, limit)
-        numbers = seeds(fields, n, MAX_SEED)
-        rows = [Row(beginning, served.chat, sampling, seed, room, **options) for seed in numbers]
+        rows = [Row(beginning, served.chat, sampling, seed, room, **options) for seed in seeds(fields, n)]
         super().__init__(served, fields, rows)
 
     def body(self, choices: list[dict], **more) -> dict:
@@ -225,7 +223,8 @@ def messages_of(fields: Fields) -> list[dict]:
         developer = {"developer": "system"}
         turns = [turn | {"role": developer.get(turn.get("role"), turn.get("role"))} for turn in messages]
         turns = [message_of(turn) for turn in turns]
-        check_messages([*turns, {"role": "assistant", "content": "an answer"}])
+        answer = {"role": "assistant", "content": "an answer"}  # in place of the model's too, which may have been empty
+        check_messages([*(answer if turn["role"] == "assistant" else turn for turn in turns), answer])
     except (AttributeError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else "a turn is not an object with role and content"
         expected = "expected a system turn or none, then user and assistant in turn, the last one the user's"

@@ -1,4 +1,4 @@
-"""What all requests for text have in common: the model they are answered by, and how their rows' news are told."""
+"""What all requests for text have in common: the model that answers them, and how the news of their rows is told."""
 
 import asyncio
 import secrets
@@ -11,7 +11,7 @@ from data.extended import ExtendedTokenizer
 from data.fim import text_ids
 from inference.continuation import Beginning
 from serving.engine import Row
-from serving.request import Fields, RequestError
+from serving.request import MAX_SEED, Fields, RequestError
 
 MAX_ROWS = 128  # of one request
 
@@ -51,26 +51,26 @@ class Served:
         """An id to look at: its text, or a special token's name."""
         return self.names.get(id) or self.bytes_of(id).decode("utf-8", "replace")
 
-    def ids(self, prompt: list, name: str = "prompt") -> list[int]:
+    def ids(self, prompt: list) -> list[int]:
         """The ids themselves, if they are ids of the tokenizer."""
         size = self.tokenizer.vocab_size
         if not prompt or not all(type(id) is int and 0 <= id < size for id in prompt):
-            raise RequestError(f"{name}: expected token ids from 0 to {size - 1}, at least one", param=name)
+            raise RequestError(f"prompt: expected token ids from 0 to {size - 1}, at least one", param="prompt")
         return prompt
 
-    def room(self, beginning: Beginning, most: int | None) -> int:
+    def room(self, beginning: Beginning, most: int) -> int:
         """How many new tokens there are at most: `most`, or what the context has room for."""
         length = len(beginning.ids)
         if length >= self.block_size:
             message = f"the prompt has {length:,} tokens, but the model's context is {self.block_size:,}, text included"
             raise RequestError(message, param="prompt", code="context_length_exceeded")
-        return min(self.block_size - length, self.block_size if most is None else most)
+        return min(self.block_size - length, most)
 
 
 class Reply:
-    """The rows of a request and what was told of them. Made by one thread and told by another.
+    """The rows of a request, and what its client has been told of them. Made by one thread, told by another.
 
-    Subclasses say `whole()`, the response when all rows are done, or, if it streams, the events: first(), grown(i) for
+    Subclasses define whole(), the response when all rows are done, or, if it streams, the events: first(), grown(i) for
     each row with news, and last()."""
 
     prefix = "cmpl"
@@ -129,9 +129,9 @@ class Reply:
         }  # fmt: skip
 
 
-def seeds(fields: Fields, n: int, limit: int) -> list[int]:
+def seeds(fields: Fields, n: int) -> list[int]:
     """seed, seed + 1, ... for n rows; a random one if there is none, or llama.cpp's -1."""
-    seed = fields.integer("seed", None, -limit, limit)
+    seed = fields.integer("seed", None, -MAX_SEED, MAX_SEED)
     if seed in (None, -1):
         seed = secrets.randbits(31)  # JavaScript reads it exactly
     return [seed + i for i in range(n)]

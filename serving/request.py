@@ -23,13 +23,13 @@ class RequestError(ValueError):
 
 
 class Fields:
-    """A JSON object. null is as good as absent. RequestError: a value of the wrong type or out of range."""
+    """A JSON object. null counts as absent. RequestError: a value of the wrong type or out of range."""
 
     def __init__(self, body: bytes):
         try:
             self.values = json.loads(body, parse_constant=self.refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is not JSON: {error}".partition("\n")[0]) from None
+            raise RequestError(f"the body is not JSON in UTF-8: {error}".partition("\n")[0]) from None
         if not isinstance(self.values, dict):
             raise RequestError("the body must be a JSON object")
 

@@ -37,7 +37,9 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device={name} is unknown: use auto, cuda, cuda:1, mps or cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device={name} is unknown: use auto, cuda, cuda:1, mps or cpu")
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = local_rank if local_rank is not None else device.index or 0

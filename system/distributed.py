@@ -8,6 +8,7 @@ parameter is then a DTensor, of which this process has some rows. `gather` and `
 that a checkpoint does not depend on how it was trained.
 """
 
+import errno
 import inspect
 import os
 import secrets
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from configurator import ReportedByRankZero
+from configurator import ReportedByRankZero, silence_stdout
 from model import GPT
 
 JOIN_MINUTES = 30  # how long ranks wait for each other at the start
@@ -74,9 +75,15 @@ class Ranks:
         )
 
     def say(self, *message: str, **options) -> None:
-        """print(), at once and on rank 0 alone."""
+        """print(), at once and on rank 0 alone. Where nobody reads it any more, as after Ctrl-C in `| tee` or in a
+        closed terminal, the run goes on in silence, and saves."""
         if self.is_main:
-            print(*message, flush=True, **options)
+            try:
+                print(*message, flush=True, **options)
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                silence_stdout()
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, a plain Python object, on all ranks."""
@@ -174,7 +181,9 @@ def fresh_store(rank: int, world_size: int) -> dist.Store:
     each rank that asks, under that rank's own token, until all have confirmed it.
     """
     timeout = timedelta(minutes=JOIN_MINUTES)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timeout)
+    has_libuv = os.environ.get("USE_LIBUV", "0" if os.name == "nt" else "1") == "1"  # as torch's own rendezvous decides
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*address, timeout=timeout, use_libuv=has_libuv)
     token = secrets.token_hex(8)
     if rank > 0:
         store.set(f"train/ask/{rank}", token)

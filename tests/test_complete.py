@@ -28,6 +28,7 @@ from completion.completer import (
     Cancelled,
     Completer,
     Suggestion,
+    apart,
     load_completer,
     without_overlap,
 )
@@ -101,6 +102,17 @@ def byte_completer(learned) -> Completer:
 @pytest.fixture(scope="module")
 def out_dir(learned, tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("run"), *learned["bpe"])
+
+
+def test_threads_are_as_many_as_asked_for_whatever_the_quota(out_dir, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("system.cpu.cpu_quota", lambda: 1.0)
+    try:
+        complete.main([f"--out_dir={out_dir}", "--device=cpu", "--prompt=import", "--threads=2"])
+        assert apart(torch.get_num_threads) == 2  # a new thread's, as the editor's
+    finally:
+        torch.set_num_threads(before)
 
 
 def save(folder: Path, model: GPT, tokenizer, **config) -> Path:

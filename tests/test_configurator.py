@@ -1,5 +1,6 @@
 """configurator.py: command line and config files -> typed values, and what users read when they are wrong."""
 
+import io
 import os
 import runpy
 import subprocess
@@ -345,6 +346,19 @@ def run_main(tmp_path, body, wait=0, **env):
 def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr):
     result = run_main(tmp_path, body, **env)
     assert (result.returncode, result.stdout, result.stderr) == (status, "", stderr)
+
+
+@pytest.mark.parametrize("is_terminal, encoding", [(False, "utf-8"), (True, "gbk")])
+def test_pipes_are_utf8_and_terminals_what_they_say(monkeypatch, is_terminal, encoding):
+    class Stream(io.TextIOWrapper):
+        def isatty(self):
+            return is_terminal
+
+    typed, shown = io.BytesIO("宝玉".encode(encoding) + b"\xff"), io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", Stream(typed, encoding="gbk"))
+    monkeypatch.setattr(sys, "stdout", Stream(shown, encoding="gbk"))
+    configurator.run_command(lambda argv: print(sys.stdin.read(), end="\U0001f642"))
+    assert shown.getvalue() == "宝玉\ufffd\U0001f642".encode(encoding, "replace")
 
 
 def test_a_rank_leaves_before_python_shuts_down(tmp_path):

@@ -22,7 +22,8 @@ from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.bpe import CODE_PATTERN
-from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
+from data.fim import FIM_MARKERS
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, ExtendedTokenizer, JsonTokenizer
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +245,13 @@ def test_a_prompt_from_a_file_keeps_its_newline(out_dir, tmp_path, capsys):
     assert text.startswith("宝玉\n")
 
 
+@pytest.mark.parametrize("name, text", [("p.txt", "宝玉"), ("p.jsonl", '{"prompt": "宝玉"}')])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(out_dir, tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    (found,) = records(out_dir, capsys, f"--prompts={tmp_path / name}", "--num_samples=1", "--output=-")
+    assert found["prompt"] == "宝玉"
+
+
 def test_a_prompt_from_standard_input_is_utf8(out_dir, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("宝玉".encode()), encoding="ascii"))
     assert write(out_dir, capsys, "--start=-", "--num_samples=1")[0].startswith("宝玉")
@@ -260,6 +268,14 @@ def test_white_space_at_a_prompts_end_may_become_part_of_the_next_token(tmp_path
         assert whole.startswith(prompt + record["text"])
     bytes_only = sample.Beginning(ByteTokenizer(), prompt)
     assert bytes_only.healed == "" and len(bytes_only.ids) == len(prompt)  # no token has more than one byte
+
+
+def test_white_space_is_healed_where_the_last_ids_are_markers(tmp_path, capsys):
+    """Text is drawn from the ids before them."""
+    tokenizer = ExtendedTokenizer(WORDS, FIM_MARKERS)
+    save(tmp_path, tokenizer, tokenizer.vocab_size)
+    texts = write(tmp_path, capsys, "--start=on the ", "--num_samples=6", "--temperature=9")
+    assert len(texts) == 6 and all(text.startswith("on the ") for text in texts)
 
 
 CHAT = BPETokenizer.train(
@@ -385,6 +401,8 @@ def test_a_gpu_records_its_step_unless_it_is_compiled_or_told_not_to(monkeypatch
         (["--top_p=1.5"], "top_p=1.5"),
         (["--min_p=2"], "min_p=2"),
         (["--repetition_penalty=0"], "repetition_penalty=0"),
+        (["--repetition_penalty=1e-40"], "repetition_penalty=1e-40"),
+        (["--system=Be wise."], "--system .* use it with --chat"),
         (["--max_new_tokens=-3"], "max_new_tokens=-3"),
         (["--batch_size=0"], "batch_size=0"),
         (["--best_of=2", "--temperature=0"], "best_of=2"),
@@ -417,8 +435,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
 
 
 def test_a_line_of_prompts_that_is_no_prompt_is_named(out_dir, tmp_path):
-    (tmp_path / "p.jsonl").write_text('{"prompt": "宝"}\n{"text": "玉"}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2"):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "宝"}\n\n{"text": "玉"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 3"):
         sample.main([f"--out_dir={out_dir}", f"--prompts={tmp_path / 'p.jsonl'}"])
 
 

@@ -367,6 +367,15 @@ def test_prompts_that_end_with_white_space_are_healed_as_sample_py_does(server, 
         assert [choice.text for choice in found.choices] == expected
 
 
+def test_a_conversation_goes_on_after_an_empty_answer(server):
+    """A model may end its turn at once, and a user may stop it before its first word."""
+    turns = [("user", "the cat"), ("assistant", ""), ("user", "sat")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 5})[0] == 200
+    messages[0]["content"] = ""
+    assert post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 5})[0] == 400
+
+
 def test_models_are_listed_and_others_unknown(server):
     assert [model.id for model in server.client.models.list()] == ["wise"]
     assert server.client.models.retrieve("wise").id == "wise"

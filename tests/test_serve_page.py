@@ -115,6 +115,38 @@ def test_keys_reach_tokens_out_of_sight_and_digits_stay_in_their_field(server, o
     assert page.locator("#seed").input_value() == "12" and page.locator("#text").inner_text() == written
 
 
+def test_a_digit_is_typed_while_the_mouse_rests_on_a_token(server, open_page):
+    page = open_page(server)
+    page.locator("#n_predict").fill("8")
+    page.focus("#text")
+    write(page, "the cat")
+    written = page.locator("#text").evaluate("node => node.textContent")
+    page.locator("#text .tok").nth(1).hover()
+    page.locator("#choices").wait_for()
+    page.locator("#text").evaluate("node => getSelection().collapse(node, node.childNodes.length)")
+    page.keyboard.type("2")
+    assert page.locator("#text").evaluate("node => node.textContent") == written + "2"
+    page.keyboard.press("Alt+ArrowLeft")  # led by keys, a digit chooses
+    page.keyboard.type("2")
+    page.locator("#write .state", has_text="per second").wait_for()
+    assert page.locator("#text").evaluate("node => node.textContent") != written + "2"
+
+
+def test_a_browser_that_knows_no_plain_text_fields_edits_too(server, open_page):
+    """As Firefox before 136. There the property throws for a value it does not know."""
+    page = open_page(
+        server,
+        """const of = (node) => node.getAttribute("contenteditable");
+        Object.defineProperties(HTMLElement.prototype, {
+          isContentEditable: { get() { return of(this) === "true"; } },
+          contentEditable: { get() { return of(this); }, set(value) {
+            if (value !== "true") throw new DOMException("unknown", "SyntaxError");
+            this.setAttribute("contenteditable", value); } } });""",
+    )
+    page.locator("#name", has_text="wise").wait_for()
+    assert page.locator("#text").get_attribute("contenteditable") == "true"
+
+
 def test_it_speaks_the_browsers_language_fits_a_phone_and_talks(server, open_page):
     page = open_page(
         server,

@@ -6,6 +6,13 @@ from contextlib import suppress
 import torch
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory. CUDA's and numpy's have types, MPS's and a CPU's (by its
+    system) only words."""
+    words = "can't allocate memory", "not enough memory", "MPS backend out of memory"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+
+
 def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer, device, autocast) -> str:
     """One line: the largest of batch_size / 2, / 4, ... for which two micro-batches fit beside the optimizer's state,
     found by running `model` (None: not tried), and what else can be lowered."""
@@ -17,11 +24,8 @@ def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimiz
             torch.cuda.empty_cache()
         model.train()
         with suppress(torch.OutOfMemoryError):
-            reserve = (
-                []
-                if optimizer.state
-                else [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
-            )
+            without = [p for p in model.parameters() if p.requires_grad and not optimizer.state]  # moments
+            reserve = [torch.empty_like(p) for p in without for _ in range(2)]
             for _ in range(2):
                 idx = torch.zeros(fits, config.block_size, dtype=torch.int64, device=device)
                 with autocast:

@@ -18,6 +18,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+LOGGERS = {"wandb": "wandb", "swanlab": "swanlab", "tensorboard": "torch.utils.tensorboard"}  # package: module
+
 
 class Metrics:
     """On rank 0 only. Raises ValueError if an optional package is missing or the file cannot be written."""
@@ -34,7 +36,7 @@ class Metrics:
             project, name = (config[f"swanlab_{key}"] or config[f"wandb_{key}"] for key in ("project", "run_name"))
             self.swanlab.init(project=project, experiment_name=name, config=config)
         if config["tensorboard_log"]:
-            self.tensorboard = import_logger("torch.utils.tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
+            self.tensorboard = import_logger("tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as self.file:
@@ -101,10 +103,10 @@ def read_metrics(path: Path) -> list[dict]:
     return records
 
 
-def import_logger(module: str):
+def import_logger(name: str):
+    """One of LOGGERS as a module. Raises ValueError if it is not installed."""
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(LOGGERS[name])
     except ImportError:
-        package = module.rpartition(".")[2]
-        instead = f"pip install {package}, or use --{package}_log=False"
-        raise ValueError(f"{package}_log=True needs the package {package}: {instead}") from None
+        instead = f"pip install {name}, or use --{name}_log=False"
+        raise ValueError(f"{name}_log=True needs the package {name}: {instead}") from None

@@ -96,7 +96,10 @@ def learning_rate_share(config, iter_num: int, limit: int, elapsed: float) -> fl
     if not config.decay_lr:
         return 1.0
     horizon = limit if config.lr_decay_iters is None else config.lr_decay_iters
-    warmup_iters = min(2000, horizon // 10) if config.warmup_iters is None else config.warmup_iters
     time_used = elapsed / (60 * config.max_minutes) if config.max_minutes else 0.0
-    lowest = config.min_lr / config.learning_rate
+    warmup_iters = config.warmup_iters
+    if warmup_iters is None:
+        steps = iter_num / time_used if time_used else horizon  # by the clock, and after a slow first step too few
+        warmup_iters = int(min(2000, horizon // 10, max(20, steps // 10)))
+    lowest = min(1.0, config.min_lr / config.learning_rate)
     return learning_rate_at(iter_num, horizon, 1.0, lowest, warmup_iters, config.schedule, time_used, config.cooldown)

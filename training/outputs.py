@@ -13,7 +13,7 @@ from checkpoints.sharded import save_sharded
 from system.distributed import gather
 from training.health import Health
 from training.lora import merged_weights
-from training.metrics import Metrics
+from training.metrics import LOGGERS, Metrics, import_logger
 from training.run import Run
 
 
@@ -25,7 +25,8 @@ class Outputs:
         self.run, self.metrics, self.saver = run, None, None
         if run.config.eval_only:
             return
-        run.ranks.sum([0.0])  # a barrier: all ranks have read their start, which may be in out_dir
+        # before an earlier run is moved; and a barrier: all ranks have read their start, which may be in out_dir
+        run.ranks.on_main(lambda: [import_logger(name) for name in LOGGERS if getattr(run.config, f"{name}_log")])
         previous = None if run.resumed else run.ranks.on_main(partial(set_aside, run.out_dir))
         if previous:
             advice = f"delete it, or continue it with --out_dir={previous} --init_from=resume"

@@ -56,8 +56,8 @@ class Run:
         config, seen = self.config, self.shift * self.config.block_size
         epochs = config.max_epochs and config.max_epochs * self.epoch_tokens
         tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
-        steps = [math.ceil((limit - seen) / self.tokens_per_iter) for limit in tokens if limit is not None]
-        self.limit = min([config.max_iters, *steps])  # the step that reaches the first limit other than max_minutes
+        steps = [(limit - seen) / self.tokens_per_iter for limit in tokens if limit is not None]
+        self.limit = math.ceil(min(config.max_iters, *steps, math.inf))  # reaches the first limit but max_minutes
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
 
     def clock(self) -> float:

@@ -112,11 +112,15 @@ def find_state(
     elif config.init_from == "auto":
         config.init_from = "scratch"
     if config.init_from == "resume":
-        find_checkpoint(out_dir)  # raises for a folder without any before a lock is put there
+        if find_checkpoint(out_dir) == out_dir:  # raises for a folder without any before a lock is put there
+            raise ValueError(f"out_dir={out_dir} is a checkpoint: name the folder it is in, --out_dir={out_dir.parent}")
         ranks.on_main(partial(lock_out_dir, config, None, held))
         newest = ranks.share(ranks.on_main(partial(find_newest, out_dir)))
         # not mapped on the CPU, where the optimizer keeps the tensors; shards are loaded later, by restore()
         state = ranks.on_all(lambda: load_checkpoint(newest, mapped=device.type != "cpu", meta=True))
+        if missing := {"iter_num", "best_val_loss", "optimizer"} - state.keys():
+            advice = f"it cannot be resumed, only fine-tuned (--init_from={newest} and another --out_dir)"
+            raise ValueError(f"{newest} has no {' and no '.join(sorted(missing))}: {advice}")
         take_saved_config(config, explicit, state)
         validate(config, ranks)
         return state, newest, True
@@ -146,12 +150,13 @@ def restore(run: Run, state: dict, path: Path) -> None:
     shards, the weights too."""
     run.progress.update(state.get("run", {}))
     run.iter_num = run.saved_iter = int(state["iter_num"])
-    best_on_disk = run.ranks.on_main(partial(best_val_loss_of, run.out_dir, run.progress["id"]))
-    run.best_val_loss = min(float(state["best_val_loss"]), run.ranks.share(best_on_disk))
+    text = run.dataset.fingerprint()
+    best_on_disk = run.ranks.on_main(partial(best_val_loss_of, run.out_dir, run.progress["id"], text))
+    best = float(state["best_val_loss"]) if run.progress.get("fingerprint", text) == text else run.best_val_loss
+    run.best_val_loss = min(best, run.ranks.share(best_on_disk))
     if path.is_dir():
         load_shards(path, run.model, run.optimizer, state)
-    if "optimizer" in state:
-        load_optimizer(run.optimizer, state["optimizer"])
+    load_optimizer(run.optimizer, state["optimizer"])
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
 
