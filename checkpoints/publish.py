@@ -51,7 +51,7 @@ def rotate(path: Path, keep: int) -> None:
     try:
         discard(temporary)
         os.link(path, temporary)
-        os.replace(temporary, newest)
+        replace_path(temporary, newest)
     except OSError:  # folders and some file systems have no hard links: for a moment there is no last.pt
         replace_path(path, newest)
 

@@ -1,4 +1,4 @@
-# One book by character, the best of ten minutes on two slow CPU cores: a small model that reads the book eight or nine
+# One book by character, the best found for ten minutes on two slow CPU cores: a small model that reads it eight or nine
 # times. RESULTS.md says how it was chosen, and what it gives for three books.
 #     python data/hongloumeng/prepare.py && python train.py config/train_book_char.py
 # Other books: python data/text/prepare.py --input BOOK.txt --clean --tokenizer=char, then --dataset=text.

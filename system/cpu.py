@@ -25,8 +25,8 @@ def keep_memory() -> None:
 
 
 def limit_threads() -> None:
-    """No more threads than a container may run at once: PyTorch starts one per core of the machine, and those that wait
-    for the next share of time hold up the others. OMP_NUM_THREADS decides where it is set."""
+    """Limits the threads to what a container may run at once: PyTorch starts one per core of the machine, and threads
+    that wait for their share of time hold up the others. OMP_NUM_THREADS decides where it is set."""
     quota = cpu_quota()
     if quota and quota < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, int(quota)))
@@ -36,9 +36,9 @@ def limit_threads() -> None:
 
 
 def measured_flops(dtype: torch.dtype) -> float:
-    """FLOP/s of the product of two square matrices, the best of some up to 2048 x 2048: what this CPU can do with its
-    threads. Only of the smaller ones where these take 0.1 s already, as in a format that is emulated. Measured once a
-    process for each number of threads, in a quarter of a second."""
+    """FLOP/s of a product of square matrices, the best of several sizes up to 2048: what this CPU reaches with its
+    threads. Larger sizes are left out once one takes 0.1 s, as in a format that is emulated. Measured once per process
+    and number of threads, in a quarter of a second."""
     return flops_of_product(dtype, torch.get_num_threads())
 
 

@@ -282,6 +282,21 @@ def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, 
     assert [steps(tmp_path / name) for name in names] == [11 - n for n in range(keep)]
 
 
+def test_keeping_all_of_them_takes_no_longer(tmp_path):
+    for n in range(4):
+        save_checkpoint(tmp_path / "last.pt", {"iter_num": n}, keep=10**15)
+    names = ("last.pt", "last-1.pt", "last-2.pt", "last-3.pt")
+    assert [torch.load(tmp_path / name)["iter_num"] for name in names] == [3, 2, 1, 0]
+
+
+def test_a_file_takes_the_place_of_a_folder_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "last-1.pt").mkdir()  # as by --checkpoint_format=sharded before
+    for n in range(2):
+        save_checkpoint(tmp_path / "last.pt", {"iter_num": n}, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "last-1.pt"}
+    assert torch.load(tmp_path / "last-1.pt")["iter_num"] == 0
+
+
 def test_a_users_own_copies_are_left_alone(tmp_path):
     for name in ("ckpt-100.pt", "last-5000.pt", "last-good.pt", "ckpt-1.pt"):
         save_checkpoint(tmp_path / name, numbered(1))

@@ -9,7 +9,7 @@ import train
 from model import GPT, GPTConfig
 from training import muon
 from training.muon import orthogonalize
-from training.optim import learning_rate_at, load_optimizer, make_optimizer, set_rates
+from training.optim import learning_rate_at, learning_rate_share, load_optimizer, make_optimizer, set_rates
 
 CONFIG = GPTConfig(block_size=8, vocab_size=16, n_layer=2, n_head=4, n_embd=16, n_kv_head=2, mlp="swiglu")
 
@@ -183,3 +183,17 @@ def test_the_learning_rate_follows_its_definition_and_its_edges():
     assert wsd == pytest.approx([1.0, 1.0, 0.1 + 0.9 * 0.5, 0.1, 0.1])
     assert rate(20, time_used=0.9, schedule="wsd", cooldown=0.2) == pytest.approx(0.1 + 0.9 * 0.5)
     assert rate(0, horizon=0, warmup=0) == 1.0 and rate(5, horizon=3, warmup=5) == 1.0 and rate(6, 3, 5) == 0.1
+
+
+def test_without_further_settings_a_run_warms_up_for_a_tenth_and_its_rate_never_rises_again():
+    def shares(config, steps, limit, seconds_per_step=0.0):
+        return [learning_rate_share(config, i, limit, i * seconds_per_step) for i in range(steps)]
+
+    for limit, seconds in ((1000, 0.0), (600_000, 0.06)):  # by the steps, or by the clock: 1000 of them in a minute
+        config = train.TrainConfig(max_minutes=1 if seconds else None)
+        found = shares(config, 1001, limit, seconds)
+        assert max(found) == pytest.approx(1.0, abs=0.03) and abs(found.index(max(found)) - 100) <= 1
+        assert found[:100] == sorted(found[:100]) and found[-1] == pytest.approx(0.1)
+    assert max(shares(train.TrainConfig(learning_rate=3e-5), 1001, 1000)) == 1.0  # though min_lr is 6e-5
+    slow_start = learning_rate_share(train.TrainConfig(max_minutes=1), 1, 600_000, 30.0)
+    assert slow_start == pytest.approx(2 / 21)  # a step that compiles does not end the warmup

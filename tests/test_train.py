@@ -155,21 +155,35 @@ def test_resume_needs_no_options_but_the_folder(dataset, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send these signals")
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status",
+    [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)],  # the last when a terminal is closed
+)
 def test_a_signal_saves_and_the_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, number, status):
     process = run_script(dataset, tmp_path / "parts", "--max_iters=100000", "--eval_interval=100000")
     for line in process.stdout:
         if line.startswith("iter 5:"):
-            process.send_signal(number)
+            process.stdout.close()  # as by tee, which Ctrl-C ends too
+            process.send_signal(getattr(signal, number))
             break
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == status, errors
+    errors = process.stderr.read()
+    assert process.wait(timeout=600) == status and "saved first" in errors, errors
     done = torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["iter_num"]
     assert done > 5
     options = (f"--max_iters={done + 3}", "--eval_interval=100000")
     whole = run(dataset, tmp_path / "whole", *options)
     assert_equal_states(whole, run(dataset, tmp_path / "parts", "--init_from=resume", *options))
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send this signal")
+def test_a_signal_ends_an_evaluation_that_saves_nothing(dataset, tmp_path):
+    long = ("--eval_only", "--eval_iters=1000000", "--block_size=1", "--batch_size=1", "--compile=False")
+    process = run_script(dataset, tmp_path, *long, "--n_layer=64")
+    for line in process.stdout:
+        if "parameters on cpu" in line:
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=600) == -signal.SIGTERM
 
 
 def test_two_processes_give_the_losses_of_one(dataset, tmp_path):
@@ -364,6 +378,34 @@ def test_a_resumed_run_keeps_the_best_checkpoint_that_only_the_last_evaluation_s
     last = [r["val_loss"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "eval"][-1]
     assert after["iter_num"] == (8 if is_better else 7) and (last < best["best_val_loss"]) == is_better
     assert resumed["best_val_loss"] == after["best_val_loss"] == min(last, best["best_val_loss"])
+
+
+def test_a_best_loss_on_other_data_does_not_keep_a_checkpoint_from_being_saved(dataset, tmp_path):
+    ids, harder = open_dataset(dataset).tokenizer, tmp_path / "harder"
+    with DatasetWriter(harder, ids, {"name": "test"}) as writer:
+        for split in ("train", "val"):
+            text = "".join(np.random.default_rng(1).choice(list("the cat"), 500))
+            writer.write(split, ids.encode(text), len(text))
+    options = ("--always_save_checkpoint=False", "--max_iters=20", "--eval_interval=4")
+    run(dataset, tmp_path / "out", *options, "--dropout=0")
+    best = run(dataset, tmp_path / "out", "--init_from=resume")["best_val_loss"]
+    changed = ["--allow_changed=dataset", "--init_from=resume", "--max_iters=22", "--eval_interval=1"]
+    state = run(harder, tmp_path / "out", *changed)
+    saved = torch.load(tmp_path / "out" / "ckpt.pt", weights_only=True)
+    assert saved["iter_num"] > 20 and saved["best_val_loss"] >= state["best_val_loss"] > best
+    again = run(harder, tmp_path / "out", "--init_from=resume", "--max_iters=23", "--eval_interval=1")
+    assert again["best_val_loss"] > best
+
+
+def test_weights_alone_are_not_resumed(dataset, tmp_path):
+    run(dataset, tmp_path, "--max_iters=2")
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    for file in tmp_path.glob("*.pt"):
+        file.unlink()
+    torch.save({key: state[key] for key in ("model", "model_args")}, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match="ckpt.pt has no best_val_loss and no iter_num and no optimizer: .*fine-tuned"):
+        run(dataset, tmp_path, "--init_from=resume")
+    assert train.main([*SMALL, f"--dataset={dataset}", f"--init_from={tmp_path}", "--eval_only"]) == 0
 
 
 def test_what_a_resume_may_not_change_is_refused_in_one_list(dataset, tmp_path, capsys):

@@ -22,7 +22,7 @@ class Batches:
         self.coming = self.thread.submit(self.load, self.number)
 
     def peek(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What next() will return: x, y, both int64 (batch_size, block_size), of conversations perhaps shorter, and the
+        """What next() will return: x, y, both int64 (batch_size, block_size), or narrower for conversations, and the
         number of targets in y."""
         x, y, n = self.coming.result()
         return to_device(x, self.run.device), to_device(y, self.run.device), n

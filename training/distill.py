@@ -9,6 +9,7 @@ give the usual loss. Their forward passes take a third of a step each, and all l
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -22,7 +23,7 @@ Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids (B, T), 
 
 
 def make_objective(run: Run, model: torch.nn.Module, teachers: list[GPT]) -> Objective:
-    """The loss that training minimises; without teachers the usual one. model: run.model as wrapped for training."""
+    """The loss that training minimizes; without teachers the usual one. model: run.model as wrapped for training."""
     if not teachers:
         return lambda x, y: model(x, y, return_logits=False)[1]
     weight, temperature = run.config.distill_weight, run.config.distill_temperature
@@ -37,11 +38,14 @@ def make_objective(run: Run, model: torch.nn.Module, teachers: list[GPT]) -> Obj
 
 def load_teachers(run: Run) -> list[GPT]:
     """The models of distill_from on this rank's device, in the run's number format. Raises ValueError for one whose ids
-    or context do not fit."""
+    or context do not fit, or that lies in this run's own out_dir."""
     names, student = run.config.distill_from, run.model.config
     if not names:
         return []
     sources, states = run.ranks.on_all(lambda: open_models(names, ""))
+    out_dir = run.out_dir.resolve()
+    if any(out_dir in (path, path.parent) for path in (Path(source).resolve() for source in sources)):
+        raise ValueError(f"distill_from={names} names out_dir={run.out_dir}, where a resume would find the run itself")
     own = {"model_args": {"vocab_size": student.vocab_size}, "tokenizer": run.tokenizer_json}
     own["config"] = {"dataset": run.config.dataset}
     check_same_ids([own, *states], ["the run", *map(str, sources)])

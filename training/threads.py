@@ -1,8 +1,8 @@
 """How many threads a run on a CPU uses: as many as its step is fastest with.
 
-More are not always faster. A step of a small model is a thousand operations of some microseconds, and after each the
-threads wait for the last of them: beside other work, or on a virtual machine whose cores are lent out, that takes many
-times what they save.
+More threads are not always faster. A step of a small model is a thousand operations of some microseconds, and after
+each one all threads wait for the slowest: beside other programs, or on a virtual machine whose cores are shared, the
+waiting costs many times what the threads save.
 """
 
 import os
@@ -42,7 +42,7 @@ def choose_threads(run: Run) -> None:
 
 
 def try_threads(run: Run, most: int) -> int:
-    """With how many of `most` threads, half of them and so on down to 1, a forward and backward pass is fastest."""
+    """Which of 1, 2, 4, … and `most` threads a forward and backward pass is fastest with."""
     config = run.config
     if run.model.flops_per_token(config.block_size) * config.batch_size * config.block_size > MOST_FLOPS:
         return most
