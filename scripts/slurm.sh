@@ -34,7 +34,8 @@ trap stop USR1
 patience=$(torchrun --help | grep -q -e --shutdown-timeout && echo --shutdown-timeout=150)
 
 # srun inherits no --cpus-per-task since Slurm 22.05: without it, all of a machine's processes share one core
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --max_restarts=3 $patience \
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --max_restarts=3 $patience \
     --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="$first:$port" train.py "$@" &
 job=$!
 status=
