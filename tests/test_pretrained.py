@@ -467,7 +467,7 @@ def test_a_blocked_hub_is_tried_once(monkeypatch):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match="no model 'gpt2-small': neither a file, nor a folder, nor one of gpt2, gpt2-medium"):
+    with pytest.raises(ValueError, match="no model 'gpt2-small': neither a file, nor a folder, nor one of gpt2, "):
         load_pretrained("gpt2-small")
     with pytest.raises(ValueError, match="ckpt.pt or last.pt"):
         load_pretrained(str(tmp_path))
