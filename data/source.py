@@ -142,9 +142,8 @@ def add_text_options(add: Callable, clean: str) -> None:
     add("--val_fraction", type=open_fraction, default=0.1, help=share)
     add("--test_fraction", type=test_share, default=0.0, help=TEST_HELP)
     add("--encoding", default="utf-8", help="gb18030, big5, utf-16, ..., or auto to detect it (default: utf-8)")
-    errors = (
-        "strict: stop at undecodable bytes; replace: put U+FFFD in their place, and list the files (default: strict)"
-    )
+    errors = "strict: stop at undecodable bytes; replace: put U+FFFD in their place, and list the files (default: "
+    errors += "strict)"
     add("--errors", choices=("strict", "replace"), default="strict", help=errors)
     add("--normalize", action="store_true", help="remove byte-order marks and turn CRLF into LF")
     what = "long runs of machine-written lines" if clean == "code" else "what web books carry besides their text"
@@ -170,10 +169,8 @@ def add_token_options(add: Callable, vocab_size: int) -> None:
     typed = "what special tokens typed in the text become: text like any other, or their ids (default: %(default)s)"
     add("--special", choices=("text", "encode"), default="text", help=typed)
     add("--tokenizer_file", type=Path, help="a local copy of the tokenizer's file, or its folder")
-    vocabulary = (
-        "a prepared dataset whose character ids to use, so that training can start from its model; characters that "
-    )
-    vocabulary += "it lacks are left out of the text"
+    vocabulary = "a prepared dataset whose character ids to use, so that training can start from its model; characters "
+    vocabulary += "that it lacks are left out of the text"
     add("--vocabulary", metavar="DATASET", help=f"{vocabulary} (with --tokenizer=char)")
     add("--trim", action="store_true", help="keep only the ids the training text uses, and all single bytes")
     add("--min_count", type=int, default=1, help="with --trim, keep ids used at least this often (default: 1)")

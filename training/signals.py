@@ -10,8 +10,8 @@ NOTE = b"\nstopping: the step in progress is finished and saved first; Ctrl-C ag
 
 class StopSignals:
     """signal: the first one received, else 0; SIGHUP, of a closed terminal, counts as SIGTERM. A second Ctrl-C stops at
-    once, if it comes over a second later: torchrun forwards each one twice. saves: whether there will be
-    something to save; else they end the process as usual."""
+    once, if it comes over a second later: torchrun forwards each one twice. saves: whether there will be something to
+    save; else they end the process as usual."""
 
     def __init__(self, saves: bool = True) -> None:
         self.signal, self.time = 0, 0.0
