@@ -28,6 +28,7 @@ from typing import Literal
 from completion import MAX_BYTES, MIN_CONFIDENCE
 from configurator import configure, exit_on_error, read_early
 from system.dtypes import DTypeName
+from system.quota import check_threads
 
 REQUEST_TYPES = {"prompt": str, "suffix": str, "max_bytes": int, "max_tokens": int, "min_confidence": (int, float)}
 TYPE_NAMES = {str: "text", int: "a whole number", (int, float): "a number"}
@@ -38,6 +39,7 @@ class CompleteConfig:
     # Model
     init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
     out_dir: str = "out"  # folder of the run
+    block_size: int | None = None  # a shorter context than the model's, to save memory
     # Instead of the editor
     prompt: str | None = None  # print the completion of this text
     stdin: bool = False  # print the completion of the text on standard input
@@ -53,7 +55,7 @@ class CompleteConfig:
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
     quantize: Literal["auto", "none", "int8"] = "auto"  # int8 weights; auto = from AVX2 on, unless a dtype is given
-    threads: int | None = None  # CPU threads; None = one per core
+    threads: int | Literal["auto"] = "auto"  # of a CPU; auto = OMP_NUM_THREADS, or one per core
 
 
 def joined(argv: list[str]) -> list[str]:
@@ -80,9 +82,10 @@ def main(argv: list[str]) -> int:
     is_editor = config.prompt is None and not config.stdin and not config.jsonl
     if is_editor:
         check_terminal(config)
-    source, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
-    completer, dataset = apart(load_completer, *source, config.dtype, config.quantize, "" if name == "." else name)
-    if config.threads:  # now: a device is picked with what a container's quota allows
+    model, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
+    model = (*model, config.dtype, config.quantize, config.block_size)
+    completer, dataset = apart(load_completer, *model, "" if name == "." else name)
+    if config.threads != "auto":  # now: a device is picked with what a container's quota allows
         torch.set_num_threads(config.threads)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
@@ -112,10 +115,9 @@ def validate(config: CompleteConfig) -> None:
         raise ValueError("--suffix is the text after the cursor: use it with --prompt or --stdin")
     if not 0 <= config.min_confidence <= 1:
         raise ValueError(f"min_confidence={config.min_confidence} must be a probability from 0 to 1")
-    for key in ("max_bytes", "threads"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise ValueError(f"{key}={value} must be at least 1")
+    if config.max_bytes < 1:
+        raise ValueError(f"max_bytes={config.max_bytes} must be at least 1")
+    check_threads(config.threads)
 
 
 def check_terminal(config: CompleteConfig) -> None:

@@ -294,12 +294,25 @@ def run_command(main: Callable[[list[str]], int | None]) -> int | None:
         return 141
     except ValueError as error:
         report_error(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        what = "read or write" if error.errno == errno.EACCES else "write"
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        report_error(ValueError(f"too little memory ({reason}): use a smaller model, batch or block_size"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+            raise
+        what = "write" if error.errno == errno.ENOSPC else "read or write"
         report_error(ValueError(f"cannot {what} {error.filename or 'standard output or a file'}: {error.strerror}"))
     return 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA's and numpy's errors are known by their types (by name: this file does without torch), MPS's and a CPU's by
+    their words, which are the system's."""
+    words = "can't allocate memory", "not enough memory", "MPS backend out of memory"
+    is_known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_known or any(word in str(error) for word in words)
 
 
 def report_error(error: ValueError) -> None:

@@ -100,8 +100,8 @@ class GPTConfig:
                 raise ValueError(f"rope_scaling={scaling} needs a rope_type and its numbers above 0: {ROPE_SCALING}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.softcap < 0:
-            raise ValueError(f"softcap={self.softcap} must be positive, or 0 for off")
+        if not 0 <= self.softcap < math.inf:
+            raise ValueError(f"softcap={self.softcap} must be positive and finite, or 0 for off")
 
 
 def norm_layer(config: GPTConfig) -> nn.Module:
@@ -298,17 +298,18 @@ class GPT(nn.Module):
 
     def flops_per_token(self, block_size: int | None = None) -> int:
         """Training FLOPs (forward + backward) a token at context length block_size (default: the config's): 6 per
-        weight that is multiplied (all linear layers with the head; a table look-up is none) plus attention's 12 n_layer
-        nh hs T, as in PaLM (arXiv:2204.02311, appendix B): the causal half that a flash kernel skips is counted, so
-        that the MFU compares with published ones."""
-        T = self.config.block_size if block_size is None else block_size
-        matmul = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 6 * matmul + 12 * self.config.n_layer * self.config.n_head * self.config.head_size * T
+        weight that is multiplied, 4 if it is frozen (linear layers and the head; a table look-up is none) plus
+        attention's 12 n_layer nh hs T, as in PaLM (arXiv:2204.02311, appendix B): the causal half that a flash kernel
+        skips is counted, so that the MFU compares with published ones."""
+        config, T = self.config, block_size or self.config.block_size
+        weights = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        linear = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
+        return linear + 12 * config.n_layer * config.n_head * config.head_size * T
 
     def crop_block_size(self, block_size: int) -> None:
         """Shortens the context in place, to fine-tune or sample with less memory."""
         if not 1 <= block_size <= self.config.block_size:
-            raise ValueError(f"block_size={self.config.block_size} can be cropped, not set to {block_size}")
+            raise ValueError(f"block_size={block_size} must be from 1 to the model's {self.config.block_size}")
         self.config = replace(self.config, block_size=block_size)
         if self.config.pos == "learned":
             wpe = self.transformer.wpe
@@ -372,9 +373,8 @@ class GPT(nn.Module):
         if targets is None:
             x = x[:, -1:] if last is None else x[torch.arange(x.size(0), device=x.device), last][:, None]
             return self.logits(self.transformer.ln_f(x)), None
-        x, flat = self.transformer.ln_f(x), targets.reshape(-1)
+        x, flat, device = self.transformer.ln_f(x), targets.reshape(-1), x.device.type
         count = (flat != -1).sum().clamp(min=1)
-        device = x.device.type
         is_fused = device != "cpu" and torch.compiler.is_compiling()  # with the head, by the compiler
         if not return_logits and not is_fused and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -481,11 +481,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(256, logits_at_once(x.device) // w.size(0))  # fewer multiply much more slowly
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         if need_grad:  # the caller's, since ctx.needs_input_grad is True under no_grad as well
-            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
+            grad_x = torch.empty_like(x)
+            grad_w = torch.zeros_like(w, dtype=torch.float32) if ctx.needs_input_grad[1] else None  # None: frozen
         for start in range(0, x.size(0), rows):
             chunk = slice(start, start + rows)
-            xc = x[chunk].to(dtype)
-            target = targets[chunk, None]  # (rows, 1)
+            xc, target = x[chunk].to(dtype), targets[chunk, None]  # (rows, C), (rows, 1)
             valid = target != -1
             target = target.masked_fill(~valid, 0)  # only -1: another id out of range is an error in gather
             logits = (xc @ w.t()).float()  # (rows, V)
@@ -505,16 +505,16 @@ class LinearCrossEntropy(torch.autograd.Function):
                     factor = (2**15 / (grad.norm(1, dim=0).amax() * xc.abs().amax())).clamp(max=2**10)
                     grad *= factor
                 grad = grad.to(dtype)
-                part_x, part_w = (grad @ w) * valid, grad.t() @ (xc * valid)
-                if dtype == torch.float16:
-                    part_x, part_w = part_x.float() / factor, part_w.float() / factor
-                grad_x[chunk] = part_x
-                grad_w += part_w
+                part = (grad @ w) * valid
+                grad_x[chunk] = part.float() / factor if dtype == torch.float16 else part
+                if grad_w is not None:
+                    part = grad.t() @ (xc * valid)
+                    grad_w += part.float() / factor if dtype == torch.float16 else part
         if need_grad:
-            ctx.save_for_backward(grad_x, grad_w[: len(weight)].to(weight.dtype))
+            ctx.save_for_backward(grad_x, grad_w if grad_w is None else grad_w[: len(weight)].to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx, grad_loss):
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grad_loss, grad_w * grad_loss, None, None, None, None
+        return grad_x * grad_loss, grad_w if grad_w is None else grad_w * grad_loss, None, None, None, None

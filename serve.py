@@ -22,6 +22,7 @@ from typing import Literal
 from configurator import configure, exit_on_error, read_early
 from serving.hosts import is_loopback
 from system.dtypes import DTypeName
+from system.quota import check_threads
 
 
 @dataclass
@@ -30,6 +31,7 @@ class ServeConfig:
     init_from: str = "resume"  # 'resume' = from out_dir, or a checkpoint, a folder, 'gpt2', 'gpt2-xl'
     out_dir: str = "out"  # folder of the run
     name: str = ""  # of the model, as clients call it; default: the folder's name
+    block_size: int | None = None  # a shorter context than the model's, to save memory
     # Address
     host: str = "127.0.0.1"  # address to listen to; 0.0.0.0 = all of this machine's, which needs an api_key
     port: int = 8000  # 0 = any free one
@@ -63,8 +65,7 @@ def validate(config: ServeConfig) -> None:
     for key, low in {"max_batch": 1, "max_queue": 0}.items():
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
-    if config.threads != "auto" and config.threads < 1:
-        raise ValueError(f"threads={config.threads} must be at least 1, or auto")
+    check_threads(config.threads)
     if read_key(config) is None and not is_loopback(config.host):
         how = "set --api_key=FILE:path, or leave --host out to serve this machine only"
         raise ValueError(f"--host={config.host} lets other machines in, which needs a key: {how}")
@@ -123,11 +124,11 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
         chat = chat_tokenizer_of(state)
     except ValueError:  # not trained on conversations
         chat = None
-    model = build_model(state, dropout=0.0)
+    model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize, config.block_size)
     name = config.name or Path(config.out_dir if config.init_from == "resume" else str(source)).resolve().name
     infill = infill_prompt if has_learned(state, tokenizer)[0] else None
     served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, first_id_of(state), infill)
-    return served, make_ready(model, device, config.dtype, config.quantize)
+    return served, model
 
 
 def set_threads(threads: int | str, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from configurator import ReportedByRankZero, configure, exit_on_error, read_early
+from configurator import ReportedByRankZero, configure, exit_on_error, is_out_of_memory, read_early
 from system.dtypes import DTypeName
 
 
@@ -120,7 +120,7 @@ if __name__ == "__main__":
 
 import torch
 
-from system.device import memory_used, peak_flops_of, pick_compile, pick_device, prepare
+from system.device import memory_used, peak_flops_of, pick_device, prepare
 from system.distributed import Ranks, full, is_loss_of_peer
 from training import memory
 from training.batches import Batches
@@ -154,9 +154,10 @@ def train(run: Run) -> int:
     run.begin()
     autocast = torch.autocast(device.type, run.dtype) if run.dtype != torch.float32 else nullcontext()
     teachers = load_teachers(run)  # may be refused, so before the files of an earlier run are touched
-    outputs = Outputs(run)
+    health = Health(run)
+    outputs = Outputs(run, health)
     optimizer, scaler, parameters = run.optimizer, run.scaler, run.trained
-    local_model = compiled(run) if pick_compile(config.compile, device) else run.model
+    local_model = compiled(run) if run.compiles else run.model
     model = ranks.wrap(local_model, device)  # whose backward averages gradients over ranks; evaluation needs none
     objective = make_objective(run, model, teachers)  # the cross-entropy, or what distill_from makes of it
     ranks.say(
@@ -164,10 +165,9 @@ def train(run: Run) -> int:
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
         f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
     )
-    # without padding, it computes less than it counts
+    # a step of trimmed conversations computes less than flops_per_iter says
     peak_flops = None if run.trims else peak_flops_of(device, run.dtype, config.peak_tflops)
     flops_per_iter = run.model.flops_per_token(config.block_size) * run.tokens_per_iter
-    health = Health(device, run.progress["clipped"], run.progress["skipped"])
     stop, batches, has_room = StopSignals(not config.eval_only), Batches(run), True
     model.train()
     gc.collect()
@@ -184,17 +184,17 @@ def train(run: Run) -> int:
             due = iter_num % config.eval_interval == 0 and not_evaluated
             if stop_signal or (finished and not due and run.saved_iter != iter_num and not config.eval_only):
                 # before the final evaluation, which a longer run would not have made
-                outputs.save(health, "last.pt")
+                outputs.save("last.pt")
             if stop_signal:
                 outputs.settle()
                 name = signal.Signals(stop_signal).name
                 ranks.say(f"stopped by {name} after {iter_num} steps; continue with --init_from=resume")
                 return 128 + stop_signal
             if due or config.eval_only or (finished and not_evaluated):
-                health.check(ranks, run.advice_on_nan())  # waits for the device, so that eval_start excludes training
+                health.check()  # waits for the device, so that eval_start excludes training
                 eval_start = time.perf_counter()
                 losses = estimate_loss(local_model, run, autocast)
-                record_evaluation(run, losses, outputs, health, time.perf_counter() - eval_start, due, finished)
+                record_evaluation(run, losses, outputs, time.perf_counter() - eval_start, due, finished)
                 if config.eval_only:
                     return 0
                 interval_start += time.perf_counter() - eval_start
@@ -232,7 +232,7 @@ def train(run: Run) -> int:
                 for parameter in parameters:
                     parameter.grad *= run.tokens_per_iter / max(1, valid)
             grad_norm = full(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
-            health.note(iter_num, loss_sum, grad_norm, config.grad_clip, scaler.is_enabled())
+            health.note(loss_sum, grad_norm)
             if config.grad_clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
             outputs.before_update()
@@ -243,7 +243,7 @@ def train(run: Run) -> int:
 
             # Log: the only place where the host waits for the device
             if iter_num % config.log_interval == 0:
-                health.check(ranks, run.advice_on_nan())
+                health.check()
                 loss_mean = ranks.sum([loss_sum.item()])[0] / max(1, valid)
                 now = time.perf_counter()
                 dt, wait = (now - interval_start) / interval_iters, batches.waited / interval_iters
@@ -268,12 +268,12 @@ def train(run: Run) -> int:
             run.iter_num += 1
             is_due = config.save_interval and run.iter_num % config.save_interval == 0
             if is_due and run.iter_num % config.eval_interval:  # else the evaluation saves
-                outputs.save(health, "last.pt")
+                outputs.save("last.pt")
     except FloatingPointError as error:
         ranks.say(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError, MemoryError) as error:
-        has_room = not memory.is_full(error)
+        has_room = not is_out_of_memory(error)
         if has_room:
             status = report_failure(ranks, error)
             if status is None:
@@ -323,7 +323,7 @@ def settle_buckets(run: Run, model: torch.nn.Module, batches: Batches, autocast)
 
 
 def record_evaluation(
-    run: Run, losses: dict[str, float], outputs: Outputs, health: Health, seconds: float, due: bool, finished: bool
+    run: Run, losses: dict[str, float], outputs: Outputs, seconds: float, due: bool, finished: bool
 ) -> None:
     """Reports and records the losses of an evaluation, and saves the checkpoints due with it."""
     config, val_loss = run.config, losses["val"]
@@ -348,7 +348,7 @@ def record_evaluation(
         if wanted:
             run.ranks.say(f"saving checkpoint to {run.out_dir}")
         if wanted or due:  # in this order, so that the best is never lost
-            outputs.save(health, *["ckpt.pt"] * wanted, *["last.pt"] * due)
+            outputs.save(*["ckpt.pt"] * wanted, *["last.pt"] * due)
 
 
 def report_failure(ranks: Ranks, error: ValueError | RuntimeError) -> int | None:

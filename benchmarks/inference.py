@@ -114,7 +114,7 @@ def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callabl
     device, (dtype, *compiled) = model.lm_head.weight.device, kind.split()
     quantize = "int8" if kind == "int8" else "none"
     plain = tool == "uncached" or bool(compiled)
-    ready = make_ready(deepcopy(model), device, "float32" if kind == "int8" else dtype, quantize, plain)
+    ready = make_ready(deepcopy(model), device, "float32" if kind == "int8" else dtype, quantize, plain=plain)
 
     steps_of = {}  # compiled steps, by batch size
 

@@ -1,6 +1,5 @@
 """One checkpoint file: written completely or not at all, and read with its checksums."""
 
-import os
 import warnings
 import zipfile
 from contextlib import suppress
@@ -10,6 +9,7 @@ import torch
 
 from checkpoints.publish import beside, publish, write_failure
 from data.progress import byte_bar
+from system.files import sync
 
 
 def save_checkpoint(path: Path | list[Path], state: dict, keep: int | None = None) -> None:
@@ -33,7 +33,7 @@ def write_archive(path: Path, state: dict) -> None:
         with open(path, "wb") as file:
             torch.save(state, file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     except BaseException:
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
 
-from system.files import sync_file, sync_folder
+from system.files import replace, sync_file, sync_folder
 
 
 def publish(temporary: Path, paths: Sequence[Path], keep: int | None = None) -> None:
@@ -59,12 +59,12 @@ def rotate(path: Path, keep: int) -> None:
 def replace_path(source: Path, target: Path) -> None:
     """os.replace for folders too. A kill may leave the old folder as target.old, which lock_folder restores."""
     if not target.is_dir() and not (source.is_dir() and target.exists()):
-        os.replace(source, target)
+        replace(source, target)
         return
     old = beside(target, "old")
     discard(old)
-    os.replace(target, old)
-    os.replace(source, target)
+    replace(target, old)
+    replace(source, target)
     discard(old)
 
 

@@ -262,13 +262,13 @@ def whole_suggestion(completer: Completer, before: str, suffix: str = "", **opti
 
 
 def load_completer(
-    init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto", name: str = ""
+    init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto", block_size: int | None = None, name=""
 ) -> tuple[Completer, str]:
     """A completer for a trained model (see open_trained and make_ready), and its dataset's name ("" if unknown)."""
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
     tokenizer, dataset = find_tokenizer(state), (state.get("config") or {}).get("dataset", "")
-    model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize)
+    model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize, block_size)
     infill, names = has_learned(state, tokenizer)
     return Completer(model, tokenizer, first_id_of(state), infill, name if names else ""), str(dataset)
 

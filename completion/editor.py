@@ -23,6 +23,7 @@ from pygments.util import ClassNotFound
 
 from completion.completer import Cancelled, Completer, Suggestion, without_overlap
 from completion.textfile import TextFile, signals_to
+from system.device import make_current
 
 MAX_LEXED_WHOLE = 1000  # lines; a longer text is highlighted in blocks
 LEXED_BLOCK = 200  # lines
@@ -34,7 +35,8 @@ class Worker:
 
     def __init__(self, completer: Completer, report: Callable[[str, Suggestion | Exception], None], **options):
         self.completer, self.report, self.options = completer, report, options
-        self.thread, self.newest = ThreadPoolExecutor(1), 0
+        self.thread = ThreadPoolExecutor(1, initializer=make_current, initargs=(completer.device,))
+        self.newest = 0
 
     def ask(self, before: str | None, after: str = "") -> None:
         """Abandons any earlier request, and requests suggestions between these texts unless `before` is None."""

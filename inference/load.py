@@ -86,15 +86,20 @@ def first_id_of(state: dict) -> int | None:
     return 0 if (state.get("config") or {}).get("sampling") == "line" else None
 
 
-def make_ready(model: GPT, device: torch.device, dtype="auto", quantize="none", plain: bool = False) -> GPT:
+def make_ready(
+    model: GPT, device: torch.device, dtype="auto", quantize="none", block_size: int | None = None, plain: bool = False
+) -> GPT:
     """The model for inference: on `device`, in eval mode, its weights in this format, layers bound and, on a CPU, float
-    weights packed. plain=True keeps it fit for torch.compile and autocast: no packed or bound layers, and int8 layers
-    that do not round their inputs.
+    weights packed. block_size: a shorter context, which needs less memory for keys and values; ValueError for a longer
+    one. plain=True keeps it fit for torch.compile and autocast: no packed or bound layers, and int8 layers that do not
+    round their inputs.
 
     quantize: 'none', 'int8', or 'auto': int8 where that was measured to be fast, unless a dtype is given. dtype: a name
     or 'auto': bfloat16 where the processor supports it natively, since reading the weights takes most of the time; else
     float32, as beside int8 layers, which leave little of it.
     """
+    if block_size is not None:
+        model.crop_block_size(block_size)
     is_int8 = quantize == "int8"
     if quantize == "auto":
         has_kernels = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

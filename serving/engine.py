@@ -28,6 +28,7 @@ from inference.healing import prefix_index
 from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
+from system.device import make_current
 
 PROMPT_STEP = 256  # tokens of prompts encoded between two steps
 
@@ -132,6 +133,7 @@ class Engine:
     # ---- the engine's thread ----
 
     def run(self) -> None:
+        make_current(self.device)
         while self.wait():
             try:
                 with torch.inference_mode():

@@ -26,7 +26,7 @@ PEAK_TFLOPS = {
     "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
     "MI355X": 2517, "MI350X": 2307, "MI325X": 1307, "MI300X": 1307, "MI300A": 981, "MI250X": 192, "MI210": 181,
 }  # fmt: skip
-OTHER_MODELS = r"(?! (Ti|SUPER|D)\b)"  # behind a GeForce's number: another GPU
+OTHER_MODELS = r"(?! (Ti|SUPER|D)\b)"  # after a GeForce's number, these name another GPU
 SLOWER = re.compile(r"Laptop|MIG")  # a laptop's GPU is named after the desktop's, a slice of a GPU after the whole
 
 
@@ -76,8 +76,6 @@ def prepare(device: torch.device) -> None:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """A dtype by its long or short name. auto: bfloat16 where it is native, else float16 on CUDA, float32 elsewhere."""
     name = DTYPES.get(name, name)
-    if name == "float16" and device.type == "mps":
-        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -87,15 +85,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def may_compile(wanted: bool | str, device: torch.device) -> bool:
-    return wanted is True or (wanted == "auto" and device.type == "cuda")
-
-
 def pick_compile(wanted: bool | str, device: torch.device) -> bool:
     """Whether to compile. auto: on CUDA only; on a CPU it gained nothing. Off with a note where it cannot work."""
-    if not may_compile(wanted, device):
-        return False
     missing, on_cuda = None, device.type == "cuda"
+    if wanted is False or (wanted == "auto" and not on_cuda):
+        return False
     if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         missing = "a C compiler"
     elif not has_python_headers():

@@ -1,7 +1,10 @@
-"""What operating systems do differently with files: locks, and writes that survive a power failure."""
+"""What operating systems do differently with files: locks, renaming, and writes that survive a power failure."""
 
 import errno
 import os
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,10 +32,30 @@ def lock_file(file: IO) -> None:
         raise
 
 
+def replace(source: Path, target: Path) -> None:
+    """os.replace; on Windows again for two seconds while another program, such as a virus scanner, has one open."""
+    for wait in (0.1, 0.4, 1.5) if os.name == "nt" else ():
+        with suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(wait)
+    os.replace(source, target)
+
+
+def sync(file: IO) -> None:
+    """Waits until what was written to an open file is on the disk. On a Mac, fsync leaves it in the drive's cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with suppress(OSError):  # some network file systems cannot
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file.fileno())
+
+
 def sync_file(path: Path) -> None:
     """Waits until a file's content is on the disk."""
     with open(path, "rb+") as file:  # Windows syncs only what it may write
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,15 @@
-"""How much of a processor a container may use; needs no torch, which takes a second to import."""
+"""How much of a processor a process may use; needs no torch, which takes a second to import."""
 
 from contextlib import suppress
 from pathlib import Path
+
+MOST_THREADS = 1024  # where the system cannot start as many as PyTorch was told to, the process crashes
+
+
+def check_threads(threads: int | str) -> None:
+    """ValueError unless `threads` is 'auto' or a possible number of threads."""
+    if threads != "auto" and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads={threads} must be from 1 to {MOST_THREADS}, or auto")
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

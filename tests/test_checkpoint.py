@@ -8,6 +8,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from checkpoints.folder import find_checkpoint, find_newest, lock_folder, set_as
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
 from model import GPT, GPTConfig
+from system import files
 from training.optim import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +152,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys, torch
 from checkpoints.file import save_checkpoint
 from pathlib import Path
+from types import SimpleNamespace
 real = os.{call}
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -182,6 +185,24 @@ def test_a_full_disk_is_one_clear_error_and_the_old_checkpoint_stays(tmp_path, m
         save_checkpoint(path, {"model": torch.zeros(10_000), "model_args": {}})
     monkeypatch.undo()
     assert opened and path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_on_windows_a_file_that_is_open_elsewhere_is_replaced_once_it_is_closed(tmp_path, monkeypatch):
+    (tmp_path / "new").write_text("new")
+    waits, real = [], os.replace
+
+    def while_open(source, target):
+        if len(waits) < 2:
+            raise PermissionError(13, "Access is denied")
+        real(source, target)
+
+    monkeypatch.setattr("system.files.os", SimpleNamespace(name="nt", replace=while_open))
+    monkeypatch.setattr("system.files.time.sleep", waits.append)
+    files.replace(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "new" and len(waits) == 2
+    monkeypatch.setattr("system.files.os.replace", lambda *paths: while_open(waits.clear(), None))
+    with pytest.raises(PermissionError):
+        files.replace(tmp_path / "new", tmp_path / "old")
 
 
 def numbered(iter_num: int) -> dict:
@@ -530,6 +551,7 @@ def test_a_file_system_without_locks_is_noted_and_used(tmp_path, monkeypatch, ca
 MEMORY = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from checkpoints.build import build_model
 from checkpoints.load import load_checkpoint

@@ -414,6 +414,14 @@ def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatc
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
 
 
+def test_a_shorter_context_suggests_the_same_of_a_short_text(out_dir, capsys):
+    for options in ([], ["--block_size=32"]):
+        assert complete.main([f"--out_dir={out_dir}", "--device=cpu", "--prompt=import num", *options]) == 0
+    assert len(set(capsys.readouterr().out.split("\n")[:2])) == 1
+    with pytest.raises(ValueError, match="block_size=100000 must be from 1 to the model's"):
+        complete.main([f"--out_dir={out_dir}", "--device=cpu", "--prompt=import", "--block_size=100000"])
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_number_formats_have_short_names(out_dir, name, capsys):
     long = {"fp32": "float32", "bf16": "bfloat16"}[name]

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -340,6 +341,18 @@ def run_main(tmp_path, body, wait=0, **env):
             2,
             "error: cannot write standard output or a file: No space left on device\n",
         ),
+        (
+            "open('no/such.txt')",
+            {},
+            2,
+            "error: cannot read or write no/such.txt: No such file or directory\n",
+        ),
+        (
+            "raise MemoryError",
+            {},
+            2,
+            "error: too little memory (no reason given): use a smaller model, batch or block_size\n",
+        ),
         ("raise KeyboardInterrupt", {}, 130, ""),
     ],
 )
@@ -359,6 +372,15 @@ def test_pipes_are_utf8_and_terminals_what_they_say(monkeypatch, is_terminal, en
     monkeypatch.setattr(sys, "stdout", Stream(shown, encoding="gbk"))
     configurator.run_command(lambda argv: print(sys.stdin.read(), end="\U0001f642"))
     assert shown.getvalue() == "宝玉\ufffd\U0001f642".encode(encoding, "replace")
+
+
+def test_memory_that_is_full_is_known_by_the_errors_of_the_libraries():
+    for allocate in (lambda: torch.empty(2**50), lambda: np.empty(2**60)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            allocate()
+        assert configurator.is_out_of_memory(caught.value)
+    assert configurator.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not configurator.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_a_rank_leaves_before_python_shuts_down(tmp_path):

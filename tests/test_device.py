@@ -56,8 +56,6 @@ def test_a_cpu_takes_bfloat16_only_where_it_is_native(monkeypatch, native):
 def test_short_names_of_number_formats_mean_the_long_ones():
     for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         assert pick_dtype(short, CPU) == pick_dtype(str(dtype).removeprefix("torch."), CPU) == dtype
-    with pytest.raises(ValueError, match="dtype=float16.*mps"):
-        pick_dtype("fp16", torch.device("mps"))
 
 
 def test_compile_is_off_on_a_cpu_unless_asked_for_and_noted_where_it_cannot_work(monkeypatch, capsys):

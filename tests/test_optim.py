@@ -173,7 +173,7 @@ def test_a_state_of_other_groups_is_refused():
 
 def test_the_learning_rate_follows_its_definition_and_its_edges():
     def rate(iter_num, horizon=100, warmup=10, **more):
-        return learning_rate_at(iter_num, horizon, 1.0, 0.1, warmup, **more)
+        return learning_rate_at(iter_num, horizon, 0.1, warmup, **more)
 
     assert 0 < rate(0) < rate(9) < 1.0 and rate(10) == 1.0
     assert rate(55) == pytest.approx(0.1 + 0.9 * 0.5) and rate(100) == rate(1000) == 0.1

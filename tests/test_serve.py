@@ -801,6 +801,11 @@ def test_the_benchmark_gets_the_tokens_that_it_counts(capsys, monkeypatch):
     assert row["first token ms"] > 0
 
 
+def test_a_shorter_context_is_served_where_it_was_asked_for(out_dir):
+    served, model = serve.load(serve.ServeConfig(out_dir=str(out_dir), device="cpu", block_size=16))
+    assert served.block_size == model.config.block_size == 16
+
+
 def test_one_core_is_left_to_what_answers_requests(out_dir, monkeypatch):
     def in_another_thread() -> int:
         with ThreadPoolExecutor(1) as pool:

@@ -600,6 +600,8 @@ def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch)
         (["--learning_rat=1"], r"learning_rat.*learning_rate"),
         (["--batch_size=many"], r"batch_size.*int"),
         (["--log_interval=0", "--beta1=1"], r"log_interval=0.*beta1=1"),
+        (["--threads=100000", "--n_head=0"], r"threads=100000 must be from 1 to"),
+        (["--softcap=nan"], r"softcap=nan must be positive and finite"),
         (["--cooldown=0", "--muon_learning_rate=-1"], r"muon_learning_rate=-1.*cooldown=0"),
         (["--wandb_log=True", "--max_iters=1"], r"pip install wandb"),
     ]

@@ -7,6 +7,7 @@ from data.dataset import Dataset
 from data.matching import has_ids_of
 from model import GPTConfig
 from system.distributed import Ranks
+from system.quota import check_threads
 
 MODEL_KEYS = [field.name for field in fields(GPTConfig) if field.name != "rope_scaling"]  # it comes with weights only
 # of the machine or the command: a resumed run does not inherit these
@@ -45,8 +46,10 @@ def validate(config, ranks: Ranks) -> None:
         )
     for key in allowed_changes(config) - {"dataset", *DATA_KEYS}:
         problems.append(f"allow_changed={key} is not possible: choose from dataset, {', '.join(DATA_KEYS)}")
-    if config.threads != "auto" and config.threads < 1:
-        problems.append(f"threads={config.threads} must be at least 1, or auto")
+    try:
+        check_threads(config.threads)
+    except ValueError as error:
+        problems.append(str(error))
     if not -(2**62) < config.seed < 2**62:
         problems.append(f"seed={config.seed} must be within ±2^62")
     if config.lora_rank:

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from data.dataset import eval_batch, eval_windows
-from system.device import may_compile
 from training.batches import ready_to_send, to_device, without_padding
 from training.run import Run
 
@@ -20,7 +19,7 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
     is_untrained = run.iter_num == 0 < run.limit and config.init_from == "scratch" and not config.eval_only
     n_batches = min(config.eval_iters, UNTRAINED_BATCHES) if is_untrained else config.eval_iters
     # another size would make torch.compile's graphs dynamic, and FSDP's gather needs a batch of every rank
-    is_fixed = run.fsdp or device.type != "cpu" or may_compile(config.compile, device)
+    is_fixed = run.fsdp or device.type != "cpu" or run.compiles
     rows = config.batch_size if is_fixed else max(config.batch_size, CPU_TOKENS // config.block_size)
     model.eval()
     for split in ("train", "val"):
@@ -39,6 +38,6 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
             total += loss * valid
             count += valid
         total, count = ranks.sum([total.item(), count])
-        losses[split] = total / count
+        losses[split] = total / max(1, count)
     model.train()
     return losses

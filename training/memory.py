@@ -6,13 +6,6 @@ from contextlib import suppress
 import torch
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that there is too little memory. CUDA's and numpy's have types, MPS's and a CPU's (by its
-    system) only words."""
-    words = "can't allocate memory", "not enough memory", "MPS backend out of memory"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
-
-
 def advise(config, model: torch.nn.Module | None, optimizer: torch.optim.Optimizer, device, autocast) -> str:
     """One line: the largest of batch_size / 2, / 4, ... for which two micro-batches fit beside the optimizer's state,
     found by running `model` (None: not tried), and what else can be lowered."""

@@ -6,7 +6,7 @@ steps). A resume continues it where the checkpoint stood, without gaps or repeat
     loss, lr, grad_norm, loss_scale   of this step; grad_norm before clipping
     clipped, skipped                  steps so far with a clipped gradient, and steps skipped as float16 overflowed
     tokens, epochs, seconds           so far, over all resumes
-    time_ms, data_wait_ms             of a step, and of it waiting for data: means since the previous record
+    time_ms, data_wait_ms             of a step, and its part spent waiting for data; means since the previous record
     tokens_per_second, mfu            over the same steps
     memory_mb                         peak of tensors on CUDA, elsewhere the process's resident memory
 """
@@ -14,9 +14,10 @@ steps). A resume continues it where the checkpoint stood, without gaps or repeat
 import importlib
 import json
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
+
+from system.files import replace, sync, sync_file
 
 LOGGERS = {"wandb": "wandb", "swanlab": "swanlab", "tensorboard": "torch.utils.tensorboard"}  # package: module
 
@@ -39,11 +40,9 @@ class Metrics:
             self.tensorboard = import_logger("tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
-            with open(temporary, "w", encoding="utf-8") as self.file:
-                self.file.write("".join(json.dumps(r) + "\n" for r in kept))
-                self.file.flush()
-                self.sync()
-            temporary.replace(self.path)
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            sync_file(temporary)
+            replace(temporary, self.path)
             self.file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
             with suppress(OSError):
@@ -52,8 +51,7 @@ class Metrics:
 
     def write(self, record: dict) -> None:
         """record: kind, iter and numbers. Omits None, and inf and nan, which JSON lacks."""
-        left_out = [k for k, v in record.items() if v is None or isinstance(v, float) and not math.isfinite(v)]
-        record = {key: value for key, value in record.items() if key not in left_out}
+        record = {k: v for k, v in record.items() if not (v is None or isinstance(v, float) and not math.isfinite(v))}
         try:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()
@@ -70,7 +68,7 @@ class Metrics:
 
     def sync(self) -> None:
         """Flushes to the disk: called before each checkpoint, so that a power cut leaves no gap before it."""
-        os.fsync(self.file.fileno())
+        sync(self.file)
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk, which write() has reported

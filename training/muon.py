@@ -16,7 +16,7 @@ A, B, C = 3.4445, -4.7750, 2.0315  # its coefficients: a step is x -> A x + (B g
 
 class MuonAdamW(AdamW):
     """AdamW, except that groups with muon=True are updated by Muon: a matrix moves along its Nesterov momentum,
-    orthogonalised, so that all its directions move alike. A parameter with `parts` counts as separate matrices of that
+    orthogonalized, so that all its directions move alike. A parameter with `parts` counts as separate matrices of that
     many rows. Every process has the momentum of the rows it has, with DDP of all, so a checkpoint fits any number of
     processes. orthogonalize: the function below, which may be compiled."""
 
@@ -56,7 +56,7 @@ class MuonAdamW(AdamW):
         move(parameters, weights, directions, group["lr"])
 
     def move(self, parameters: list, weights: list, directions: list, lr: float) -> None:
-        """Moves whole weights. Each process orthogonalises its share of the matrices of a shape, and all exchange the
+        """Moves whole weights. Each process orthogonalizes its share of the matrices of a shape, and all exchange the
         results."""
         by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for p, weight, direction in zip(parameters, weights, directions, strict=True):
@@ -72,7 +72,7 @@ class MuonAdamW(AdamW):
 
     def move_shards(self, parameters: list, weights: list, directions: list, lr: float) -> None:
         """Moves FSDP2's shards of weights, some rows of each. A process is sent its share of the matrices of a shape,
-        whole, orthogonalises them, and returns to each process the rows that are its own."""
+        whole, orthogonalizes them, and returns to each process the rows that are its own."""
         by_kind: dict[tuple, list[int]] = {}
         for i, p in enumerate(parameters):
             by_kind.setdefault((p.shape, tuple(rows_of_parts(p))), []).append(i)
@@ -142,7 +142,7 @@ def iterate_gram(x: torch.Tensor, steps: int) -> torch.Tensor:
 
 def share_out(function: Callable, stacked: torch.Tensor) -> torch.Tensor:
     """function(stacked), each process computing a part of it; `stacked` (n, ...) is the same in all processes."""
-    n_ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    n_ranks = dist.get_world_size() if dist.is_initialized() else 1
     if n_ranks == 1:
         return function(stacked)
     share = math.ceil(len(stacked) / n_ranks)

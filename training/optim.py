@@ -68,26 +68,26 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 def learning_rate_at(
     iter_num: int,
     horizon: int,
-    learning_rate: float,
-    min_lr: float,
+    lowest: float,
     warmup_iters: int,
     schedule: str = "cosine",
     time_used: float = 0.0,
     cooldown: float = 0.5,
 ) -> float:
-    """Learning rate of step iter_num, counted from 0: a linear warmup over warmup_iters steps that starts above 0, then
-    a decay to min_lr at step `horizon`, or when time_used (the fraction of a wall-clock limit) reaches 1. The decay is
-    half a 'cosine', 'linear', 'wsd' (warmup, stable, decay: linear over its last fraction `cooldown`) or 'constant'."""
+    """Fraction of the peak rate at step iter_num, counted from 0: a linear warmup over warmup_iters steps that starts
+    above 0, then a decay to `lowest` at step `horizon`, or when time_used (the fraction of a wall-clock limit) reaches
+    1. The decay is half a 'cosine', 'linear', 'wsd' (warmup, stable, decay: linear over its last fraction `cooldown`)
+    or 'constant'."""
     if iter_num < warmup_iters:
-        return learning_rate * (iter_num + 1) / (warmup_iters + 1)
+        return (iter_num + 1) / (warmup_iters + 1)
     if schedule == "constant":
-        return learning_rate
+        return 1.0
     left = 1 - min(1.0, max((iter_num - warmup_iters) / max(1, horizon - warmup_iters), time_used))
     if schedule == "cosine":
         height = 0.5 - 0.5 * math.cos(math.pi * left)
     else:
         height = min(1.0, left / cooldown) if schedule == "wsd" else left
-    return min_lr + height * (learning_rate - min_lr)
+    return lowest + height * (1 - lowest)
 
 
 def learning_rate_share(config, iter_num: int, limit: int, elapsed: float) -> float:
@@ -102,4 +102,4 @@ def learning_rate_share(config, iter_num: int, limit: int, elapsed: float) -> fl
         steps = iter_num / time_used if time_used else horizon  # by the clock, and after a slow first step too few
         warmup_iters = int(min(2000, horizon // 10, max(20, steps // 10)))
     lowest = min(1.0, config.min_lr / config.learning_rate)
-    return learning_rate_at(iter_num, horizon, 1.0, lowest, warmup_iters, config.schedule, time_used, config.cooldown)
+    return learning_rate_at(iter_num, horizon, lowest, warmup_iters, config.schedule, time_used, config.cooldown)

@@ -21,8 +21,8 @@ class Outputs:
     """Only rank 0 has a metrics file and a saver; other ranks, and eval_only runs, write nothing. A new run sets aside
     an earlier one in out_dir. Raises ValueError on all ranks if out_dir cannot be written to."""
 
-    def __init__(self, run: Run):
-        self.run, self.metrics, self.saver = run, None, None
+    def __init__(self, run: Run, health: Health):
+        self.run, self.health, self.metrics, self.saver = run, health, None, None
         if run.config.eval_only:
             return
         # before an earlier run is moved; and a barrier: all ranks have read their start, which may be in out_dir
@@ -49,12 +49,12 @@ class Outputs:
             except ValueError as error:  # raised by settle(): other ranks must learn of it before this one stops
                 self.saver.error = error
 
-    def save(self, health: Health, *names: str) -> None:
+    def save(self, *names: str) -> None:
         """Starts saving the state to resume from, in out_dir under these names; every rank must call it. Raises
         FloatingPointError, and saves nothing, if a loss or gradient was not finite."""
         run = self.run
-        health.check(run.ranks, run.advice_on_nan())
-        clipped, skipped = health.counts.tolist()
+        self.health.check()
+        clipped, skipped = self.health.counts.tolist()
         run.progress |= {"seconds": run.clock(), "samples": run.shift + run.iter_num * run.samples}
         run.progress |= {"clipped": clipped, "skipped": skipped}
         in_shards = run.config.checkpoint_format == "sharded"

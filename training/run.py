@@ -10,7 +10,7 @@ import torch
 
 from data.dataset import Dataset, windows_per_epoch
 from model import GPT
-from system.device import may_compile
+from system.device import pick_compile
 from system.distributed import Ranks
 
 
@@ -43,8 +43,9 @@ class Run:
         self.epoch_tokens = self.dataset.tokens("train")
         if self.dataset.is_masked:  # every conversation is padded to a window
             self.epoch_tokens = windows_per_epoch(self.dataset, "train", config.block_size) * config.block_size
-        # shapes that a compiler has to know stay the same
-        self.trims = self.dataset.is_masked and not self.fsdp and not may_compile(config.compile, self.device)
+        # if all ranks can; shapes then stay the same
+        self.compiles = not self.ranks.max(not pick_compile(config.compile, self.device))
+        self.trims = self.dataset.is_masked and not self.fsdp and not self.compiles
         self.n_params = self.model.get_num_params(non_embedding=False)
         own = self.dataset.tokenizer
         self.tokenizer_json = own.to_json() if own else self.start.get("tokenizer")  # may be large
