@@ -39,7 +39,7 @@ def calls(monkeypatch) -> list[tuple]:
 @pytest.fixture
 def run(tmp_path) -> SimpleNamespace:
     config, _ = configure(train.TrainConfig, SMALL)
-    dataset = open_dataset(write_dataset(tmp_path, "the cat sat on a mat. the dog ran to it. " * 20))
+    dataset = open_dataset(write_dataset(tmp_path, "the cat sat on a mat.\nthe dog ran to it.\n" * 20))
     return SimpleNamespace(
         config=config, dataset=dataset, ranks=Ranks(), iter_num=3, micro_steps=2, shift=0, trims=False
     )
@@ -59,12 +59,22 @@ def test_only_the_main_thread_moves_batches_which_are_contiguous_and_on_cuda_pin
     assert moved == [(HERE, device == "cuda:1")] * 6
     others = [(name, thread) for name, thread, *_ in calls if name != "to"]
     expected = [("set_device", "loader"), *[("pin", "loader")] * 6] if device == "cuda:1" else []
-    assert others[:7] == expected  # behind them maybe a fourth batch, loaded ahead
+    assert others[:7] == expected  # a fourth batch may follow, loaded ahead
     for name, _, value, _ in calls:
         assert value == run.device if name == "set_device" else value.is_contiguous()
 
 
-def test_what_next_brings_can_be_seen_before(run):
+def test_lines_are_drawn_where_the_run_samples_by_line(run):
+    run.device, run.config.sampling = torch.device("cpu"), "line"
+    batches = Batches(run)
+    x, y, _ = batches.next()
+    batches.close()
+    expected = batch(run.dataset, "train", 1337, np.arange(24, 28), 16, "line")
+    assert np.array_equal(x, expected[0]) and np.array_equal(y, expected[1])
+    assert not np.array_equal(x, batch(run.dataset, "train", 1337, np.arange(24, 28), 16)[0])
+
+
+def test_peek_shows_what_next_returns(run):
     run.device = torch.device("cpu")
     batches = Batches(run)
     for _ in range(3):

@@ -47,27 +47,54 @@ def test_what_json_cannot_say_is_left_out(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail) == {"kind": "train", "iter": 0, "loss": 1.5}
 
 
-def test_swanlab_gets_the_settings_and_every_record_at_its_step(tmp_path, monkeypatch):
-    calls, module = [], types.ModuleType("swanlab")
+def logged(tmp_path, monkeypatch, package: str, **config) -> tuple[dict, list[tuple]]:
+    """The settings, and the calls that a stand-in for a package gets of a run with two records."""
+    calls, module = [], types.ModuleType(package)
+
+    def note(name):
+        return lambda *args, **options: calls.append((name, args, options))
+
     for name in ("init", "log", "finish"):
-        setattr(module, name, lambda *args, _name=name, **options: calls.append((_name, args, options)))
-    monkeypatch.setitem(sys.modules, "swanlab", module)
-    config = CONFIG | {
-        "swanlab_log": True,
-        "swanlab_project": "红楼梦",
-        "swanlab_run_name": None,
-        "wandb_project": "no",
-    }
-    config |= {"wandb_run_name": "char", "n_layer": 2}
+        setattr(module, name, note(name))
+    writer = types.SimpleNamespace(add_scalar=note("add_scalar"), close=note("close"))
+    module.SummaryWriter = lambda folder: calls.append(("SummaryWriter", (folder,), {})) or writer
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(package, package), module)
+    names = {"wandb_project": "owt", "wandb_run_name": "char", "swanlab_project": "红楼梦", "swanlab_run_name": None}
+    config = CONFIG | names | {f"{package}_log": True, "n_layer": 2}
     metrics = Metrics(tmp_path, config, 0, -1)
     metrics.write({"kind": "train", "iter": 3, "loss": 1.5, "mfu": None})
     metrics.write({"kind": "eval", "iter": 3, "val_loss": 2.5})
     metrics.close()
+    return config, calls
+
+
+def test_swanlab_gets_the_settings_and_every_record_at_its_step(tmp_path, monkeypatch):
+    config, calls = logged(tmp_path, monkeypatch, "swanlab")
     assert calls == [
         ("init", (), {"project": "红楼梦", "experiment_name": "char", "config": config}),
         ("log", ({"train/loss": 1.5},), {"step": 3}),
         ("log", ({"eval/val_loss": 2.5},), {"step": 3}),
         ("finish", (), {}),
+    ]
+
+
+def test_wandb_gets_the_settings_and_every_record(tmp_path, monkeypatch):
+    config, calls = logged(tmp_path, monkeypatch, "wandb")
+    assert calls == [
+        ("init", (), {"project": "owt", "name": "char", "config": config}),
+        ("log", ({"iter": 3, "train/loss": 1.5},), {}),
+        ("log", ({"iter": 3, "eval/val_loss": 2.5},), {}),
+        ("finish", (), {}),
+    ]
+
+
+def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
+    _, calls = logged(tmp_path, monkeypatch, "tensorboard")
+    assert calls == [
+        ("SummaryWriter", (str(tmp_path / "tensorboard"),), {}),
+        ("add_scalar", ("train/loss", 1.5, 3), {}),
+        ("add_scalar", ("eval/val_loss", 2.5, 3), {}),
+        ("close", (), {}),
     ]
 
 

@@ -1,5 +1,6 @@
 """Optimizers against torch's own, the schedule against its definition."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -183,6 +184,19 @@ def test_the_learning_rate_follows_its_definition_and_its_edges():
     assert wsd == pytest.approx([1.0, 1.0, 0.1 + 0.9 * 0.5, 0.1, 0.1])
     assert rate(20, time_used=0.9, schedule="wsd", cooldown=0.2) == pytest.approx(0.1 + 0.9 * 0.5)
     assert rate(0, horizon=0, warmup=0) == 1.0 and rate(5, horizon=3, warmup=5) == 1.0 and rate(6, 3, 5) == 0.1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_the_settings_of_the_schedule_are_obeyed(schedule):
+    settings = {"learning_rate": 2.0, "min_lr": 0.2, "warmup_iters": 10, "lr_decay_iters": 110, "cooldown": 0.2}
+    config = train.TrainConfig(schedule=schedule, **settings)
+    for i in (0, 4, 9, 10, 60, 95, 110, 400):
+        left = max(0.0, 1 - (i - 10) / 100)
+        height = {"cosine": 0.5 - 0.5 * math.cos(math.pi * left), "linear": left, "wsd": min(1.0, left / 0.2)}
+        expected = (i + 1) / 11 if i < 10 else 0.1 + 0.9 * height.get(schedule, 1.0)
+        assert learning_rate_share(config, i, 1000, 0.0) == pytest.approx(expected), i
+    fixed = train.TrainConfig(schedule=schedule, decay_lr=False, **settings)
+    assert {learning_rate_share(fixed, i, 1000, 0.0) for i in (0, 5, 50, 500)} == {1.0}
 
 
 def test_without_further_settings_a_run_warms_up_for_a_tenth_and_its_rate_never_rises_again():
