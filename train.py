@@ -101,7 +101,7 @@ class TrainConfig:
     max_iters: int = 600000  # steps
     max_tokens: float | None = None  # training tokens
     max_epochs: float | None = None  # passes over the training split
-    max_minutes: float | None = None  # wall-clock minutes, including evaluations and all resumes
+    max_minutes: float | None = None  # wall-clock minutes, with evaluations and all resumes, without compiling
     compute: float | None = None  # parameters times training tokens, in units of 10^12
     # System
     backend: str = "auto"  # torch.distributed's: 'nccl' or 'gloo'; auto = nccl on CUDA
@@ -172,10 +172,10 @@ def train(run: Run) -> int:
     model.train()
     gc.collect()
     gc.freeze()  # what exists now stays to the end, so Python's collector need not scan it
-    run.start_time = interval_start = time.perf_counter()
     elapsed, stop_signal, interval_iters = run.time_before, 0, 0  # the same on all ranks
     try:
-        settle_buckets(run, model, batches, autocast)
+        warm_up(run, local_model, objective, batches, autocast)
+        run.start_time = interval_start = time.perf_counter()
         while True:
             # Evaluate and save when due, and at the end
             iter_num = run.iter_num
@@ -312,14 +312,23 @@ def compiled(run: Run) -> torch.nn.Module:
     return run.model
 
 
-def settle_buckets(run: Run, model: torch.nn.Module, batches: Batches, autocast) -> None:
-    """Runs a first backward, after which DDP lays out its buckets anew. Float sums over three or more ranks depend on
-    the layout, so without this the first step after a resume would differ from an uninterrupted run's."""
-    if run.ranks.world_size > 2 and not run.fsdp and not run.config.eval_only:
-        with autocast:
-            _, loss = model(*batches.peek()[:2], return_logits=False)
-        loss.backward()
-        run.optimizer.zero_grad(set_to_none=True)
+def warm_up(run: Run, local_model: torch.nn.Module, objective, batches: Batches, autocast) -> None:
+    """What happens once, before the clock starts: torch.compile makes the graphs of training and evaluation, which may
+    take minutes; and DDP lays out its buckets anew after a first backward. Float sums over three or more ranks depend
+    on that layout, so else the first step after a resume would differ from an uninterrupted run's."""
+    settles = run.ranks.world_size > 2 and not run.fsdp
+    if run.config.eval_only or not (settles or run.compiles):
+        return
+    x, y, _ = batches.peek()
+    with autocast:
+        loss = objective(x, y)
+    loss.backward()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.compiles:
+        local_model.eval()
+        with torch.no_grad(), autocast:
+            local_model(x, y, return_logits=False)
+        local_model.train()
 
 
 def record_evaluation(

@@ -95,6 +95,19 @@ def work_compiled(rank: int, world_size: int, port: int, argv: list[str], folder
     work(rank, world_size, port, [*argv, "--compile=True"], folder)
 
 
+def work_told_to_end(rank: int, world_size: int, port: int, argv: list[str], folder: Path) -> None:
+    """As work; the last rank alone is told to end, in its fourth step."""
+    take = Batches.next
+
+    def take_or_be_told(batches):
+        if rank == world_size - 1 and batches.number == 3 * batches.run.micro_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(batches)
+
+    Batches.next = take_or_be_told
+    work(rank, world_size, port, argv, folder)
+
+
 @pytest.fixture(scope="module")
 def processes():
     """A server that has imported all and forks the processes of a run: an import in each would take seconds."""
@@ -113,10 +126,10 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(processes, dataset, tmp_path_factory):
     """run(world_size, *options, after=folder): trains, in a copy of that folder; returns the folder. A run that was
-    there before is not repeated."""
+    there before is not repeated. status: what every process ends with."""
     done = {}
 
-    def run(world_size: int, *options: str, after: Path | None = None, work=work) -> Path:
+    def run(world_size: int, *options: str, after: Path | None = None, work=work, status: int = 0) -> Path:
         key = (world_size, options, after, work)
         if key in done:
             return done[key]
@@ -131,12 +144,16 @@ def run(processes, dataset, tmp_path_factory):
             port = free_port()
             ranks = [processes.Process(target=work, args=(rank, world_size, port, argv, folder))
                      for rank in range(world_size)]  # fmt: skip
-            for process in ranks:
-                process.start()
-            for process in ranks:
-                process.join(120)
+            try:
+                for process in ranks:
+                    process.start()
+                for process in ranks:
+                    process.join(600)
+            finally:
+                for process in ranks:
+                    process.kill()
             logs = [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in range(world_size)]
-            assert [process.exitcode for process in ranks] == [0] * world_size, "\n".join(logs)
+            assert [process.exitcode for process in ranks] == [status] * world_size, "\n".join(logs)
         done[key] = folder
         return folder
 
@@ -167,6 +184,14 @@ def assert_close(a: Path, b: Path, tolerance: float = 1e-5) -> None:
     for number, slot in a["optimizer"]["state"].items():
         for key, value in slot.items():
             assert (value - b["optimizer"]["state"][number][key]).abs().max() < tolerance, (number, key)
+
+
+def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_is_resumed_from(run):
+    options = ("--eval_interval=100",)
+    stopped = run(2, "--max_iters=100000", *options, work=work_told_to_end, status=128 + signal.SIGTERM)
+    assert state_of(stopped)["iter_num"] == 4
+    whole = run(2, "--max_iters=8", *options)
+    assert_equal_states(state_of(whole), state_of(run(2, "--max_iters=8", *options, after=stopped)))
 
 
 @pytest.mark.parametrize("model", MODELS)
