@@ -11,6 +11,7 @@ Requests are written together, in one batch that they join and leave at any toke
 page). It listens to this machine alone; for any other host a key is needed. Needs starlette and uvicorn.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -112,7 +113,9 @@ def open_listener(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port") from error
+        is_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        remedy = f"choose another --{'host' if is_host else 'port'}"
+        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}; {remedy}") from error
 
 
 def load(config: ServeConfig) -> tuple[Served, GPT]:
@@ -149,6 +152,7 @@ async def serve(config: ServeConfig, served: Served, model: GPT, listener: socke
     )  # fmt: skip
     listener.listen(1024)
     host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # of all addresses, one that a browser here can open
     print(f"{served.name} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
     try:
         await make_server(config, served, engine).serve(sockets=[listener])

@@ -57,7 +57,7 @@ class Events(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]):
-        super().__init__(events)
+        super().__init__(events, headers={"X-Accel-Buffering": "no"})  # nginx would hold them back
         self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ class Server:
     def __init__(self, served: Served, engine: Engine, out_dir: Path | None):
         self.served, self.engine, self.curves = served, engine, Curves(out_dir)
         self.preparing = ThreadPoolExecutor(1, "prepare")
-        self.page = PAGE.read_bytes()
+        self.page = PAGE.read_bytes().replace(b"\r\n", b"\n")  # as browsers hash it
 
     def routes(self) -> list[Route]:
         kinds = {
@@ -107,7 +107,7 @@ class Server:
         posts = [Route(path, self.writer(kind), methods=["POST"]) for path, kind in kinds.items()]
         gets = {
             "/": self.show_page,
-            "/health": fixed({"status": "ok"}),
+            "/health": self.health,
             "/v1/models": fixed(models(self.served)),
             "/models": fixed(models(self.served)),
             "/v1/models/{name:path}": self.model,
@@ -118,6 +118,11 @@ class Server:
 
     async def show_page(self, _: Request) -> Response:
         return Response(self.page, headers={"Content-Security-Policy": policy(self.page)}, media_type="text/html")
+
+    async def health(self, _: Request) -> Json:
+        if self.engine.thread.is_alive():
+            return Json({"status": "ok"})
+        return error_response(RequestError("the model's thread has ended: see the server's log", status=503))
 
     async def model(self, request: Request) -> Json:
         try:

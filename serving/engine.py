@@ -78,7 +78,7 @@ class Row:
         self.repetition = Repetition(self.sampling, [self.prompt]) if sampling.looks_back else None
         self.counts = self.seen = None  # (V,): how often each id was drawn; whether it is in the text
         self.last, self.reused, self.cancelled, self.done, self.error = -1, 0, False, False, None
-        self.submitted = self.started = self.first = self.ended = 0.0  # seconds, of time.perf_counter()
+        self.started = self.first = self.ended = 0.0  # seconds, of time.perf_counter()
 
 
 class Engine:
@@ -88,8 +88,7 @@ class Engine:
     def __init__(self, model: GPT, tokenizer, max_batch: int, max_queue: int, deliver: Callable[[Iterable], None]):
         weight = model.transformer.wte.weight
         self.model, self.tokenizer, self.device = model, tokenizer, weight.device
-        self.V, self.block_size = tokenizer.vocab_size, model.config.block_size
-        self.max_batch, self.max_queue, self.deliver = max_batch, max_queue, deliver
+        self.V, self.max_batch, self.max_queue, self.deliver = tokenizer.vocab_size, max_batch, max_queue, deliver
         self.cache = KVCache(model.config, max_batch, weight.device, weight.dtype, ragged=True)
         self.held: list[list[int]] = [[] for _ in range(max_batch)]  # the ids in each row of the cache, in use or not
         self.used, self.clock = [0] * max_batch, itertools.count(1)  # when each was last in use
@@ -109,10 +108,9 @@ class Engine:
         if len(rows) > most:
             raise ValueError(f"{len(rows)} texts are too many, at most {most} fit (--max_queue, --max_batch)")
         with self.lock:
-            if self.stopping or len(self.waiting) + len(rows) > most - len(self.rows):
+            inside = len(self.waiting) + bool(self.joining) + len(self.rows)
+            if self.stopping or inside + len(rows) > most:
                 raise Full
-            for row in rows:
-                row.submitted = time.perf_counter()
             self.waiting.extend(rows)
             self.lock.notify()
 
@@ -204,10 +202,7 @@ class Engine:
         best = max(range(self.max_batch), key=lambda i: (same[i], i == slot))
         keep = 0 if row.scores_prompt else min(same[best], len(row.prompt) - 1)
         if (keep if best == slot else 0) < len(self.held[slot]) // 2:  # another text, which may go on later
-            free = [i for i in range(slot + 1, self.max_batch) if i != best]
-            oldest = min(free, key=self.used.__getitem__, default=slot)
-            if self.used[oldest] < self.used[slot]:
-                self.copy(slot, oldest)
+            self.keep(slot, [i for i in range(slot + 1, self.max_batch) if i != best])
         if best != slot:
             self.cache.copy_row(best, slot, keep)
         self.held[slot], self.used[slot], row.reused = self.held[best][:keep], next(self.clock), keep
@@ -248,16 +243,29 @@ class Engine:
         self.cache.copy_row(source, target, len(self.held[source]))
         self.held[target], self.used[target] = list(self.held[source]), self.used[source]
 
+    def keep(self, slot: int, free: Sequence[int]) -> None:
+        """Before something else takes a place in the cache: copies it over the one of `free` that was not in use for
+        the longest time, if that is longer."""
+        oldest = min(free, key=self.used.__getitem__, default=slot)
+        if self.held[slot] and self.used[oldest] < self.used[slot]:
+            self.copy(slot, oldest)
+
     def leave(self, slot: int) -> None:
-        """Removes a row; the last one takes its place in the cache, and the joining one the last one's."""
+        """Removes a row, whose text may go on later; the last one takes its place in the cache, and the joining one the
+        last one's."""
         last = len(self.rows) - 1
+        vacated = last + bool(self.joining)
         self.used[slot] = next(self.clock)
+        if slot != vacated:
+            self.keep(slot, range(vacated + 1, self.max_batch))
         if slot < last:
             self.copy(last, slot)
             self.rows[slot] = self.rows[last]
         self.rows.pop()
         if self.joining:
             self.copy(last + 1, last)
+        if slot != vacated:
+            self.used[vacated] = 0  # holds what has moved on
         self.part = None
 
     def remove_finished(self) -> None:

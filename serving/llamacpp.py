@@ -112,7 +112,7 @@ class LlamaCompletion(Reply):
                 "seed": row.seed,
                 "temperature": row.sampling.temperature,
                 "top_k": row.sampling.top_k or 0,
-                "top_p": row.sampling.top_p or 1.0,
+                "top_p": 1.0 if row.sampling.top_p is None else row.sampling.top_p,
                 "min_p": row.sampling.min_p or 0.0,
                 "n_ctx": self.served.block_size,
             },

@@ -103,8 +103,7 @@ class Completion(Reply):
                 "token_logprobs": [logprob for *_, logprob, _ in rows],
                 "top_logprobs": [self.spelled(top) for *_, top in rows],
             }
-        finish = FINISH.get(finish) if finish else None
-        return {"index": index, "text": before + text, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": index, "text": before + text, "logprobs": logprobs, "finish_reason": FINISH.get(finish)}
 
     def spelled(self, top: list | None) -> dict[str, float] | None:
         """{text: log-probability}; of ids with the same text, the likeliest."""
@@ -185,8 +184,7 @@ class ChatCompletion(Reply):
 
     def choice(self, i: int, key: str, message: dict, tokens: list, finish: str | None) -> dict:
         logprobs = {"content": [self.token(t) for _, t in tokens], "refusal": None} if self.scored else None
-        finish = FINISH.get(finish) if finish else None
-        return {"index": i, key: message, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": i, key: message, "logprobs": logprobs, "finish_reason": FINISH.get(finish)}
 
     def token(self, token: dict) -> dict:
         def spelled(id, logprob, text=None):

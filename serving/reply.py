@@ -61,7 +61,7 @@ class Served:
     def room(self, beginning: Beginning, most: int) -> int:
         """How many new tokens there are at most: `most`, or what the context has room for."""
         length = len(beginning.ids)
-        if length >= self.block_size:
+        if length > self.block_size - (most > 0):
             message = f"the prompt has {length:,} tokens, but the model's context is {self.block_size:,}, text included"
             raise RequestError(message, param="prompt", code="context_length_exceeded")
         return min(self.block_size - length, most)

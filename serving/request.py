@@ -89,7 +89,7 @@ class Fields:
         try:
             made.validate()
         except ValueError as error:
-            raise RequestError(str(error), param="temperature") from None
+            raise RequestError(str(error), param=str(error).partition("=")[0]) from None
         return made
 
     def penalties(self, vocab_size: int) -> dict:

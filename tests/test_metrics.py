@@ -6,13 +6,13 @@ import types
 
 import pytest
 
-from training.metrics import Metrics, read_metrics
+from training.metrics import Metrics, read_metrics, start_loggers
 
 CONFIG = {"wandb_log": False, "swanlab_log": False, "tensorboard_log": False}
 
 
 def write(out_dir, records, iter_num=0, last_eval_iter=-1):
-    metrics = Metrics(out_dir, CONFIG, iter_num, last_eval_iter)
+    metrics = Metrics(out_dir, {}, iter_num, last_eval_iter)
     for record in records:
         metrics.write(record)
     metrics.close()
@@ -61,7 +61,7 @@ def logged(tmp_path, monkeypatch, package: str, **config) -> tuple[dict, list[tu
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(package, package), module)
     names = {"wandb_project": "owt", "wandb_run_name": "char", "swanlab_project": "红楼梦", "swanlab_run_name": None}
     config = CONFIG | names | {f"{package}_log": True, "n_layer": 2}
-    metrics = Metrics(tmp_path, config, 0, -1)
+    metrics = Metrics(tmp_path, start_loggers(config), 0, -1)
     metrics.write({"kind": "train", "iter": 3, "loss": 1.5, "mfu": None})
     metrics.write({"kind": "eval", "iter": 3, "val_loss": 2.5})
     metrics.close()
@@ -99,10 +99,10 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])
-def test_an_absent_package_is_one_clear_line(tmp_path, monkeypatch, package):
+def test_an_absent_package_is_one_clear_line(monkeypatch, package):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setitem(sys.modules, "swanlab", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     config = {**CONFIG, f"{package}_log": True}
     with pytest.raises(ValueError, match=f"pip install {package}.*--{package}_log=False"):
-        Metrics(tmp_path, config, 0, -1)
+        start_loggers(config)

@@ -38,6 +38,7 @@ from inference.continuation import Beginning
 from inference.generate import stream
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
+from serving import app
 from serving.app import policy, wake
 from serving.engine import Engine, Full, Row
 from serving.guard import check_access
@@ -185,6 +186,26 @@ def test_rows_that_come_and_go_are_what_each_is_alone(tmp_path, monkeypatch, sha
                 break
         assert [token["id"] for token in row.text.tokens] == expected and row.error is None
     assert sum(row.reused for row in rows) > 150  # prompts that were not encoded again
+
+
+def test_a_text_that_ends_before_others_is_not_encoded_again(tmp_path):
+    model = build_model(load_checkpoint(save(tmp_path) / "ckpt.pt")).eval()
+    over, rows = queue.Queue(), []
+    engine = Engine(model, TOKENIZER, 4, 8, lambda jobs: [over.put(job) for job in jobs])
+
+    def ask(*asked: tuple[str, int]) -> list[Row]:
+        made = [Row(Beginning(TOKENIZER, text), TOKENIZER, Sampling(0), 0, limit) for text, limit in asked]
+        for row in made:
+            row.job = len(rows)
+            rows.append(row)
+        engine.submit(made)
+        assert {over.get() for _ in made} == {row.job for row in made}
+        return made
+
+    first, _ = ask(("the cat sat " * 4, 2), ("宝玉" * 4, 40))  # the second takes the place of the first
+    (again,) = ask((("the cat sat " * 4) + "on", 2))
+    engine.stop()
+    assert again.reused >= len(first.prompt) - 2  # but for ids that "on" may change
 
 
 def test_conversations_that_take_turns_are_each_encoded_once(server):
@@ -799,6 +820,27 @@ def test_the_benchmark_gets_the_tokens_that_it_counts(capsys, monkeypatch):
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert row["clients"] == 2 and row["times generator"] == row["server tokens/s"] / row["generator tokens/s"]
     assert row["first token ms"] > 0
+
+
+def test_a_prompt_without_an_answer_may_fill_the_context(server):
+    """As llama.vim's requests that only fill the cache; longer ones lose their beginning."""
+    ids = TOKENIZER.encode("the cat " * BLOCK)[:BLOCK].tolist()
+    for prompt in ("the cat " * BLOCK, ids):
+        status, found = post(server, "/completion", {"prompt": prompt, "n_predict": 0})
+        assert status == 200 and found["content"] == "" and found["tokens_evaluated"] == BLOCK
+    scored = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+    status, found = post(server, "/v1/completions", scored)
+    assert status == 200 and len(found["choices"][0]["logprobs"]["token_logprobs"]) == BLOCK
+    assert post(server, "/v1/completions", scored | {"max_tokens": 1})[0] == 400
+
+
+def test_a_page_with_crlf_has_the_policy_of_one_with_lf(server, tmp_path, monkeypatch):
+    """Browsers hash scripts after line ends have become LF; git on Windows may write CRLF."""
+    crlf = tmp_path / "page.html"
+    crlf.write_bytes(app.PAGE.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(app, "PAGE", crlf)
+    found = app.Server(server.served, server.engine, None).page
+    assert b"\r" in crlf.read_bytes() and b"\r" not in found and found == get(server, "/")[1]
 
 
 def test_a_shorter_context_is_served_where_it_was_asked_for(out_dir):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -630,6 +631,18 @@ def test_a_config_file_in_nanogpts_manner_is_read(tmp_path):
     config, explicit = configure(train.TrainConfig, [str(tmp_path / "finetune.py"), "--dtype=bfloat16"])
     assert (config.init_from, config.gradient_accumulation_steps, config.lr_decay_iters) == ("gpt2-xl", 40, 20)
     assert config.wandb_run_name.startswith("ft-") and config.compile is False and "time" not in explicit
+
+
+def test_a_logger_that_does_not_start_leaves_the_earlier_run_where_it_is(dataset, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("api_key not configured (no-tty)\nmore")
+
+    run(dataset, tmp_path, "--max_iters=2")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    with pytest.raises(ValueError, match=r"wandb does not start: api_key not configured \(no-tty\); log in"):
+        run(dataset, tmp_path, "--max_iters=4", "--wandb_log=True")
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["iter_num"] == 2
+    assert not (tmp_path / "previous-1").exists()
 
 
 def test_what_cannot_work_is_refused_in_one_line(dataset, tmp_path, monkeypatch):

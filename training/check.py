@@ -16,25 +16,25 @@ MACHINE_KEYS += ["print_params", "peak_tflops"]
 DATA_KEYS = ("batch_size", "gradient_accumulation_steps", "seed", "sampling")  # with the dataset, what a step sees
 FIXED_KEYS = ("optimizer", "lora_rank", "lora_alpha")  # what the optimizer's state belongs to
 OTHER_TEXT = "ids stand for other text; use the dataset the model was trained on, or one with the same tokenizer"
+LIMITS = (  # rule, test, keys
+    ("must be at least 1", lambda value: value >= 1,
+     "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"),
+    ("must be finite and not negative", lambda value: 0 <= value < math.inf,
+     "lora_rank max_iters warmup_iters save_interval weight_decay grad_clip min_lr"),
+    ("must be positive and finite", lambda value: 0 < value < math.inf,
+     "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters lora_alpha "
+     "distill_temperature"),
+    ("must be above 0 and at most 1: a fraction of the run", lambda value: 0 < value <= 1, "cooldown"),
+    ("must be at least 0 and below 1", lambda value: 0 <= value < 1, "beta1 beta2"),
+    ("must be from 0 to 1", lambda value: 0 <= value <= 1, "distill_weight"),
+)  # fmt: skip
 
 
 def validate(config, ranks: Ranks) -> None:
     """Raises ValueError with every setting that cannot work, in one line."""
-    counts = "eval_interval log_interval eval_iters gradient_accumulation_steps batch_size keep_checkpoints"
-    not_negative = "lora_rank max_iters warmup_iters save_interval weight_decay grad_clip min_lr"
-    positive = "learning_rate muon_learning_rate max_tokens max_epochs max_minutes compute peak_tflops lr_decay_iters "
-    positive += "distill_temperature"
-    limits = [
-        (counts, "must be at least 1", lambda value: value >= 1),
-        (not_negative, "must be finite and not negative", lambda value: 0 <= value < math.inf),
-        (f"{positive} lora_alpha", "must be positive and finite", lambda value: 0 < value < math.inf),
-        ("cooldown", "must be above 0 and at most 1: a fraction of the run", lambda value: 0 < value <= 1),
-        ("beta1 beta2", "must be at least 0 and below 1", lambda value: 0 <= value < 1),
-        ("distill_weight", "must be from 0 to 1", lambda value: 0 <= value <= 1),
-    ]
     problems = [
         f"{key}={getattr(config, key)} {rule}"
-        for keys, rule, holds in limits
+        for rule, holds, keys in LIMITS
         for key in keys.split()
         if getattr(config, key) is not None and not holds(getattr(config, key))
     ]

@@ -16,7 +16,7 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
     """Mean loss of "train" and "val", over the same windows for every call and any number of processes; of a new model,
     over fewer."""
     config, dataset, ranks, device, losses = run.config, run.dataset, run.ranks, run.device, {}
-    is_untrained = run.iter_num == 0 < run.limit and config.init_from == "scratch" and not config.eval_only
+    is_untrained = run.iter_num == 0 and run.limit > 0 and config.init_from == "scratch" and not config.eval_only
     n_batches = min(config.eval_iters, UNTRAINED_BATCHES) if is_untrained else config.eval_iters
     # another size would make torch.compile's graphs dynamic, and FSDP's gather needs a batch of every rank
     is_fixed = run.fsdp or device.type != "cpu" or run.compiles

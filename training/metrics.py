@@ -22,22 +22,38 @@ from system.files import replace, sync, sync_file
 LOGGERS = {"wandb": "wandb", "swanlab": "swanlab", "tensorboard": "torch.utils.tensorboard"}  # package: module
 
 
-class Metrics:
-    """On rank 0 only. Raises ValueError if an optional package is missing or the file cannot be written."""
+def start_loggers(config: dict) -> dict:
+    """For Metrics: what was asked for, by name. Raises ValueError for a package that is missing or does not start, as
+    without a login."""
+    loggers = {name: import_logger(name) for name in LOGGERS if config[f"{name}_log"]}
+    for name, module in loggers.items():
+        try:
+            loggers[name] = start_logger(name, module, config)
+        except Exception as error:  # of the package's own kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            remedy = f"log in (`{name} login`), or use --{name}_log=False"
+            raise ValueError(f"{name}_log=True, but {name} does not start: {reason}; {remedy}") from error
+    return loggers
 
-    def __init__(self, out_dir: Path, config: dict, iter_num: int, last_eval_iter: int):
+
+def start_logger(name: str, module, config: dict):
+    if name == "wandb":
+        return module.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
+    if name == "swanlab":
+        project, run_name = (config[f"swanlab_{key}"] or config[f"wandb_{key}"] for key in ("project", "run_name"))
+        module.init(project=project, experiment_name=run_name, config=config)
+    return module
+
+
+class Metrics:
+    """On rank 0 only. loggers: from start_loggers. Raises ValueError if the file cannot be written."""
+
+    def __init__(self, out_dir: Path, loggers: dict, iter_num: int, last_eval_iter: int):
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if happened(r, iter_num, last_eval_iter)] if iter_num else []
-        self.wandb = self.swanlab = self.tensorboard = None
-        if config["wandb_log"]:
-            wandb = import_logger("wandb")
-            self.wandb = wandb.init(project=config["wandb_project"], name=config["wandb_run_name"], config=config)
-        if config["swanlab_log"]:
-            self.swanlab = import_logger("swanlab")
-            project, name = (config[f"swanlab_{key}"] or config[f"wandb_{key}"] for key in ("project", "run_name"))
-            self.swanlab.init(project=project, experiment_name=name, config=config)
-        if config["tensorboard_log"]:
-            self.tensorboard = import_logger("tensorboard").SummaryWriter(str(out_dir / "tensorboard"))
+        self.wandb, self.swanlab, self.tensorboard = (loggers.get(name) for name in LOGGERS)
+        if self.tensorboard is not None:
+            self.tensorboard = self.tensorboard.SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")

@@ -13,7 +13,7 @@ from checkpoints.sharded import save_sharded
 from system.distributed import gather
 from training.health import Health
 from training.lora import merged_weights
-from training.metrics import LOGGERS, Metrics, import_logger
+from training.metrics import Metrics, start_loggers
 from training.run import Run
 
 
@@ -26,13 +26,13 @@ class Outputs:
         if run.config.eval_only:
             return
         # before an earlier run is moved; and a barrier: all ranks have read their start, which may be in out_dir
-        run.ranks.on_main(lambda: [import_logger(name) for name in LOGGERS if getattr(run.config, f"{name}_log")])
+        loggers = run.ranks.on_main(partial(start_loggers, asdict(run.config)))
         previous = None if run.resumed else run.ranks.on_main(partial(set_aside, run.out_dir))
         if previous:
             advice = f"delete it, or continue it with --out_dir={previous} --init_from=resume"
             run.ranks.say(f"note: the run that was in {run.out_dir} is now in {previous}: {advice}")
         progress = run.iter_num, run.progress["last_eval_iter"]
-        self.metrics = run.ranks.on_main(lambda: Metrics(run.out_dir, asdict(run.config), *progress))
+        self.metrics = run.ranks.on_main(lambda: Metrics(run.out_dir, loggers, *progress))
         if self.metrics:
             keep, background = run.config.keep_checkpoints, run.config.async_save
             self.saver = Saver(run.device, keep, background, self.metrics.sync)

@@ -58,7 +58,8 @@ class Run:
         epochs = config.max_epochs and config.max_epochs * self.epoch_tokens
         tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
         steps = [(limit - seen) / self.tokens_per_iter for limit in tokens if limit is not None]
-        self.limit = math.ceil(min(config.max_iters, *steps, math.inf))  # reaches the first limit but max_minutes
+        # reaches the first limit, max_minutes aside
+        self.limit = max(0, math.ceil(min(config.max_iters, *steps, math.inf)))
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
 
     def clock(self) -> float:
