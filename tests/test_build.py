@@ -23,10 +23,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import build as module
-from data.build import Fold, Seen, build, find_limits, split_texts
+from data import splits as module
+from data.build import build
 from data.dataset import open_dataset
+from data.report import count_range
 from data.source import prepare_parser
+from data.splits import Fold, Seen, find_limits, split_texts
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
 Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
@@ -163,8 +165,8 @@ def test_any_corpus_in_any_units_gives_the_ids_of_the_oracle(tmp_path_factory, u
     if test_share:
         shares["test_fraction"] = test_share * (1 - val_fraction)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("RANK_BYTES", 16), ("CACHED_BYTES", 5), ("SLICE", 7)):
-            patch.setattr(module, name, value)
+        for name, value in (("splits.RANK_BYTES", 16), ("splits.CACHED_BYTES", 5), ("build.SLICE", 7)):
+            patch.setattr(f"data.{name}", value)
         found = expected(units, head=16, **shares)
         if found is None or not all(found[0].values()):
             with pytest.raises(ValueError, match=f"at least {3 if test_share else 2}|would be empty"):
@@ -350,7 +352,8 @@ from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 from configurator import exit_on_error
-from data.build import BYTES_PER_WORKER, build
+from data.build import build
+from data.encode import BYTES_PER_WORKER
 from data.source import prepare_parser
 from data.tokenizer import CharTokenizer
 Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
@@ -626,11 +629,10 @@ def test_the_report_has_what_a_person_wants_to_check(tmp_path, capsys):
 @pytest.mark.parametrize("vocab_size", [256, 300])
 @pytest.mark.parametrize("first, n", [(0, 1000), (3, 501), (990, 99), (5, 0)])
 def test_ids_are_counted_as_bincount_does(tmp_path, monkeypatch, vocab_size, first, n):
-    monkeypatch.setattr(module, "SLICE", 77)
-    monkeypatch.setattr(module, "CACHED_BYTES", 77)
+    monkeypatch.setattr("data.report.CACHED_BYTES", 77)
     ids = np.random.default_rng(0).integers(0, vocab_size, 1000).astype("<u2")
     ids.tofile(tmp_path / "x.bin")
-    counts = module.count_range(tmp_path / "x.bin", ids.dtype, first, n, vocab_size)
+    counts = count_range(tmp_path / "x.bin", ids.dtype, first, n, vocab_size)
     assert counts.tolist() == np.bincount(ids[first : first + n], minlength=vocab_size).tolist()
 
 

@@ -137,14 +137,14 @@ WORKER = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from data import build, source
+from data import encode, fim, source
 from data.tokenizer import CharTokenizer
 out, chars, *files = map(Path, sys.argv[1:])
 args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
 reading = source.reading_of(args)
-build.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
+encode.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
 for unit in source.make_units(args, source.find_parts(args, reading), reading):
-    build.encode_unit(build.Layout(None, False, (), build.Fim()), unit, out / "part")
+    encode.encode_unit(encode.Layout(None, False, (), fim.Fim()), unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
 
