@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 
 from configurator import answer_early, exit_on_error
-from data.source import Parser
+from data.options import Parser
 from data.tokenizer import EOT
 from evaluation import tasks
 from evaluation.figures import baselines, bits_per_unit, exp, huggingface_perplexity

@@ -28,7 +28,7 @@ import statistics
 import sys
 
 from configurator import answer_early, exit_on_error
-from data.source import Parser
+from data.options import Parser
 
 OTHER_ENDS = ("lr_decay_iters", "max_epochs")  # than the time's, of a run or of its schedule
 SIZES = ("2x128", "3x128", "4x128", "4x256", "6x384", "8x512", "12x768")

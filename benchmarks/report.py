@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from data.source import Parser
+from data.options import Parser
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -22,12 +22,15 @@ import numpy as np
 from data.dataset import SPLITS, DatasetWriter, dataset_option, display_path, open_dataset, os_errors
 from data.encode import PARTS_FORMAT, Layout, encode_unit, is_finished, part_dtype, read_rows, worker_count, worker_pool
 from data.fim import fim_of, with_markers
+from data.formats import Part
+from data.options import reading_of, tokenizer_of
 from data.progress import byte_bar
 from data.report import count_ids, fim_report, print_report, special_tokens_report
 from data.scratch import folder_beside, work_folder
-from data.source import Part, Unit, by_position, download_inputs, find_parts, origin, reading_of, tokenizer_of
+from data.source import download_inputs, find_parts, origin
 from data.splits import DROPPED, NUMBERED, Ledger, Limits, find_limits, split_texts, total_bytes
 from data.tokenizer import Tokenizer, find_cut, fingerprint
+from data.units import Unit, by_position
 
 SLICE = 2**18  # ids copied at a time
 

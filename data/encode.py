@@ -1,4 +1,4 @@
-"""Workers that encode units of text (data/source.py) into encoded parts: files with the ids of a unit, and a row for
+"""Workers that encode units of text (data/units.py) into encoded parts: files with the ids of a unit, and a row for
 each of its documents. data/build.py puts them together."""
 
 import json
@@ -20,9 +20,9 @@ import numpy as np
 
 from data.dataset import id_dtype, os_errors
 from data.fim import Fim, name_ids, rearranged
-from data.source import Piece, Unit
 from data.splits import NUMBERED, Fold, Limits, split_of_rank, total_bytes
 from data.tokenizer import Tokenizer, tokenizer_from_json
+from data.units import Piece, Unit
 from system.quota import cpu_quota
 
 PARTS_FORMAT = 3  # of the encoded parts; those of another format are not reused

@@ -40,7 +40,7 @@ from data.tokenizer import CUT
 
 UNIT = 1 << 24  # bytes, roughly, that a worker reads at a time
 READ_BYTES = 1 << 20  # bytes read at a time
-DECODED = 1 << 14  # bytes decoded at a time; data/source.py's trim() says why so few
+DECODED = 1 << 14  # bytes decoded at a time; data/units.py's trim() says why so few
 DETECTED_BYTES = 1 << 22  # bytes from which the encoding is detected, from the first that is not ASCII on
 MOST_REPLACED = 0.05  # undecodable bytes per character; a book in another encoding has about one
 FEW_REPLACED = 8  # undecodable bytes that are damage however short the file is

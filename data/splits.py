@@ -13,7 +13,8 @@ import numpy as np
 
 from data.dataset import SPLITS, TEST
 from data.progress import byte_bar
-from data.source import SHOWN_NAMES, Piece, Unit, described
+from data.source import SHOWN_NAMES, described
+from data.units import Piece, Unit
 
 RANK_BYTES = 2**16  # bytes of a document, white space folded, whose hash decides its split
 CACHED_BYTES = 2**16  # bytes per numpy step: the intermediate arrays fit the processor's cache

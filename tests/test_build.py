@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from data import splits as module
 from data.build import build
 from data.dataset import open_dataset
+from data.options import prepare_parser
 from data.report import count_range
-from data.source import prepare_parser
 from data.splits import Fold, Seen, find_limits, split_texts
 from data.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -354,7 +354,7 @@ from pathlib import Path
 from configurator import exit_on_error
 from data.build import build
 from data.encode import BYTES_PER_WORKER
-from data.source import prepare_parser
+from data.options import prepare_parser
 from data.tokenizer import CharTokenizer
 Piece = namedtuple("Piece", "document text ends split begins", defaults=[True])
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from completion.infill import first_ids, has_learned, infill_prompt, last_ids
 from data.build import prepare_text
 from data.dataset import open_dataset
 from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, text_ids, with_markers
-from data.source import prepare_parser
+from data.options import prepare_parser
 from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer, JsonTokenizer
 from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps, texts_of
 from evaluation.text import Text

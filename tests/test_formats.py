@@ -15,8 +15,10 @@ import pytest
 from data import formats
 from data.encodings import check_encoding, detect_encoding
 from data.formats import Reading, documents, kind_of, parts_of, walk, why_left_out
-from data.source import find_parts, make_units, prepare_parser, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import find_parts
 from data.tokenizer import find_cut
+from data.units import make_units
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
 NOVEL = "".join(

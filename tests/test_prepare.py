@@ -137,13 +137,13 @@ WORKER = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from data import encode, fim, source
+from data import encode, fim, options, source, units
 from data.tokenizer import CharTokenizer
 out, chars, *files = map(Path, sys.argv[1:])
-args = source.prepare_parser("", out).parse_args(["--input", *map(str, files)])
-reading = source.reading_of(args)
+args = options.prepare_parser("", out).parse_args(["--input", *map(str, files)])
+reading = options.reading_of(args)
 encode.use_tokenizer(CharTokenizer(chars.read_text(encoding="utf-8")), 1)
-for unit in source.make_units(args, source.find_parts(args, reading), reading):
+for unit in units.make_units(args, source.find_parts(args, reading), reading):
     encode.encode_unit(encode.Layout(None, False, (), fim.Fim()), unit, out / "part")
     print(next(line.split()[1] for line in open("/proc/self/status", encoding="utf-8") if line.startswith("RssAnon")))
 """
@@ -718,7 +718,7 @@ def chats(tmp_path):
 
 @pytest.mark.parametrize("special", ["text", "encode"])
 def test_typed_special_tokens_are_text_or_their_ids_and_the_report_counts_them(tmp_path, capsys, monkeypatch, special):
-    monkeypatch.setattr("data.source.PIECE", 1 << 5)
+    monkeypatch.setattr("data.units.PIECE", 1 << 5)
     options = ["--tokenizer=bpe", "--vocab_size=400", f"--special={special}", "--workers=1"]
     options += ["--special_tokens", "<|user|>", "<|bot|>", "<|tool|>"]
     prepare("text", "--input", chats(tmp_path), "--out_dir", tmp_path / "out", *options)

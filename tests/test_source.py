@@ -1,4 +1,4 @@
-"""data/source.py: what --input names, as units of documents in an order and splits that nothing can shake."""
+"""What --input names, as units of documents in an order and splits that nothing can shake."""
 
 import errno
 import io
@@ -17,23 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import formats, source
+from data import formats, source, units
 from data.download import hash_file
-from data.source import (
-    Piece,
-    by_position,
-    cut_at,
-    download_inputs,
-    find_parts,
-    is_one_text,
-    make_units,
-    origin,
-    prepare_parser,
-    reading_of,
-    split_of,
-    tokenizer_of,
-)
+from data.options import prepare_parser, reading_of, tokenizer_of
+from data.source import download_inputs, find_parts, origin, split_of
 from data.tokenizer import find_cut
+from data.units import Piece, by_position, cut_at, is_one_text, make_units
 
 HARD_TEXT = "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官\r\n𠀀𪚥 emoji 👩‍👩‍👧 \x00\x85\u2028\rend\n"
 NOVEL = "".join(
@@ -78,12 +67,12 @@ def documents(all_units):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Units of 4 KiB and pieces of 256 characters, so that the texts of the tests have many."""
-    for module in (formats, source):
+    for module in (formats, units):
         monkeypatch.setattr(module, "UNIT", 1 << 12)
     monkeypatch.setattr(formats, "READ_BYTES", 1 << 9)
     monkeypatch.setattr(formats, "DECODED", 1 << 7)
-    monkeypatch.setattr(source, "PIECE", 1 << 8)
-    monkeypatch.setattr(source, "LONGEST_PIECE", 1 << 10)
+    monkeypatch.setattr(units, "PIECE", 1 << 8)
+    monkeypatch.setattr(units, "LONGEST_PIECE", 1 << 10)
 
 
 # ---- finding -----------------------------------------------------------------------------------------------
@@ -351,7 +340,7 @@ def test_small_files_share_a_unit_and_large_ones_have_several(tmp_path, small_pa
     write(tmp_path / "d" / "novel.txt", NOVEL)
     parts, found = made(parse(tmp_path, "--input", tmp_path / "d"))
     assert 20 < len(found) < 0.8 * len(parts)
-    assert all(unit.size <= 2.5 * source.UNIT for unit in found)
+    assert all(unit.size <= 2.5 * units.UNIT for unit in found)
     assert sum(unit.size for unit in found) == sum(path.stat().st_size for path in (tmp_path / "d").iterdir())
     assert len({unit.key for unit in found}) == len(found)
 
@@ -363,7 +352,7 @@ def test_pieces_of_ranges_are_what_the_whole_file_gives(tmp_path, small_parts, m
     parts, found = made(parse(tmp_path, "--input", path, *argv))
     assert len(parts) > 20
     pieces = [piece.text for unit in found for piece in unit.pieces()]
-    assert max(map(len, pieces)) <= source.LONGEST_PIECE
+    assert max(map(len, pieces)) <= units.LONGEST_PIECE
     monkeypatch.setattr(formats, "UNIT", 1 << 30)
     [whole] = read(parse(tmp_path, "--input", path, *argv)).values()
     assert "".join(pieces) == whole
@@ -378,15 +367,15 @@ def test_pieces_of_ranges_are_what_the_whole_file_gives(tmp_path, small_parts, m
 def test_a_text_without_a_place_to_cut_still_comes_in_pieces(tmp_path, small_parts):
     _, found = made(parse(tmp_path, "--input", write(tmp_path / "a.txt", "字" * 30_000)))
     pieces = [piece.text for unit in found for piece in unit.pieces()]
-    assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == source.LONGEST_PIECE
+    assert "".join(pieces) == "字" * 30_000 and max(map(len, pieces)) == units.LONGEST_PIECE
 
 
 def test_a_row_of_any_length_is_copied_once(tmp_path, small_parts, monkeypatch):
     searched = []
-    monkeypatch.setattr(source, "find_cut", lambda text, start: searched.append(len(text)) or find_cut(text, start))
+    monkeypatch.setattr(units, "find_cut", lambda text, start: searched.append(len(text)) or find_cut(text, start))
     path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in (NOVEL, "", "a", NOVEL)))
     assert list(read(parse(tmp_path, "--input", path)).values()) == [NOVEL, "a", NOVEL]
-    assert max(searched) <= source.LONGEST_PIECE and sum(searched) < 6 * 2 * len(NOVEL)
+    assert max(searched) <= units.LONGEST_PIECE and sum(searched) < 6 * 2 * len(NOVEL)
 
 
 def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
@@ -398,13 +387,13 @@ def test_a_position_in_the_last_word_of_a_piece_moves_to_its_end():
 
 
 def test_a_position_in_a_text_without_a_place_to_cut_stays(monkeypatch):
-    monkeypatch.setattr(source, "LONGEST_PIECE", 10)
+    monkeypatch.setattr(units, "LONGEST_PIECE", 10)
     pieces = [Piece("a", "字" * 10, False, None), Piece("a", "字" * 3, True, None)]
     assert "".join(piece.text for piece in cut_at(pieces, 8, True) if piece.split == "train") == "字" * 8
 
 
 def test_pieces_say_where_a_document_begins_in_each_split(tmp_path, small_parts, monkeypatch):
-    monkeypatch.setattr(source, "PIECE", 50)
+    monkeypatch.setattr(units, "PIECE", 50)
     path = write(tmp_path / "a.txt", NOVEL)
     pieces = [piece for unit in made(parse(tmp_path, "--input", path))[1] for piece in unit.pieces()]
     assert len(pieces) > 5 and [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -500,13 +489,13 @@ def test_a_test_split_by_position_is_the_end_and_leaves_train_as_a_larger_val_fr
     paths = [write(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     args = parse(tmp_path, "--input", *paths, f"--val_fraction={val_fraction}", f"--test_fraction={test_fraction}")
     reading = reading_of(args)
-    units = by_position(args, find_parts(args, reading), reading)
-    found, whole = documents(units), "".join(texts)
+    cut = by_position(args, find_parts(args, reading), reading)
+    found, whole = documents(cut), "".join(texts)
     first, second = (int(len(whole) * share) for share in (1 - (val_fraction + test_fraction), 1 - test_fraction))
     for split, text in (("train", whole[:first]), ("val", whole[first:second]), ("test", whole[second:])):
         assert "".join(text for (_, of), text in found.items() if of == split) == text
     for split in ("train", "val", "test"):  # each ends and begins where another does
-        side = [piece for unit in units for piece in unit.pieces() if piece.split == split]
+        side = [piece for unit in cut for piece in unit.pieces() if piece.split == split]
         assert not side or side[-1].ends
 
 

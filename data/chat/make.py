@@ -34,8 +34,8 @@ import numpy as np
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
 from data.fim import find_markers
+from data.options import Parser, closed_fraction, nonnegative, positive
 from data.questions import MOST_WORDS, QUESTIONS, by_ending, common_words, count_words, exchange_words
-from data.source import Parser, closed_fraction, nonnegative, positive
 
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
 

@@ -34,7 +34,7 @@ from configurator import answer_early, exit_on_error
 from data.conversations import chat_template, chat_tokenizer, pieces_of_conversation, read_conversations
 from data.dataset import SPLITS, TARGET, TEST, DatasetWriter, dataset_option, display_path
 from data.extended import ExtendedTokenizer
-from data.source import TEST_HELP, Parser, check_held_out, open_fraction, test_share
+from data.options import TEST_HELP, Parser, check_held_out, open_fraction, test_share
 
 SHOWN_REASONS = 12
 

@@ -17,7 +17,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import config_for, prepare_dataset
 from data.download import HONGLOUMENG, github_urls
-from data.source import by_position, download_inputs, find_parts, prepare_parser, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import download_inputs, find_parts
+from data.units import by_position
 
 SHA256 = {
     "三国演义.txt": "b434d3c6eb307a3f91f7fc770728a650829f4eb2cdbe21e3064f883c18fb4026",

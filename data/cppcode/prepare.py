@@ -23,7 +23,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import config_for, prepare_dataset
-from data.source import find_parts, make_units, prepare_parser, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import find_parts
+from data.units import make_units
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".zip", ".tar")
 

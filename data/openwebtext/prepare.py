@@ -21,7 +21,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import prepare_dataset
 from data.download import hub_urls
-from data.source import download_inputs, find_parts, make_units, number, prepare_parser, reading_of
+from data.options import number, prepare_parser, reading_of
+from data.source import download_inputs, find_parts
+from data.units import make_units
 
 SHARDS = 80
 shards = number(int, lambda n: 1 <= n <= SHARDS, f"a whole number from 1 to {SHARDS}")

@@ -23,7 +23,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import config_for, prepare_dataset
 from data.formats import Part, hash_part
-from data.source import find_parts, make_units, prepare_parser, read_errors, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import find_parts, read_errors
+from data.units import make_units
 
 # What a library contains besides exemplary Python: tests (60 % of the standard library; repetitive, or broken on
 # purpose), and generated tables and help texts

@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import config_for, prepare_text
 from data.download import TINY_SHAKESPEARE
-from data.source import prepare_parser
+from data.options import prepare_parser
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
 from data.build import config_for, prepare_dataset
-from data.source import by_position, find_parts, is_one_text, make_units, prepare_parser, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import find_parts
+from data.units import by_position, is_one_text, make_units
 
 
 def main(argv: list[str]) -> None:

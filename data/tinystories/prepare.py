@@ -20,7 +20,9 @@ sys.path.insert(0, str(HERE.parents[1]))
 from configurator import exit_on_error
 from data.build import prepare_dataset
 from data.download import hub_urls
-from data.source import download_inputs, find_parts, make_units, number, prepare_parser, reading_of
+from data.options import number, prepare_parser, reading_of
+from data.source import download_inputs, find_parts
+from data.units import make_units
 
 STORIES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 share = number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")

@@ -20,7 +20,9 @@ from configurator import exit_on_error
 from data.build import prepare_dataset
 from data.download import hub_urls
 from data.formats import TEXT_SUFFIXES
-from data.source import download_inputs, find_parts, make_units, prepare_parser, reading_of
+from data.options import prepare_parser, reading_of
+from data.source import download_inputs, find_parts
+from data.units import make_units
 
 TRAIN_FILES = {"2": 1, "103": 2}
 
