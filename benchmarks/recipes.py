@@ -11,7 +11,8 @@ import torch
 
 from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT, as_options, model_of, run_script, run_train, settings_of
-from data.dataset import Dataset, eval_windows, open_dataset
+from data.dataset import Dataset, open_dataset
+from data.windows import eval_windows
 from system.device import pick_device
 
 PLAIN = {  # nanoGPT's recipe; shape and batch are the config's

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.conversations import check_messages, messages_in, pieces_of_conversation, rows_of
-from data.dataset import TARGET, conversation_edges, display_path
+from data.dataset import TARGET, display_path
+from data.windows import conversation_edges
 from evaluation.figures import exp
 from evaluation.tasks import standard_error
 from evaluation.text import Text, open_matching_dataset

@@ -10,7 +10,8 @@ from test_train import SMALL, write_dataset
 
 import train
 from configurator import configure
-from data.dataset import batch, open_dataset
+from data.dataset import open_dataset
+from data.windows import batch
 from system.distributed import Ranks
 from training.batches import Batches
 

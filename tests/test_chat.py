@@ -31,16 +31,9 @@ from checkpoints.build import add_rows, build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
-from data.dataset import (
-    DatasetWriter,
-    batch,
-    conversation_edges,
-    eval_batch,
-    eval_windows,
-    open_dataset,
-    windows_per_epoch,
-)
+from data.dataset import DatasetWriter, open_dataset
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
+from data.windows import batch, conversation_edges, eval_batch, eval_windows, windows_per_epoch
 from inference.chat import Chat, answer_all, chat_tokenizer_of
 from inference.repetition import Repetition
 from inference.sampling import Sampling

@@ -20,18 +20,9 @@ from hypothesis import strategies as st
 
 from data import dataset as module
 from data import matching
-from data.dataset import (
-    DatasetWriter,
-    batch,
-    eval_batch,
-    eval_windows,
-    line_windows,
-    mix,
-    open_dataset,
-    permute,
-    windows_per_epoch,
-)
+from data.dataset import DatasetWriter, open_dataset
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from data.windows import FAR, batch, eval_batch, eval_windows, line_windows, mix, permute, windows_per_epoch
 
 
 class Ids:
@@ -552,7 +543,8 @@ RESIDENT = """
 import resource, sys
 sys.path.insert(0, {root!r})
 import numpy as np
-from data.dataset import batch, eval_batch, eval_windows, open_dataset
+from data.dataset import open_dataset
+from data.windows import batch, eval_batch, eval_windows
 dataset = open_dataset(sys.argv[1])
 for sampling, n in (("contiguous", 50), ("line", 10)):  # without newlines, each line is searched for as far as allowed
     for i in range(n):
@@ -655,8 +647,8 @@ def test_lines_of_text_without_newlines_or_without_tokenizer_are_refused(tmp_pat
 
 
 def test_an_endless_line_is_started_where_it_is_met(tmp_path):
-    dataset = code(tmp_path, ["a\n" + "b" * (2 * module.FAR) + "\n" + "c"])
-    _, y = line_windows(dataset, "train", np.array([3, 2 * module.FAR - 100]), 4)
+    dataset = code(tmp_path, ["a\n" + "b" * (2 * FAR) + "\n" + "c"])
+    _, y = line_windows(dataset, "train", np.array([3, 2 * FAR - 100]), 4)
     assert y.tolist() == [list(b"bbbb"), [*b"c", 255, -1, -1]]
 
 

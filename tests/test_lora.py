@@ -15,7 +15,8 @@ import sample
 import train
 from checkpoints.build import add_rows, build_model
 from checkpoints.load import load_checkpoint
-from data.dataset import batch, open_dataset
+from data.dataset import open_dataset
+from data.windows import batch
 from model import GPT
 from training.lora import add_lora, merged_weights
 

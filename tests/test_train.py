@@ -20,8 +20,9 @@ import train
 import training.evaluate
 from checkpoints.build import build_model
 from configurator import configure
-from data.dataset import DatasetWriter, batch, eval_batch, eval_windows, open_dataset
+from data.dataset import DatasetWriter, open_dataset
 from data.tokenizer import CharTokenizer
+from data.windows import batch, eval_batch, eval_windows
 from model import GPT
 from system.distributed import Ranks
 from training.check import validate

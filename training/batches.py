@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from data.dataset import batch
+from data.windows import batch
 from system.device import make_current
 from training.run import Run
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.dataset import eval_batch, eval_windows
+from data.windows import eval_batch, eval_windows
 from training.batches import ready_to_send, to_device, without_padding
 from training.run import Run
 

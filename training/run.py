@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from data.dataset import Dataset, windows_per_epoch
+from data.dataset import Dataset
+from data.windows import windows_per_epoch
 from model import GPT
 from system.device import pick_compile
 from system.distributed import Ranks

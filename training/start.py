@@ -20,8 +20,9 @@ from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
 from checkpoints.publish import saved_checkpoints
 from checkpoints.sharded import load_shards
-from data.dataset import Dataset, open_dataset, windows_per_epoch
+from data.dataset import Dataset, open_dataset
 from data.matching import has_ids_of, ids_before_added, model_vocab_size, only_counts_ids
+from data.windows import windows_per_epoch
 from model import GPT, GPTConfig
 from system.device import pick_dtype
 from system.distributed import Ranks
