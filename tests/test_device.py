@@ -12,6 +12,7 @@ from checkpoints.saver import Saver
 from system import cpu
 from system import device as module
 from system.device import peak_flops_of, pick_compile, pick_device, pick_dtype
+from training.start import dtype_to_train_in
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,13 @@ def test_a_cpu_takes_bfloat16_only_where_it_is_native(monkeypatch, native):
 def test_short_names_of_number_formats_mean_the_long_ones():
     for short, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         assert pick_dtype(short, CPU) == pick_dtype(str(dtype).removeprefix("torch."), CPU) == dtype
+
+
+def test_float16_on_a_mac_is_for_writing_not_for_training():
+    mps = torch.device("mps")
+    assert pick_dtype("fp16", mps) == torch.float16
+    with pytest.raises(ValueError, match="dtype=float16.*mps"):
+        dtype_to_train_in("fp16", mps)
 
 
 def test_compile_is_off_on_a_cpu_unless_asked_for_and_noted_where_it_cannot_work(monkeypatch, capsys):

@@ -40,9 +40,7 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     before the checkpoints and metrics of an earlier run are touched."""
     run_id = secrets.token_hex(8)
     state, newest, locked = find_state(config, explicit, ranks, device, run_id, held)
-    resumed, dtype = newest is not None, pick_dtype(config.dtype, device)
-    if dtype == torch.float16 and device.type == "mps":
-        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
+    resumed, dtype = newest is not None, dtype_to_train_in(config.dtype, device)
     needs_no_data = state is None and config.print_params and config.vocab_size is not None
     dataset = None if needs_no_data else ranks.on_all(lambda: open_dataset(config.dataset, config.vocab_size, resumed))
     if state is not None and not resumed:
@@ -85,6 +83,13 @@ def start(config, explicit: set[str], ranks: Ranks, device: torch.device, held: 
     progress["fingerprint"] = dataset.fingerprint()
     choose_threads(run)
     return run
+
+
+def dtype_to_train_in(name: str, device: torch.device) -> torch.dtype:
+    dtype = pick_dtype(name, device)
+    if dtype == torch.float16 and device.type == "mps":
+        raise ValueError("dtype=float16 needs gradient scaling, which is not supported on mps: use float32 or bfloat16")
+    return dtype
 
 
 def with_rows_for(dataset: Dataset, state: dict) -> dict:
