@@ -25,6 +25,7 @@ from data.tokenizer import CharTokenizer
 from data.windows import batch, eval_batch, eval_windows
 from model import GPT
 from system.distributed import Ranks
+from training.adamw import AdamW
 from training.check import validate
 from training.metrics import read_metrics
 from training.optim import make_optimizer
@@ -274,11 +275,15 @@ def test_compiling_takes_no_time_of_the_run(dataset, tmp_path, monkeypatch):
         now[0] += 1000
         return graph.forward
 
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: plain(model, backend=slow, **options))
-    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train.time, "perf_counter", clock)
     run(dataset, tmp_path, "--compile=True", "--max_iters=3", "--max_minutes=1")
-    assert now[0] == 2000 and all(r["seconds"] < 60 for r in read_metrics(tmp_path / "metrics.jsonl"))
+    assert now[0] > 2000 and all(r["seconds"] < 60 for r in read_metrics(tmp_path / "metrics.jsonl"))
     torch._dynamo.reset()
 
 
@@ -412,7 +417,7 @@ def test_a_step_is_saved_before_it_is_changed(dataset, tmp_path, monkeypatch):
 
     note(Outputs, "save")
     note(Outputs, "before_update")
-    note(torch.optim.AdamW, "step")
+    note(AdamW, "step")
     run(dataset, tmp_path, "--max_iters=4", "--save_interval=1")
     assert order.count("save") > 3
     assert all(order[i + 1 : i + 3] == ["before_update", "step"] for i, name in enumerate(order[:-1]) if name == "save")
@@ -423,7 +428,8 @@ def test_dropout_differs_from_step_to_step_and_from_rank_to_rank(dataset, tmp_pa
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plain(seed))
     for rank in (0, 1):
         monkeypatch.setattr(Ranks, "rank", property(lambda _, rank=rank: rank, lambda *_: None), raising=False)
-        run(dataset, tmp_path / str(rank), "--max_iters=4", "--dropout=0.1")
+        options = [f"--dataset={dataset}", f"--out_dir={tmp_path / str(rank)}", "--max_iters=4", "--dropout=0.1"]
+        assert train.main([*SMALL, *options]) == 0
     assert len(seeds) == len(set(seeds)) == 8
 
 
