@@ -7,10 +7,10 @@
     python complete.py --out_dir=out-pycode --jsonl                  {"prompt": "..."} -> {"completion": "..."}
 
 In the editor, Tab accepts the suggestion, Ctrl-Right or Alt-F one word of it, and Backspace dismisses it. Enter starts
-a line with the indentation the model predicts, else that of the previous line. Ctrl-Z undoes. Esc or Ctrl-D leaves, and
-the text is saved to --file or printed. Ctrl-C leaves without changing the file: the text goes to FILE.unsaved (or the
-next free name, FILE.unsaved.1), as it does if the terminal is closed or another program has changed the file. Without
---file, a closed terminal leaves it in text.unsaved.
+a line with the indentation the model predicts, else that of the previous line. Ctrl-Z undoes, Ctrl-Y redoes. Esc or
+Ctrl-D leaves, and the text is saved to --file or printed. Ctrl-C leaves without changing the file: the text is kept in
+FILE.unsaved (or the next free name, FILE.unsaved.1). The same happens if the terminal is closed or another program has
+changed the file. Without --file, a closed terminal leaves the text in text.unsaved.
 
 A model trained on a dataset with --fim_rate also reads what follows the cursor.
 
@@ -74,6 +74,7 @@ import torch
 
 from completion.completer import Completer, apart, load_completer, whole_suggestion
 from completion.textfile import TextFile
+from data.encodings import not_utf8
 
 
 def main(argv: list[str]) -> int:
@@ -82,6 +83,9 @@ def main(argv: list[str]) -> int:
     is_editor = config.prompt is None and not config.stdin and not config.jsonl
     if is_editor:
         check_terminal(config)
+        from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
+
+        find_lexer(config.language, config.file, "")  # a mistake is found before the model is loaded
     model, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
     model = (*model, config.dtype, config.quantize, config.block_size)
     completer, dataset = apart(load_completer, *model, "" if name == "." else name)
@@ -89,8 +93,6 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(config.threads)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}
     if is_editor:
-        from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
-
         path = Path(config.file) if config.file is not None else None
         return edit(completer, path, find_lexer(config.language, config.file, dataset), **options)
     if config.jsonl:
@@ -100,9 +102,9 @@ def main(argv: list[str]) -> int:
     before = config.prompt
     if before is None:
         try:
-            before = sys.stdin.buffer.read().decode("utf-8")
+            before = sys.stdin.buffer.read().decode("utf-8-sig")  # Windows puts a mark before a text
         except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8 text: {error}") from error
+            raise ValueError(not_utf8("standard input", error)) from error
     print(whole_suggestion(completer, before, config.suffix, **options).text)
     return 0
 

@@ -46,7 +46,7 @@ class SampleConfig:
     special: Literal["auto", "text", "encode"] = (
         "auto"  # special tokens in a prompt: text, or ids; auto = as in training
     )
-    stop: str = ""  # end a sample before this string; for several, a JSON list: '["\n\n", "def "]'
+    stop: str = ""  # end a sample before this string; for several, or a new line, a JSON list: '["\n\n", "def "]'
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
     chat: bool = False  # talk to a model that was trained on conversations
@@ -81,6 +81,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoints.build import build_model
+from data.encodings import not_utf8
 from data.fim import text_ids
 from inference.chat import (
     NO_REPEAT_NGRAM,
@@ -319,7 +320,9 @@ def sampling_of(config: SampleConfig) -> Sampling:
 
 def validate(config: SampleConfig) -> None:
     sampling_of(config).validate()
-    read_stops(config.stop)
+    if read_stops(config.stop) == [config.stop] and (config.stop[0] == "[" or "\\n" in config.stop):
+        how = """write several, or a new line, as '["\\n", "def "]'"""
+        print(f"note: --stop={config.stop} is one string, as it is no JSON list: {how}", file=sys.stderr)
     for key, low in {"num_samples": 1, "max_new_tokens": 0, "best_of": 1, "batch_size": 1}.items():
         if getattr(config, key) < low:
             raise ValueError(f"{key}={getattr(config, key)} must be at least {low}")
@@ -377,15 +380,17 @@ def read_start(start: str) -> str:
         try:
             return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n")  # as open() reads a file
         except UnicodeDecodeError as error:
-            raise ValueError(f"--start=-: standard input is not UTF-8 text: {error}") from error
+            raise ValueError(not_utf8("--start=-: standard input", error)) from error
     return read_file("--start=FILE:", start.removeprefix("FILE:")) if start.startswith("FILE:") else start
 
 
 def read_file(option: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")  # Windows puts a mark before the text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option}{path} cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(f"{option}{path}", error)) from error
+    except OSError as error:
+        raise ValueError(f"{option}{path} cannot be read: {error.strerror}; expected a text file") from error
 
 
 if __name__ == "__main__":

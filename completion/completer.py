@@ -11,8 +11,8 @@ import torch
 
 from checkpoints.build import build_model
 from completion import MAX_BYTES
-from completion.infill import MAX_CHARS_PER_TOKEN, SUFFIX_SHARE, first_ids, has_learned
-from data.fim import arrange, find_markers, name_ids
+from completion.infill import SUFFIX_SHARE, first_ids, has_learned, short_name_ids
+from data.fim import arrange, find_markers
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, first_id_of, make_ready, open_trained
@@ -207,13 +207,9 @@ class Completer:
         front = [] if self.bos is None else [self.bos]
         if not self.infill or not after.strip():
             return front
-        front += [*self.tokenizer.begin, *self.name_ids()]
+        front += [*self.tokenizer.begin, *short_name_ids(self.tokenizer, self.name, self.room)]
         suffix = first_ids(self.tokenizer, after, self.room // SUFFIX_SHARE)
         return front + arrange(find_markers(self.tokenizer), [], suffix, spm=True)
-
-    def name_ids(self) -> list[int]:
-        found = name_ids(self.tokenizer, self.name)
-        return found if len(found) <= self.room // SUFFIX_SHARE else []
 
     def encode(self, before: str, start: int) -> list[int]:
         """Ids of before[start:], at the text's start after those that begin a document. Of a long text only
@@ -221,8 +217,8 @@ class Completer:
         front, eot = [], self.tokenizer.eot
         if start == 0 and len(self.front) <= 1:  # no text after the cursor
             begin = list(self.tokenizer.begin) or ([] if eot is None else [eot])
-            front = (begin if self.bos is None else []) + self.name_ids()
-        begin = max(start, len(before) - MAX_CHARS_PER_TOKEN * self.room)
+            front = (begin if self.bos is None else []) + short_name_ids(self.tokenizer, self.name, self.room)
+        begin = max(start, len(before) - self.tokenizer.max_chars_per_token * (self.room + 1))
         return front + self.tokenizer.encode(before[begin:], inside=begin > 0 or len(self.front) > 1).tolist()
 
     def line_start(self, before: str, room: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, has_selection
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import BufferControl, FormattedTextControl, HSplit, Layout, NumberedMargin, Window
 from prompt_toolkit.layout.processors import Processor, TabsProcessor, Transformation
@@ -18,6 +18,7 @@ from prompt_toolkit.layout.utils import explode_text_fragments
 from prompt_toolkit.lexers import Lexer, PygmentsLexer, RegexSync
 from prompt_toolkit.output import create_output
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 from pygments.lexers import find_lexer_class_by_name, find_lexer_class_for_filename
 from pygments.util import ClassNotFound
 
@@ -27,6 +28,9 @@ from system.device import make_current
 
 MAX_LEXED_WHOLE = 1000  # lines; a longer text is highlighted in blocks
 LEXED_BLOCK = 200  # lines
+STEP_ENDS = " ,.;:!?，。；：！？、"  # after one of these, typing begins a new step of undo
+MAX_UNDO = 1 << 26  # characters of all texts that undo keeps
+CLOSING = re.compile(r"[\s)\]}'\",;:.!?’”）】》」』，。；：！？、…]*")  # what a suggestion may be shown before
 
 
 class Worker:
@@ -66,15 +70,16 @@ class Editor:
     deletions and movements do not. After run(), which returns the exit status, `text` is the edited text. lexer: a
     Pygments class. Options as in Completer.suggest. Other threads may only call `found`."""
 
-    HELP = "Tab accept  Ctrl-Right word  Backspace dismiss  Esc leave"
+    HELP = "Tab accept  Ctrl-Z undo  Esc leave and save  Ctrl-C don't save"
 
     def __init__(self, completer: Completer, text: str, lexer: type, input=None, output=None, **options):
-        self.ghost, self.ghost_at = "", None  # the suggestion, and the text before the cursor it was made for
+        self.ghost, self.ghost_at = "", None  # the suggestion, and the texts around the cursor it was made for
         self.indent, self.state = None, ""  # the model's indentation for the next line; the status line's first word
         self.status = 0  # 128 + the number of a signal received
         self.worker, self.infill = Worker(completer, self.found, **options), completer.infill
         self.buffer = Buffer(document=Document(text), multiline=True)
         self.buffer.on_text_changed += lambda _: self.follow()
+        self.buffer.on_text_changed += lambda _: self.forget()
         self.buffer.on_cursor_position_changed += lambda _: self.follow()
         self.buffer.on_text_insert += lambda _: self.ask()
         processors = [Ghost(self), TabsProcessor(char1=" ", char2=" ")]
@@ -84,11 +89,16 @@ class Editor:
         keys, style = key_bindings(self), Style([("ghost", "#808080")])
         output = output or create_output(always_prefer_tty=True)
         self.app = Application(layout, style, key_bindings=keys, full_screen=True, input=input, output=output)
-        self.app.timeoutlen, self.app.ttimeoutlen = 0.3, 0.05  # seconds until Esc counts as a key of its own
+        self.app.timeoutlen, self.app.ttimeoutlen = 0.3, 0.1  # seconds until Esc counts as a key of its own
 
     @property
     def before(self) -> str:
         return self.buffer.document.text_before_cursor
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """The texts before and after the cursor."""
+        return self.before, self.buffer.document.text_after_cursor
 
     @property
     def text(self) -> str:
@@ -117,18 +127,22 @@ class Editor:
         if not self.app.is_done:
             self.app.exit(result=status)
 
+    def forget(self) -> None:
+        """Drops the oldest steps of undo: each is a whole text."""
+        del self.buffer._undo_stack[: -max(1, MAX_UNDO // (1 + len(self.text)))]
+
     def ask(self) -> None:
-        self.ghost_at, self.indent, self.state = self.before, None, "..."
-        self.worker.ask(self.before, self.buffer.document.text_after_cursor)
+        self.ghost_at, self.indent, self.state = self.around, None, "..."
+        self.worker.ask(*self.around)
 
     def follow(self) -> None:
         """After a change: typing the ghost text shortens it, anything else removes it."""
-        before, at = self.before, self.ghost_at
-        if at is None or before == at:
+        now, at = self.around, self.ghost_at
+        if at in (None, now):
             return
-        typed = before[len(at) :] if before.startswith(at) else None
+        typed = now[0][len(at[0]) :] if now[0].startswith(at[0]) and now[1] == at[1] else ""
         if typed and self.ghost.startswith(typed):
-            self.ghost, self.ghost_at = self.ghost[len(typed) :], before
+            self.ghost, self.ghost_at = self.ghost[len(typed) :], now
         else:
             self.dismiss()
 
@@ -143,14 +157,14 @@ class Editor:
                 loop.call_soon_threadsafe(self.show, before, found)
 
     def show(self, before: str, found: Suggestion | Exception) -> None:
-        if before != self.ghost_at:
+        if self.ghost_at is None or before != self.ghost_at[0]:
             return
         if isinstance(found, Exception):
             self.ghost, self.state = "", "no suggestion: " + " ".join(str(found).split()) + "  "
         else:
             document = self.buffer.document
             text = without_overlap(found.text, document.text_after_cursor)
-            fits = self.infill or re.fullmatch(r"[\s)\]}'\",;:]*", document.current_line_after_cursor)
+            fits = self.infill or CLOSING.fullmatch(document.current_line_after_cursor)
             if not text.strip() or not fits:
                 text = ""
             if found.done or not self.ghost.startswith(text):  # a partial suggestion never shortens the ghost
@@ -173,7 +187,7 @@ class Editor:
 
     def tab(self) -> None:
         line = self.buffer.document.current_line_before_cursor
-        self.buffer.insert_text("\t" if line.startswith("\t") else " " * (4 - len(line) % 4))
+        self.buffer.insert_text("\t" if line.startswith("\t") else " " * (4 - get_cwidth(line) % 4))
 
 
 class Ghost(Processor):
@@ -223,6 +237,13 @@ def key_bindings(editor: Editor):
     def bind(names: str, action: Callable[[], None], **options) -> None:
         keys.add(*names.split(), **options)(lambda event: action())
 
+    def begins_step(event) -> bool:
+        return not event.is_repeat or editor.before[-1:] in STEP_ENDS
+
+    @keys.add("<any>", filter=~has_selection, save_before=begins_step)  # the default has a step for each character
+    def insert(event) -> None:
+        editor.buffer.insert_text(event.data * event.arg)
+
     bind("tab", lambda: editor.buffer.insert_text(editor.ghost), filter=has_ghost)
     for names in ("c-right", "escape f"):
         bind(names, lambda: editor.buffer.insert_text(first_word.match(editor.ghost)[0]), filter=has_ghost)
@@ -230,7 +251,10 @@ def key_bindings(editor: Editor):
     bind("tab", editor.tab, filter=~has_ghost)
     bind("enter", editor.enter)
     bind("c-z", editor.buffer.undo, save_before=lambda event: False)
-    for names in ("escape", "c-d"):
+    bind("c-y", editor.buffer.redo, save_before=lambda event: False)
+    for names in ("c-o", "escape #", "escape <any>"):  # the first two would empty the text, as that of a command line
+        bind(names, lambda: None)  # without the third, Alt with a key that has no meaning would leave
+    for names in ("escape", "escape escape", "c-d"):
         bind(names, lambda: editor.leave(0))
     bind("c-c", lambda: editor.leave(130))
     return keys
@@ -254,7 +278,8 @@ def find_lexer(language: str, file: str | None, dataset: str) -> type:
     """The Pygments lexer of that name; 'auto': by the file's name, else the dataset's."""
     if language == "auto":
         by_name = find_lexer_class_for_filename(file) if file else None
-        return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python")
+        is_python = "py" in dataset or "quickstart" in dataset
+        return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python" if is_python else "text")
     try:
         return find_lexer_class_by_name(language)
     except ClassNotFound:

@@ -8,7 +8,6 @@ The ids that follow, up to one of tokenizer.ends or any special token, are the m
 from data.fim import FILE_SEP, arrange, find_markers, name_ids
 from data.tokenizer import Tokenizer
 
-MAX_CHARS_PER_TOKEN = 32  # on average over a text
 SUFFIX_SHARE = 4  # the suffix gets at most a quarter of the room that the prefix needs too
 
 
@@ -34,9 +33,7 @@ def infill_prompt(
     markers = find_markers(tokenizer)
     if markers is None:
         return None
-    front = [*tokenizer.begin, *name_ids(tokenizer, name)]
-    if len(front) > room // SUFFIX_SHARE:  # a long name would leave no room for the text
-        front = list(tokenizer.begin)
+    front = [*tokenizer.begin, *short_name_ids(tokenizer, name, room)]
     left = room - len(front) - len(markers)
     if left < SUFFIX_SHARE:
         raise ValueError(f"room for {room} tokens is too little for a text with a gap: expected at least 8")
@@ -47,9 +44,15 @@ def infill_prompt(
     return front + arrange(markers, before, after, spm)
 
 
+def short_name_ids(tokenizer: Tokenizer, name: str, room: int) -> list[int]:
+    """Ids that name a file; none if they would leave little of the room for its text."""
+    ids = name_ids(tokenizer, name)
+    return ids if len(ids) <= room // SUFFIX_SHARE else []
+
+
 def last_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
     """Ids of the last lines of a text that fit, or the last `room` ids if whole lines waste half of them."""
-    end = text[max(0, len(text) - MAX_CHARS_PER_TOKEN * room) :]
+    end = text[max(0, len(text) - tokenizer.max_chars_per_token * (room + 1)) :]
     ids = tokenizer.encode(end, inside=True).tolist()
     if len(ids) <= room:
         return ids
@@ -65,7 +68,7 @@ def last_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
 
 def first_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
     """Ids of the first lines of a text that fit, or the first `room` ids if whole lines waste half of them."""
-    start = text[: MAX_CHARS_PER_TOKEN * room]
+    start = text[: tokenizer.max_chars_per_token * (room + 1)]
     ids = tokenizer.encode(start, inside=True).tolist()
     if len(ids) <= room:
         return ids

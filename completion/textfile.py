@@ -1,6 +1,7 @@
 """Reading and saving the user's text safely, whatever signals, full disks and other programs do."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -10,16 +11,20 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from data.encodings import not_utf8
+from system.files import replace, sync
+
 
 class TextFile:
     """A file being edited or, with path None, a new text that is printed at the end. text: its content when opened,
-    with LF line ends. Raises ValueError if it cannot be edited (see read_source)."""
+    with LF line ends and without a byte-order mark. Raises ValueError if it cannot be edited (see read_source)."""
 
     def __init__(self, path: Path | None):
         self.path = path and path.resolve()
         self.content = read_source(path) if path else None
         source = (self.content or b"").decode("utf-8")
-        self.text = source.replace("\r\n", "\n")
+        self.mark = "\ufeff" if source.startswith("\ufeff") else ""  # Windows puts it before the text
+        self.text = source.removeprefix(self.mark).replace("\r\n", "\n")
         self.newline, self.note = common_line_end(source)
         self.terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
@@ -29,7 +34,7 @@ class TextFile:
         closed = [stream for stream in self.terminals if not stream.isatty()]
         for stream in closed:  # writing to it would fail, at the latest at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        content = text.replace("\n", self.newline).encode("utf-8", "surrogateescape")  # bytes as they were typed
+        content = to_bytes(self.mark + text.replace("\n", self.newline))
         path = self.path
         if path is None and sys.stdout in closed and content:
             rescue(Path.cwd() / "text", content)
@@ -83,21 +88,31 @@ def read_source(path: Path) -> bytes | None:
     except OSError as error:
         raise ValueError(f"--file={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        example = f"iconv -f GBK -t UTF-8 {path} > new.txt"
-        raise ValueError(f"--file={path} is not UTF-8 text ({error}): convert it first, as in `{example}`") from error
+        raise ValueError(not_utf8(f"--file={path}", error)) from error
     return content
 
 
+def to_bytes(text: str) -> bytes:
+    """In UTF-8; bytes that were none as they were typed. Halves of a character that Windows sent one by one are joined,
+    and a half alone becomes U+FFFD."""
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", joined).encode("utf-8", "surrogateescape")
+
+
 def write_source(path: Path, content: bytes) -> None:
-    """Replaces the file in one step, so that a full disk leaves the old content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = open(temporary, "xb")  # an existing file of that name is someone else's
+    """Replaces the file in one step, so that a full disk or a power failure leaves the old content. Nobody who may not
+    read the file can read the new one at any time."""
+    temporary, exists = path.with_name(f".{path.name}.{os.getpid()}.tmp"), path.exists()
+    mode = path.stat().st_mode & 0o777 if exists else 0o666
+    file = open(temporary, "xb", opener=lambda *args: os.open(*args, mode))  # one of that name is someone else's
     try:
         with file:
             file.write(content)
-        if path.exists():
+            file.flush()
+            sync(file)
+        if exists:  # the bits that the umask took away
             shutil.copymode(path, temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

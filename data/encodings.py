@@ -72,6 +72,15 @@ def detect_encoding(head: bytes, name: str, whole: bool = True) -> str:
     return best
 
 
+def not_utf8(name: str, error: UnicodeDecodeError) -> str:
+    """What to say of a text that must be UTF-8."""
+    if error.object.startswith(BINARY_MARKS):
+        return not_text(name)
+    found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+    how = "in Notepad by Save as, with Encoding UTF-8; elsewhere by iconv -f GBK -t UTF-8"
+    return f"{name} is not UTF-8 text ({found}): convert it first, {how}"
+
+
 def not_text(name: str) -> str:
     return f"{name} is an .epub, .docx, .pdf or another binary file, not text: save it as .txt first"
 

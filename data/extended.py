@@ -30,6 +30,7 @@ class ExtendedTokenizer(Tokenizer):
         self.base, self.added, self.vocab_size = base, list(added), base.vocab_size + len(added)
         self.special_tokens = base.special_tokens | {name: base.vocab_size + i for i, name in enumerate(added)}
         self.eot, self.begin, self.lossy, self.first_space = base.eot, base.begin, base.lossy, base.first_space
+        self.max_chars_per_token = base.max_chars_per_token
         self._own_ends = list(ends)
         self._ends = [*base.ends, *(self.special_tokens[name] for name in ends)]
         if not self.lossy:

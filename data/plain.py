@@ -27,6 +27,7 @@ class Tokenizer:
     special_tokens: dict[str, int]  # spelling -> id
     lossy: str | None = None
     begin: Sequence[int] = ()  # the ids that every text begins with, such as bos
+    max_chars_per_token = 32  # on average; a long text is cut before it is encoded
     first_space = False  # whether a space is put before every text
     space_after_special = False  # whether one is put before the text behind a special token
     _bytes: list[bytes]  # by id
@@ -84,6 +85,7 @@ class ByteTokenizer(Tokenizer):
     """Ids are the bytes of UTF-8. eot=255 makes 0xFF, which occurs in no UTF-8 text, the end-of-text id."""
 
     kind = "byte"
+    max_chars_per_token = 1
     vocab_size = 256
 
     def __init__(self, eot: int | None = None):
@@ -110,6 +112,7 @@ class CharTokenizer(Tokenizer):
     """One id per character: its position in `chars`. eot=True adds one more id, the last, for end of text."""
 
     kind = "char"
+    max_chars_per_token = 1
 
     def __init__(self, chars: str, eot: bool = False):
         codes = code_points(chars)

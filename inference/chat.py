@@ -204,7 +204,8 @@ def typed_lines() -> Iterator[str]:
 
 
 def reply(chat: Chat, messages: Messages, line: str, generator: torch.Generator) -> None:
-    """Prints the answer as it grows, and adds both turns to `messages`; nothing, if it cannot be asked."""
+    """Prints the answer as it grows, and adds both turns to `messages`; neither, if it cannot be asked or the
+    answer is empty."""
     asked, text = [*messages, {"role": "user", "content": line}], ""
     try:
         with suppress(KeyboardInterrupt):
@@ -214,7 +215,8 @@ def reply(chat: Chat, messages: Messages, line: str, generator: torch.Generator)
     except ValueError as error:  # too long, or a character the tokenizer lacks
         return print(f"error: {error}", file=sys.stderr)
     print(flush=True)
-    messages[:] = [*asked, {"role": "assistant", "content": text}]
+    if text.strip():  # an empty turn would teach the model to say nothing, and fits no file of conversations
+        messages[:] = [*asked, {"role": "assistant", "content": text}]
 
 
 def save_conversation(messages: Messages, name: str) -> None:

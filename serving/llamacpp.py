@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from completion.infill import MAX_CHARS_PER_TOKEN
 from data.tokenizer import EOT
 from inference.chat import room_for_prompt
 from inference.continuation import Beginning, encode_prompt
@@ -72,7 +71,8 @@ class LlamaCompletion(Reply):
         return self.shortened(beginning, room, served.tokenizer.begin)
 
     def end_of(self, text: str, served: Served) -> str:
-        most = MAX_CHARS_PER_TOKEN * served.block_size
+        spelled = served.tokenizer.special_tokens if served.special == "encode" else ()  # each of them is one token
+        most = served.block_size * max(served.tokenizer.max_chars_per_token, *map(len, spelled), 0)
         self.truncated |= len(text) > most
         return text[-most:]
 
@@ -187,9 +187,8 @@ class Infilling(LlamaCompletion):
         before = [fields.get(name, str, "") for name in ("input_prefix", "prompt")]
         suffix = fields.get("input_suffix", str, "").replace("\r\n", "\n")
         prefix = "".join([*(item.get("text", "") for item in extra), *before]).replace("\r\n", "\n")
-        most = MAX_CHARS_PER_TOKEN * served.block_size
         if served.infill and suffix.strip():
-            ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix[:most], room)
+            ids = served.infill(served.tokenizer, self.end_of(prefix, served), suffix, room)
             self.options["ends"] = served.ends_of_middle
             return Beginning.of_ids(ids)
         self.options["stops"] += ["\n"] if suffix.partition("\n")[0].strip() else ["\n\n"]

@@ -34,7 +34,7 @@ from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces
 from data.dataset import DatasetWriter, open_dataset
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
 from data.windows import batch, conversation_edges, eval_batch, eval_windows, windows_per_epoch
-from inference.chat import Chat, answer_all, chat_tokenizer_of
+from inference.chat import Chat, answer_all, chat_tokenizer_of, reply
 from inference.repetition import Repetition
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
@@ -467,6 +467,17 @@ def test_turns_with_a_kept_cache_are_those_of_whole_forward_passes(trained):
         assert (text, chat.finish == "end") == (tokenizer.decode(ids), ended)
         messages.append({"role": "assistant", "content": text})
     assert len(prompt) < len(encode_turns(messages[:-1], tokenizer)[0])
+
+
+@pytest.mark.parametrize("pieces, added", [([], 0), (["", "\n"], 0), (["So", " it"], 2)])
+def test_an_answer_interrupted_before_its_first_word_leaves_no_empty_turn(capsys, pieces, added):
+    def answer(asked, generator):
+        yield from pieces
+        raise KeyboardInterrupt
+
+    messages = turns("How?", "So.")
+    reply(SimpleNamespace(answer=answer), messages, "Why?", None)
+    assert messages == turns("How?", "So.", "Why?", "So it")[: 2 + added]
 
 
 def test_history_is_cut_at_whole_turns_and_the_system_turn_stays():

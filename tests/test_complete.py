@@ -1,5 +1,6 @@
 """complete.py: suggestions against a naive loop, the cache across edits, the editor on a screen."""
 
+import io
 import json
 import os
 import queue
@@ -461,6 +462,8 @@ def test_the_worker_answers_the_newest_request_and_abandons_the_one_in_progress(
     begun, released, answers = threading.Event(), threading.Event(), queue.Queue()
 
     class Slow:
+        device = torch.device("cpu")
+
         def suggest(self, before, cancelled, after):
             yield Suggestion(before + "1")
             begun.set()
@@ -541,6 +544,15 @@ def test_a_character_that_the_tokenizer_lacks_is_an_error_that_names_it():
     assert "completion" in request(completer, {"prompt": "ab"})
 
 
+def test_a_character_that_the_tokenizer_lacks_does_no_harm_outside_the_context():
+    completer = Completer(random_model(vocab_size=3), CharTokenizer("ab\n"))
+    before = "Q" + "ab" * completer.room
+    ids = completer.context(before)
+    assert ids and ids == completer.tokenizer.encode(before[-len(ids) :]).tolist()
+    assert "completion" in request(completer, {"prompt": before})
+    assert "'Q'" in request(completer, {"prompt": "ab" * 99 + "Q"})["error"]
+
+
 def test_jsonl_prompt_and_stdin_from_the_command_line(out_dir, capsys, monkeypatch):
     lines = b'{"prompt": "import numpy as", "id": "\xe6\xb1\x89"}\n\nnonsense\n{"prompt": "import pandas as", "id": 2}'
     command = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
@@ -587,11 +599,40 @@ def test_a_missing_package_is_named(monkeypatch):
         complete.main([])
 
 
+def complete_stdin(data: bytes, out_dir: Path, monkeypatch) -> list[str]:
+    """The texts for which complete.py --stdin asks for a suggestion."""
+    asked = []
+
+    def suggestion(completer, before, suffix, **options):
+        asked.append(before)
+        return Suggestion()
+
+    monkeypatch.setattr(complete, "whole_suggestion", suggestion)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
+    assert complete.main([f"--out_dir={out_dir}", "--device=cpu", "--stdin"]) == 0
+    return asked
+
+
+def test_standard_input_is_utf8_of_which_a_byte_order_mark_is_no_part(out_dir, monkeypatch):
+    assert complete_stdin("汉".encode("utf-8-sig"), out_dir, monkeypatch) == ["汉"]
+    with pytest.raises(ValueError, match=r"standard input is not UTF-8 text \(byte 0xba at offset 0\).*iconv -f GBK"):
+        complete_stdin("汉".encode("gbk"), out_dir, monkeypatch)
+
+
+def test_an_unknown_language_is_refused_before_the_model_is_loaded(monkeypatch):
+    for name in ("stdin", "stderr"):
+        monkeypatch.setattr(sys, name, type("Terminal", (), {"isatty": lambda self: True})())
+    with pytest.raises(ValueError, match="language=pyhton is unknown"):
+        complete.main(["--out_dir=nowhere", "--language=pyhton"])
+
+
 # ---- the editor ------------------------------------------------------------------------------------------
 
 
 class Scripted:
     """A completer with given suggestions for some texts before the cursor, or pairs of those and the texts after."""
+
+    device = torch.device("cpu")
 
     def __init__(self, suggestions: dict[str | tuple[str, str], Suggestion | Exception]):
         self.suggestions = suggestions
@@ -774,6 +815,73 @@ def edit_file(path: Path | None, keys: str | bytes, language: str = "auto") -> i
         return edit(Scripted({}), path, lexer, input=keyboard, output=DummyOutput())
 
 
+@pytest.mark.parametrize("keys", ["\x0f", "\x1b#", "\x1bx", "\x1b\r", "\x1b[1;3A"])
+def test_a_key_without_meaning_changes_nothing_and_the_editor_stays(tmp_path, keys):
+    """Ctrl-O, Alt-#, which would accept the text as a command line does; Alt-X, Alt-Enter, Alt-Up."""
+    assert edit_file(tmp_path / "x.py", f"a\r{keys}b\x04") == 0
+    assert (tmp_path / "x.py").read_bytes() == b"a\nb"
+
+
+def test_esc_pressed_twice_leaves(tmp_path):
+    assert edit_file(tmp_path / "x.py", "a\x1b\x1bb\x04") == 0
+    assert (tmp_path / "x.py").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize(
+    "keys, text",
+    [
+        ("\x1a", "one two，"),
+        ("\x1a\x1a", "one "),
+        ("\x1a\x1a\x1a", ""),
+        ("\x1a\x19", "one two，三四"),
+        ("\x1a\x1a\x1a\x19\x19", "one two，"),
+        ("\x1a\x1a!\x19", "one !"),
+    ],
+)
+def test_a_step_of_undo_is_a_word_and_ctrl_y_redoes_it(capsys, keys, text):
+    assert edit_file(None, f"one two，三四{keys}\x04") == 0
+    assert capsys.readouterr().out == text + "\n" * bool(text)
+
+
+def test_undo_keeps_as_many_steps_as_fit_a_limit(capsys, monkeypatch):
+    monkeypatch.setattr("completion.editor.MAX_UNDO", 40)
+    edit_file(None, "a b c d e f g h " + "\x1a" * 20 + "\x04")
+    assert capsys.readouterr().out == "a b c d e f \n"  # two steps, of at most 17 characters
+
+
+def test_a_suggestion_is_shown_before_closing_punctuation():
+    left = "\x1b[D"
+    text, _ = use_editor({"“好": sure("吧”")}, [("“”。" + left * 2 + "好", ("吧", "好")), ("\t", ("", "吧"))])
+    assert text == "“好吧”。"
+
+
+def test_deleting_what_follows_the_cursor_dismisses_the_ghost():
+    """It was made for that text, and cut where that text repeats it."""
+    delete, left = "\x1b[3~", "\x1b[D"
+    text, _ = use_editor({"f(": sure("x)")}, [("f)" + left + "(", ("x", "f(")), (delete + "\t", None)])
+    assert text == "f(  "  # as Tab does without a ghost
+
+
+def test_tab_counts_the_columns_of_wide_characters():
+    text, _ = use_editor({}, [("汉\tx", ("", "x"))])
+    assert text == "汉  x"
+
+
+@pytest.mark.parametrize(
+    "file, dataset, name",
+    [
+        (None, "hongloumeng", "Text only"),
+        (None, "pycode", "Python"),
+        (None, "quickstart", "Python"),
+        (None, "cppcode", "C++"),
+        ("x.cpp", "pycode", "C++"),
+        ("x", "hongloumeng", "Text only"),
+    ],
+)
+def test_a_text_is_highlighted_by_the_files_name_else_the_dataset(file, dataset, name):
+    assert find_lexer("auto", file, dataset).name == name
+
+
 def test_files_keep_their_line_ends_and_ctrl_c_leaves_them_alone(tmp_path, capsys):
     path = tmp_path / "x.cpp"
     assert edit_file(path, "int x;\rint 汉;\x04") == 0
@@ -840,6 +948,38 @@ def test_a_byte_that_is_not_utf8_is_saved_and_printed_as_it_was_typed(tmp_path, 
     capfdbinary.readouterr()
     assert edit_file(None, b"caf\xe9\x04") == 0
     assert capfdbinary.readouterr().out == b"caf\xe9\n"
+
+
+def test_a_byte_order_mark_is_kept_in_the_file_and_out_of_the_text(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("\ufeffa\r\nb".encode())
+    assert TextFile(path).text == "a\nb"
+    assert edit_file(path, "!\x04") == 0
+    assert path.read_bytes() == "\ufeffa\r\nb!".encode()
+
+
+def test_halves_of_characters_are_joined_or_replaced_and_never_lose_the_text(tmp_path):
+    TextFile(tmp_path / "x.txt").save_text("a\ud83d\ude00b\ud83dc\udce9", 0)
+    assert (tmp_path / "x.txt").read_bytes() == "a😀b\ufffdc".encode() + b"\xe9"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666, None])
+def test_a_text_is_on_the_disk_before_it_gets_its_name_and_never_open_to_more_people(tmp_path, monkeypatch, mode):
+    path, plain, synced = tmp_path / "x.txt", textfile.sync, []
+    (tmp_path / "new").touch()
+    path.write_bytes(b"old")
+    path.unlink() if mode is None else path.chmod(mode)
+    expected = (tmp_path / "new").stat().st_mode & 0o777 if mode is None else mode
+
+    def spy(file) -> None:
+        plain(file)
+        written = Path(file.name)
+        assert written.stat().st_mode & 0o777 & ~expected == 0
+        synced.append(written.read_bytes())
+
+    monkeypatch.setattr(textfile, "sync", spy)
+    textfile.write_source(path, b"new")
+    assert synced == [b"new"] and path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == expected
 
 
 @pytest.mark.parametrize("before, after", [(b"old\n", b"other\n"), (b"old\n", None), (None, b"other\n"), (None, b"")])

@@ -26,7 +26,7 @@ from data.build import prepare_text
 from data.dataset import open_dataset
 from data.fim import FILE_SEP, FIM_MARKERS, Fim, find_markers, rearranged, text_ids, with_markers
 from data.options import prepare_parser
-from data.tokenizer import BPETokenizer, ByteTokenizer, ExtendedTokenizer, JsonTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, ExtendedTokenizer, JsonTokenizer
 from evaluation.fim import Gap, choose_gaps, edit_similarity, fill, fill_gaps, texts_of
 from evaluation.text import Text
 from inference.ensemble import Ensemble
@@ -213,6 +213,11 @@ def test_a_prompt_has_whole_lines_around_the_gap_and_no_more_ids_than_there_is_r
         infill_prompt(tokenizer, prefix, suffix, 5)
     assert not last_ids(tokenizer, "x", 0) and not first_ids(tokenizer, "x", 0)
     assert len(last_ids(tokenizer, "x" * 999, 50)) == 50 == len(first_ids(tokenizer, "x" * 999, 50))
+
+
+def test_a_character_that_the_tokenizer_lacks_does_no_harm_where_there_is_no_room_for_it():
+    tokenizer, lines = CharTokenizer("ab\n"), "ab\n" * 50
+    assert last_ids(tokenizer, "Q" + lines, 40) == first_ids(tokenizer, lines + "Q", 40) == [0, 1, 2] * 13
 
 
 def test_a_short_side_leaves_its_room_to_the_other():

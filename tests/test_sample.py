@@ -180,6 +180,15 @@ def test_a_text_ends_before_a_stop_string_of_which_no_part_is_written(
     assert record["text"] == written and record["finish"] == finish
 
 
+@pytest.mark.parametrize(
+    "stop, is_noted",
+    [('["a", "b"', True), ("[a]", True), (r"\n\n", True), (r'["\n\n"]', False), ("。", False), ("", False)],
+)
+def test_a_stop_string_that_may_have_been_meant_as_a_list_or_a_new_line_gets_a_note(capsys, stop, is_noted):
+    sample.validate(sample.SampleConfig(stop=stop))
+    assert (f"note: --stop={stop} is one string" in capsys.readouterr().err) == is_noted
+
+
 def test_end_of_text_ends_a_text_and_is_not_written(tmp_path, capsys, dictate):
     save(tmp_path, WORDS, WORDS.vocab_size)
     dictate([*WORDS.encode("the cat"), WORDS.eot, *WORDS.encode("dog")])
@@ -255,6 +264,17 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(out_dir, tmp_path, capsys, nam
 def test_a_prompt_from_standard_input_is_utf8(out_dir, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("宝玉".encode()), encoding="ascii"))
     assert write(out_dir, capsys, "--start=-", "--num_samples=1")[0].startswith("宝玉")
+
+
+def test_a_prompt_in_another_encoding_is_refused_with_the_way_to_convert_it(tmp_path, monkeypatch):
+    (tmp_path / "p.txt").write_bytes("宝玉".encode("gbk"))
+    expected = r"is not UTF-8 text \(byte 0xb1 at offset 0\): convert it first, in Notepad .* iconv -f GBK -t UTF-8$"
+    for option in (f"--start=FILE:{tmp_path / 'p.txt'}", f"--prompts={tmp_path / 'p.txt'}", "--start=-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("宝玉".encode("gbk")), encoding="ascii"))
+        with pytest.raises(ValueError, match=expected):
+            sample.main([option])
+    with pytest.raises(ValueError, match="nowhere.txt cannot be read: No such file or directory"):
+        sample.main(["--start=FILE:nowhere.txt"])
 
 
 @pytest.mark.parametrize("prompt, healed", [("on the ", " "), ("f(x):\n", "):\n"), ("the", ""), (" ", "")])

@@ -32,7 +32,7 @@ from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_tokenizer
-from data.tokenizer import BPETokenizer, ByteTokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
 from inference.chat import answer_all, chat_tokenizer_of, room_for_prompt
 from inference.continuation import Beginning
 from inference.generate import stream
@@ -772,6 +772,14 @@ def test_a_shortened_prompt_keeps_what_begins_every_text():
     for kind, body in (("LlamaCompletion", {"prompt": "a" * 999}), ("Infilling", {"input_prefix": "a" * 999})):
         reply = getattr(serving.app, kind)(served, serving.request.Fields(json.dumps(body | {"n_predict": 8}).encode()))
         assert reply.rows[0].prompt == [255] + [ord("a")] * 55 and reply.truncated
+
+
+def test_a_character_that_the_tokenizer_lacks_does_no_harm_outside_the_context():
+    served = Served("x", CharTokenizer("ab", eot=True), 64, special="encode")
+    body = {"prompt": "Q" + "ab" * 999, "input_prefix": "Q" + "ab" * 999, "input_suffix": "", "n_predict": 8}
+    for kind in ("LlamaCompletion", "Infilling"):
+        reply = getattr(serving.app, kind)(served, serving.request.Fields(json.dumps(body).encode()))
+        assert len(reply.rows[0].prompt) == 56 and reply.truncated
 
 
 def test_the_run_s_losses_are_served_as_they_grow(server, out_dir):
