@@ -353,7 +353,14 @@ def run_main(tmp_path, body, wait=0, **env):
             2,
             "error: too little memory (no reason given): use a smaller model, batch or block_size\n",
         ),
+        (
+            "raise PermissionError(13, 'Permission denied', 'x.txt')",
+            {},
+            2,
+            "error: cannot read or write x.txt: Permission denied\n",
+        ),
         ("raise KeyboardInterrupt", {}, 130, ""),
+        ("raise BrokenPipeError", {}, 141, ""),
     ],
 )
 def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr):
@@ -375,7 +382,7 @@ def test_pipes_are_utf8_and_terminals_what_they_say(monkeypatch, is_terminal, en
 
 
 def test_memory_that_is_full_is_known_by_the_errors_of_the_libraries():
-    for allocate in (lambda: torch.empty(2**50), lambda: np.empty(2**60)):
+    for allocate in (lambda: torch.empty(2**50), lambda: np.empty(2**50)):
         with pytest.raises((RuntimeError, MemoryError)) as caught:
             allocate()
         assert configurator.is_out_of_memory(caught.value)
