@@ -17,6 +17,8 @@ import train
 from benchmarks import gpu
 from benchmarks.gpu import STEPS, words_of
 from configurator import configure
+from system.distributed import Ranks
+from training.check import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "config/speed_shakespeare_char.py")
@@ -38,7 +40,7 @@ GPU_COMMANDS = [words_of(command, NAMES, False, False) for _, commands in STEPS.
 
 
 @pytest.mark.parametrize("words", [words for words in GPU_COMMANDS if "/" not in words[0] and words[0] != "-m"])
-def test_the_gpu_list_has_commands_whose_options_there_are(words):
+def test_every_option_in_the_gpu_list_exists(words):
     """One option more is all that is refused, and that before any work."""
     main = importlib.import_module(Path(words[0]).stem).main
     with pytest.raises(ValueError, match="nonsense") as refused:
@@ -172,29 +174,33 @@ def test_time_to_loss_stops_the_clock_at_the_target_and_runs_the_plain_recipe_be
     assert row["to 0: training s"] == "not reached" and row["best"] <= row["last val loss"]
 
 
-def test_ablation_has_a_row_for_each_setting_that_the_plain_recipe_has_not(letters, capsys):
-    rows = rows_of(
-        capsys,
-        "ablation",
-        CONFIG,
-        *SMALL,
-        f"--dataset={letters}",
-        "--minutes=0.02",
-        "--seeds",
-        "1",
-        "--also=--qk_norm=True --mlp=relu2",
-    )
-    assert [row["with"] for row in rows] == [
-        "as it is",
-        "optimizer: adamw",
-        "pos: learned",
-        "tie_weights: True",
-        "init: normal",
-        "schedule: cosine",
-        "--qk_norm=True --mlp=relu2",
-    ]
-    assert rows[0]["worse by"] == 0 and all(row["steps"] > 2 for row in rows)
-    assert len({row["validation loss"] for row in rows}) > 4  # they are other runs
+def test_ablation_changes_one_setting_at_a_time_back_to_the_plain_recipes(letters, monkeypatch, capsys):
+    runs = []
+
+    def run_train(command, kind):
+        runs.append(configure(train.TrainConfig, command)[0])
+        return [{"val_loss": float(len(runs)), "iter": 9}]
+
+    monkeypatch.setattr("benchmarks.recipes.run_train", run_train)
+    also = "--qk_norm=True --mlp=relu2"
+    options = [CONFIG, *SMALL, f"--dataset={letters}", "--minutes=0.5", "--seeds", "1", "2", f"--also={also}"]
+    rows = rows_of(capsys, "ablation", *options)
+    changes = {
+        "as it is": {},
+        "optimizer: adamw": {"optimizer": "adamw", "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100},
+        "pos: learned": {"pos": "learned"},
+        "tie_weights: True": {"tie_weights": True},
+        "init: normal": {"init": "normal"},
+        "schedule: cosine": {"schedule": "cosine"},
+        also: {"qk_norm": True, "mlp": "relu2"},
+    }
+    assert [row["with"] for row in rows] == list(changes) and runs[0].max_minutes == 0.5 and len(runs) == 2 * 7
+    for number, (run, change) in enumerate(zip(runs, 2 * list(changes.values()), strict=True)):
+        validate(run, Ranks())
+        assert vars(run) == vars(runs[0]) | change | {"seed": 1 + number // 7}
+    for first, row in enumerate(rows, 1):  # losses count the runs: seed 1 of all, then seed 2
+        assert (row["lowest"], row["validation loss"], row["highest"]) == (first, first + 3.5, first + 7)
+        assert row["worse by"] == first - 1 and row["steps"] == 9
 
 
 def test_train_and_profile_and_loss_measure_something(capsys):

@@ -447,7 +447,7 @@ def test_bad_text_in_a_worker_is_one_line_that_names_the_document(tmp_path, prep
     assert re.search("bad.txt: .*'x' U\\+0078", result.stderr)
 
 
-def test_a_worker_that_is_killed_is_one_line_and_the_run_can_be_gone_on_with(tmp_path, prepare, undisturbed):
+def test_a_worker_that_is_killed_is_one_line_and_the_run_can_be_continued(tmp_path, prepare, undisturbed):
     result = prepare(tmp_path / "out", 2, FAIL="17:exit")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert re.search("a worker process was killed.*--workers=1", result.stderr)
@@ -649,7 +649,7 @@ def test_a_kill_before_any_step_and_another_run_give_the_undisturbed_files(tmp_p
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 def test_a_kill_at_a_random_moment_and_another_run_give_the_undisturbed_files(tmp_path, prepare, undisturbed):
-    """KILLS=20 in the environment makes it as many as the issue asks for."""
+    """Twice; KILLS=20 in the environment makes it 20 times, and SEED=2 takes other moments."""
     draw, n = random.Random(int(os.environ.get("SEED", "1"))), int(os.environ.get("KILLS", "2"))
     start = time.monotonic()
     assert prepare(tmp_path / "whole", 2).returncode == 0

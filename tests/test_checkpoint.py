@@ -63,13 +63,6 @@ def test_a_checkpoint_as_nanogpt_writes_it_is_read(tmp_path):
             assert torch.equal(rebuilt.state_dict()[name], tensor)
 
 
-def test_model_args_of_a_gpt2_shape_are_nanogpts_seven_and_no_more():
-    names = ["block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias"]
-    assert list(model_args_of(CONFIG)) == names
-    spelled_out = GPTConfig(**{**vars(CONFIG), "n_kv_head": 2, "head_dim": 4, "mlp_hidden": 32})
-    assert list(model_args_of(spelled_out)) == names
-
-
 class Payload:
     """An object whose unpickling calls function(*arguments), where pickle lets it."""
 
@@ -117,23 +110,19 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch,
     assert not (tmp_path / "pwned").exists()
 
 
-def test_damaged_foreign_and_malicious_files_are_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     good = tmp_path / "good.pt"
     save_checkpoint(good, state_of(GPT(CONFIG)))
     data = good.read_bytes()
     (tmp_path / "short.pt").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_text("hello", encoding="utf-8")
-    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Payload()))
-    torch.save({"model": Payload(), "model_args": {}}, tmp_path / "code.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
     torch.save({**state_of(GPT(CONFIG)), "format": 99}, tmp_path / "newer.pt")
-    for name in ("short", "empty", "text", "pickle", "code", "other", "newer"):
+    for name in ("short", "empty", "text", "other", "newer"):
         with pytest.raises(ValueError, match=f"{name}.pt") as caught:
             load_checkpoint(tmp_path / f"{name}.pt")
         assert "\n" not in str(caught.value)
-    assert not (tmp_path / "pwned").exists()
 
 
 def test_weights_that_contradict_model_args_are_refused_with_both_shapes():
@@ -292,7 +281,7 @@ def no_links(*_):
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, monkeypatch, keep, links):
+def test_the_newest_keep_versions_remain_after_keep_has_changed(tmp_path, monkeypatch, keep, links):
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     last = tmp_path / "last.pt"
@@ -303,7 +292,7 @@ def test_the_newest_so_many_are_kept_whatever_their_number_was_before(tmp_path, 
     assert [steps(tmp_path / name) for name in names] == [11 - n for n in range(keep)]
 
 
-def test_keeping_all_of_them_takes_no_longer(tmp_path):
+def test_a_huge_keep_keeps_every_version(tmp_path):
     for n in range(4):
         save_checkpoint(tmp_path / "last.pt", {"iter_num": n}, keep=10**15)
     names = ("last.pt", "last-1.pt", "last-2.pt", "last-3.pt")
@@ -402,11 +391,8 @@ def test_if_none_is_whole_the_error_names_all_and_all_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt"]
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_nanogpts_checkpoint_is_resumed_from(tmp_path, new_format):
-    """Before torch 1.6 a file had no checksums; it is taken as it is."""
-    state = {key: value for key, value in numbered(5).items() if key != "run"}
-    torch.save(state, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=new_format)
+def test_a_file_as_torch_wrote_it_before_1_6_has_no_checksums_and_is_taken_as_it_is(tmp_path):
+    torch.save(numbered(5), tmp_path / "ckpt.pt", _use_new_zipfile_serialization=False)
     assert steps(find_newest(tmp_path)) == 5
 
 
@@ -448,34 +434,45 @@ def test_the_loop_goes_on_while_a_file_is_written_and_a_second_save_waits_for_it
     assert writing.wait(600)
     state["model"]["w"].zero_()  # an update
     assert os.listdir(tmp_path) == []
-    second = threading.Thread(target=saver.save, args=(numbered(2), tmp_path / "last.pt"))
-    second.start()
-    second.join(0.1)
-    assert second.is_alive()
+    first, joined = saver.thread, []
+
+    def join():
+        joined.append(first.is_alive())
+        go_on.set()
+        threading.Thread.join(first)
+
+    monkeypatch.setattr(first, "join", join)
+    saver.save(numbered(2), tmp_path / "last.pt")
     go_on.set()
-    second.join()
     saver.wait()
+    assert joined == [True]
     assert steps(tmp_path / "last.pt") == 2
     assert torch.equal(load_checkpoint(tmp_path / "last-1.pt")["model"]["w"], torch.ones(1000))
 
 
 def test_an_update_waits_until_the_state_is_copied(tmp_path, monkeypatch):
     saver, go_on = Saver(torch.device("cpu"), keep=2), threading.Event()
-    real, order = saver.copy, []
+    copy, wait, order = saver.copy, saver.copied.wait, []
 
     def slow(*args):
         assert go_on.wait(600)
-        order.append("copied")
-        return real(*args)
+        copied = copy(*args)
+        order.append("copy")
+        return copied
+
+    def wait_for_copy():
+        order.append("wait")
+        go_on.set()
+        wait()
 
     monkeypatch.setattr(saver, "copy", slow)
+    monkeypatch.setattr(saver.copied, "wait", wait_for_copy)
     saver.save(numbered(1), tmp_path / "last.pt")
-    update = threading.Thread(target=lambda: (saver.before_update(), order.append("update")))
-    update.start()
+    saver.before_update()
+    order.append("update")
     go_on.set()
-    update.join()
     saver.wait()
-    assert order == ["copied", "update"]
+    assert order == ["wait", "copy", "update"]
 
 
 @pytest.mark.parametrize("background", [True, False])

@@ -1083,7 +1083,8 @@ class Terminal:
     def __init__(self, command: list[str], rows: int = 12, columns: int = 80, cwd: Path = ROOT):
         pyte = pytest.importorskip("pyte")
         pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
-        self.master, slave = pty.openpty()
+        master, slave = pty.openpty()
+        self.master = os.fdopen(master, "r+b", buffering=0)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, np.array([rows, columns, 0, 0], np.uint16).tobytes())
         environment = {**os.environ, "TERM": "xterm-256color", "TERMINFO": ""}
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment,
@@ -1093,7 +1094,7 @@ class Terminal:
         self.stream = pyte.ByteStream(self.screen)
 
     def press(self, keys: str | bytes) -> None:
-        os.write(self.master, keys if isinstance(keys, bytes) else keys.encode())
+        self.master.write(keys if isinstance(keys, bytes) else keys.encode())
 
     def wait_for(self, condition) -> None:
         deadline = time.monotonic() + 600
@@ -1101,7 +1102,7 @@ class Terminal:
             assert time.monotonic() < deadline, "\n".join(self.screen.display)
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
-                    self.stream.feed(os.read(self.master, 1 << 16))
+                    self.stream.feed(self.master.read(1 << 16))
                 except OSError:  # the program has closed its terminal
                     break
 
@@ -1116,10 +1117,26 @@ class Terminal:
         self.wait_for(lambda: self.line(number) == (text, grey))
 
 
-def test_the_editor_in_a_terminal(out_dir, tmp_path):
+@pytest.fixture
+def open_terminal():
+    """open_terminal(command): a program in a Terminal; both end with the test."""
+    opened = []
+
+    def start(*args, **options) -> Terminal:
+        opened.append(Terminal(*args, **options))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.process.kill()
+        terminal.process.wait()
+        terminal.master.close()
+
+
+def test_the_editor_in_a_terminal(out_dir, tmp_path, open_terminal):
     path = tmp_path / "hello.py"
     command = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu", f"--file={path}"]
-    terminal = Terminal(command)
+    terminal = open_terminal(command)
     terminal.wait_for(lambda: "Esc leave" in "\n".join(terminal.screen.display))
     terminal.press("import num")
     terminal.wait_for_line(1, "import numpy as np", grey="py as np")
@@ -1144,16 +1161,15 @@ def test_the_editor_in_a_terminal(out_dir, tmp_path):
     terminal.wait_for(lambda: terminal.process.poll() is not None)
     assert terminal.process.wait() == 0
     assert path.read_text(encoding="utf-8") == "import numpy as np\n\ndef print_hello_world():\n    "
-    os.close(terminal.master)
 
 
-def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path):
+def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path, open_terminal):
     """Both with SIGHUP, as from a window, and without, as after a lost connection; also without --file."""
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"old\n")
     program = [sys.executable, str(ROOT / "complete.py"), f"--out_dir={out_dir}", "--device=cpu"]
-    terminals = {name: Terminal([*program, f"--file={tmp_path / name}"]) for name in ("a", "b")}
-    terminals["text"] = Terminal(program, cwd=tmp_path)
+    terminals = {name: open_terminal([*program, f"--file={tmp_path / name}"]) for name in ("a", "b")}
+    terminals["text"] = open_terminal(program, cwd=tmp_path)
     for name, terminal in terminals.items():
         terminal.wait_for(lambda screen=terminal.screen: "Esc leave" in "\n".join(screen.display))
         terminal.press(b"caf\xe9!")
@@ -1161,7 +1177,7 @@ def test_closing_the_terminal_leaves_the_text_in_a_file(out_dir, tmp_path):
         terminal.wait_for(lambda terminal=terminal, number=number: "!" in terminal.line(number)[0])
     terminals["b"].process.send_signal(signal.SIGHUP)
     for name, terminal in terminals.items():
-        os.close(terminal.master)
+        terminal.master.close()
         assert terminal.process.wait(600) == 129
         assert (tmp_path / f"{name}.unsaved").read_bytes() == (b"" if name == "text" else b"old\n") + b"caf\xe9!"
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"old\n"

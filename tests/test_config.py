@@ -92,7 +92,7 @@ def test_quickstart_prepares_what_its_config_says():
 
 
 # vocabulary, layers, heads, width, context, and what is not as in GPT-2. Those of train_gpt2 and train_shakespeare are
-# GPT-2's, of train_shakespeare_char nanoGPT's, of deep, cppcode and llama the users'.
+# GPT-2's, of train_shakespeare_char nanoGPT's, of deep, cppcode and llama what users asked for.
 SHAPES = {
     "train_gpt2": (50_257, 12, 12, 768, 1024, ""),
     "speed_gpt2": (50_257, 12, 12, 768, 1024, "rope qk_norm untied"),

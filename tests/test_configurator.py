@@ -353,7 +353,14 @@ def run_main(tmp_path, body, wait=0, **env):
             2,
             "error: too little memory (no reason given): use a smaller model, batch or block_size\n",
         ),
+        (
+            "raise PermissionError(13, 'Permission denied', 'x.txt')",
+            {},
+            2,
+            "error: cannot read or write x.txt: Permission denied\n",
+        ),
         ("raise KeyboardInterrupt", {}, 130, ""),
+        ("raise BrokenPipeError", {}, 141, ""),
     ],
 )
 def test_exit_status_and_stderr_of_a_command(tmp_path, body, env, status, stderr):

@@ -156,7 +156,7 @@ def test_a_test_split_is_listed_and_opened_by_who_asks_for_it(tmp_path):
         write_test(tmp_path / "empty", test=[])
 
 
-def test_whether_a_test_split_is_there_matters_to_no_one_else(tmp_path):
+def test_a_test_split_changes_neither_the_fingerprint_nor_what_else_is_opened(tmp_path):
     whole = write_test(tmp_path / "a").fingerprint()
     dataset = write_test(tmp_path / "b", test=[9])
     assert dataset.fingerprint() == whole and dataset.tokens("test") == 1 and dataset.fingerprint() == whole

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,18 @@ def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+def join_all(ranks: list, folder: Path) -> list[str]:
+    """Waits until the processes have ended, kills those that do not end, and returns their logs."""
+    try:
+        for process in ranks:
+            process.join(600)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in range(len(ranks))]
 
 
 def state_of(folder: Path, name: str = "last.pt") -> dict:
@@ -335,9 +348,7 @@ def test_muon_of_shards_moves_as_muon_of_whole_matrices(processes, tmp_path, wor
     ranks = [processes.Process(target=move, args=(r, world_size, port, tmp_path)) for r in range(world_size)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(120)
-    logs = [(tmp_path / f"log-{rank}").read_text(encoding="utf-8") for rank in range(world_size)]
+    logs = join_all(ranks, tmp_path)
     assert [process.exitcode for process in ranks] == [0] * world_size, "\n".join(logs)
     found, expected = torch.load(tmp_path / "state.pt"), four_muon_steps(muon_model())
     start = muon_model().state_dict()
@@ -456,7 +467,7 @@ def test_auto_begins_in_an_empty_folder_and_goes_on_in_a_used_one(dataset, tmp_p
     assert [r["iter"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"] == [0, 1, 2, 3]
 
 
-def test_a_restarted_run_takes_its_own_checkpoint_but_not_an_older_run_s(dataset, tmp_path, monkeypatch):
+def test_a_restarted_run_takes_its_own_checkpoint_but_not_an_older_runs(dataset, tmp_path, monkeypatch):
     argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", f"--out_dir={tmp_path}"]
     assert train.main([*argv, "--max_iters=2"]) == 0
     config = train.TrainConfig()
@@ -539,10 +550,13 @@ def fail(rank: int, port: int, argv: list[str], folder: Path, error: Exception, 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("error", [ValueError("token 7 is bad"), RuntimeError("token 7 is bad")])
-def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(processes, dataset, tmp_path, error, parallel):
+def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(
+    processes, dataset, tmp_path, request, error, parallel
+):
+    """At two of the places; SEED=1 in the environment takes two others."""
     argv = [*SMALL, *GEOMETRY, f"--dataset={dataset}", "--max_iters=8", f"--parallel={parallel}"]
-    numbers = np.random.default_rng().integers(0, 60, 2).tolist()
-    for number in numbers:
+    seeds = int(os.environ.get("SEED", "0")), zlib.crc32(request.node.name.encode())
+    for number in np.random.default_rng(seeds).integers(0, 60, 2).tolist():
         folder = tmp_path / str(number)
         folder.mkdir(exist_ok=True)
         port = free_port()
@@ -550,19 +564,12 @@ def test_when_one_process_fails_anywhere_both_end_and_its_error_shows(processes,
                 for rank in (0, 1)]  # fmt: skip
         for process in both:
             process.start()
-        try:
-            for process in both:
-                process.join(300)
-            logs = [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in (0, 1)]
-            assert None not in [process.exitcode for process in both], (number, *logs)
-            assert both[1].exitcode == (2 if isinstance(error, ValueError) else 1), (number, *logs)
-            assert both[0].exitcode == 1 and "another process of this run has ended" in logs[0], (number, *logs)
-            last = logs[1].splitlines()[-1]
-            shown = "error (rank 1)" if isinstance(error, ValueError) else "RuntimeError"
-            assert last == f"{shown}: token 7 is bad", (number, *logs)
-        finally:
-            for process in both:
-                process.kill()
+        logs = join_all(both, folder)
+        assert both[1].exitcode == (2 if isinstance(error, ValueError) else 1), (number, *logs)
+        assert both[0].exitcode == 1 and "another process of this run has ended" in logs[0], (number, *logs)
+        last = logs[1].splitlines()[-1]
+        shown = "error (rank 1)" if isinstance(error, ValueError) else "RuntimeError"
+        assert last == f"{shown}: token 7 is bad", (number, *logs)
 
 
 def test_each_attempt_gets_a_store_of_its_own_and_all_its_ranks_the_same(monkeypatch):
@@ -616,7 +623,7 @@ def hosts():
 
 
 def test_after_a_kill_two_hosts_go_on_by_themselves_to_the_weights_of_an_undisturbed_run(hosts, run, dataset, tmp_path):
-    options = ["--max_iters=24", "--save_interval=2", "--eval_interval=12"]
+    options = ["--max_iters=200", "--save_interval=8", "--eval_interval=100"]  # the kill comes before the last step
     port, agents = free_port(), []
     for number, (enter, address, network) in enumerate(hosts):
         command = [
@@ -635,7 +642,7 @@ def test_after_a_kill_two_hosts_go_on_by_themselves_to_the_weights_of_an_undistu
         for agent in agents:
             agent.kill()
     log = read_logs(tmp_path)
-    assert killed and "steps 0 to 24" in log and log.count(" steps ") >= 2, log
+    assert killed and "steps 0 to 200" in log and log.count(" steps ") >= 2, log
     assert_equal_states(state_of(run(2, *options)), state_of(tmp_path))
     assert timeless(run(2, *options)) == timeless(tmp_path)
 
@@ -646,8 +653,9 @@ def kill_the_first_that_locks(out_dir: Path, agents: list[subprocess.Popen]) -> 
         records = read_metrics(out_dir / "metrics.jsonl")
         if len(records) > 8 and (out_dir / "last.pt").exists():
             number = int((out_dir / "lock").read_text(encoding="utf-8").split()[1])
-            os.kill(number, signal.SIGKILL)
-            return number
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(number, signal.SIGKILL)
+                return number
         time.sleep(0.02)
     raise AssertionError(read_logs(out_dir))
 

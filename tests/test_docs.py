@@ -9,12 +9,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -155,18 +152,18 @@ def run(lines: list[str], folder: Path, show=lambda line: None) -> int:
 
 def serve(words: list[str], folder: Path, environment: dict) -> None:
     """Runs a server until it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *words, f"--port={port}", "--device=cpu"]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, *words, "--port=0", "--device=cpu"]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
     try:
-        while True:
-            with suppress(OSError):
-                assert json.load(urlopen(f"http://127.0.0.1:{port}/health", timeout=60)) == {"status": "ok"}
-                return
-            assert process.poll() is None, process.stdout.read().decode()
-            time.sleep(0.2)
+        said = ""
+        while not (address := re.search(r" at http://\S+:(\d+) ", said)):
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        with urlopen(f"http://127.0.0.1:{address[1]}/health", timeout=600) as reply:
+            assert json.load(reply) == {"status": "ok"}
     finally:
         process.kill()
         process.communicate()

@@ -105,7 +105,7 @@ def test_a_complete_part_is_used(tmp_path, server):
     check(tmp_path)
 
 
-def test_a_connection_that_breaks_is_taken_up_again(tmp_path, server):
+def test_a_connection_that_breaks_is_resumed(tmp_path, server):
     download_file([server.url("cut")], SHA256, tmp_path / "input.txt")
     check(tmp_path)
     starts = [int((header or "bytes=0-")[6:-1]) for _, header in server.requests]
@@ -113,7 +113,7 @@ def test_a_connection_that_breaks_is_taken_up_again(tmp_path, server):
     assert all(190_000 * i <= start <= 200_000 * i for i, start in enumerate(starts))  # whole pieces are kept
 
 
-def test_a_file_cut_off_without_a_word_is_taken_up_again(tmp_path, server, monkeypatch):
+def test_a_file_cut_off_without_a_word_is_resumed(tmp_path, server, monkeypatch):
     """As by urllib3 1, which does not compare what came with what was announced."""
     from requests import Response
 

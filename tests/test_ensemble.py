@@ -52,7 +52,7 @@ def test_the_loss_of_two_models_is_that_of_their_mean_probabilities(pair, capsys
     assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-6)
     assert found["parameters"] == sum(model.get_num_params(non_embedding=False) for model in models)
     alone = [run(capsys, f"--out_dir={folder / f'out-{i}'}", "--stride=1", "--block_size=8")["loss"] for i in (0, 1)]
-    assert found["loss"] < max(alone)  # by Jensen's inequality at most their mean
+    assert found["loss"] <= sum(alone) / 2  # by Jensen's inequality
 
 
 def test_several_models_write_what_their_mean_probabilities_say(pair):
@@ -134,19 +134,23 @@ def test_the_objective_is_hintons_formula(dataset, teachers, tmp_path, monkeypat
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_distilled_run_resumes_bitwise_and_two_processes_equal_one(dataset, teachers, tmp_path):
+def test_a_distilled_run_resumes_bitwise(dataset, teachers, tmp_path):
     options = (f"--distill_from={teachers}", "--dtype=float32", "--dropout=0.1")
     whole = train_run(dataset, tmp_path / "whole", "--max_iters=6", *options)
     train_run(dataset, tmp_path / "parts", "--max_iters=3", *options)
     assert_equal_states(whole, train_run(dataset, tmp_path / "parts", "--max_iters=6", "--init_from=resume"))
     plain = train_run(dataset, tmp_path / "plain", "--max_iters=6", "--dtype=float32", "--dropout=0.1")
     assert not torch.equal(plain["model"]["lm_head.weight"], whole["model"]["lm_head.weight"])
-    sure = (f"--distill_from={teachers}", "--dtype=float32", "--max_iters=4", "--gradient_accumulation_steps=2")
+
+
+def test_two_processes_distill_as_one(dataset, teachers, tmp_path):
+    options = (f"--distill_from={teachers}", "--dtype=float32", "--max_iters=4", "--gradient_accumulation_steps=2")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    process = run_script(dataset, tmp_path / "two", *sure, launcher=launcher)
-    assert process.communicate()[1] is not None and process.returncode == 0
-    one, two = train_run(dataset, tmp_path / "one", *sure), torch.load(tmp_path / "two" / "last.pt", weights_only=True)
-    for name, tensor in one["model"].items():
+    process = run_script(dataset, tmp_path / "two", *options, launcher=launcher)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    two = torch.load(tmp_path / "two" / "last.pt", weights_only=True)
+    for name, tensor in train_run(dataset, tmp_path / "one", *options)["model"].items():
         torch.testing.assert_close(two["model"][name], tensor, rtol=1e-4, atol=1e-6)
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import random
 import sys
 from dataclasses import replace
@@ -13,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_build import digests, novel, run, units_of
-from test_complete import Terminal, count_tokens, fit, save
+from test_complete import count_tokens, fit, save
+from test_complete import open_terminal as open_terminal  # a fixture
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -333,10 +333,11 @@ def test_the_commands_take_the_text_after_the_cursor(out_dir, capsys, monkeypatc
         complete.main([f"--out_dir={out_dir}", "--file=x", "--suffix=y"])
 
 
-def test_the_editor_in_a_terminal_suggests_what_fits_before_the_rest_of_the_line(out_dir, tmp_path):
+def test_the_editor_in_a_terminal_suggests_what_fits_before_the_rest_of_the_line(out_dir, tmp_path, open_terminal):
     path = tmp_path / "colors.py"
     path.write_text("  # grass\n", encoding="utf-8")
-    terminal = Terminal([sys.executable, "complete.py", f"--out_dir={out_dir}", "--device=cpu", f"--file={path}"])
+    command = [sys.executable, "complete.py", f"--out_dir={out_dir}", "--device=cpu", f"--file={path}"]
+    terminal = open_terminal(command)
     terminal.wait_for(lambda: "Esc leave" in "\n".join(terminal.screen.display))
     terminal.press("\x1b[A\x01x.color = ")  # to the first line's start
     terminal.wait_for_line(1, "x.color = green  # grass", grey="green")
@@ -345,7 +346,6 @@ def test_the_editor_in_a_terminal_suggests_what_fits_before_the_rest_of_the_line
     terminal.press("\x1b")
     terminal.wait_for(lambda: terminal.process.poll() is not None)
     assert path.read_text(encoding="utf-8") == "x.color = green  # grass\n"
-    os.close(terminal.master)
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------

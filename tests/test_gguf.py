@@ -16,7 +16,6 @@ import bench
 import export
 from checkpoints.gguf import write_gguf
 from checkpoints.gguf_tokenizer import gguf_vocabulary
-from checkpoints.load import load_checkpoint
 from data.bpe import CODE_PATTERN, TRAIN_PATTERN, BPETokenizer
 from data.conversations import chat_prompt, chat_template, chat_tokenizer
 from data.plain import EOT, ByteTokenizer, CharTokenizer
@@ -27,7 +26,6 @@ from inference.sampling import Sampling
 from model import GPT, GPTConfig
 
 gguf = pytest.importorskip("gguf")
-llama = pytest.importorskip("xllamacpp")  # llama.cpp's server, compiled into a module
 
 TEXT = (
     "\ufeff第一回\u3000甄士隐\r\n\u3000\u3000列位看官，你道𠀀𪚥 👩‍👩‍👧 ❤️ \x85\u2028 हिन्दी e\u0301ñ\rend\n\n"
@@ -45,9 +43,10 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, original_max_position_embeddings=3
 
 
 class LlamaCpp:
-    """llama.cpp's server on a file, with float32 keys and values."""
+    """llama.cpp's server on a file, with float32 keys and values. Skips the test where it is not installed."""
 
     def __init__(self, path):
+        llama = pytest.importorskip("xllamacpp")  # the server, compiled into a module
         params = llama.CommonParams()
         params.model.path, params.verbosity = str(path), -1
         params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
@@ -331,7 +330,6 @@ def test_without_the_package_the_message_says_how_to_get_it(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="pip install gguf"):
         export.main([run, f"--gguf={tmp_path / 'm.gguf'}"])
-    assert load_checkpoint(tmp_path / "out" / "ckpt.pt")["iter_num"] == 7
 
 
 # ---- the benchmarks --------------------------------------------------------------------------------

@@ -67,18 +67,18 @@ def test_a_config_file_runs_once(tmp_path):
     assert out.count("here") == 1 and "transformer.h.0" in out and "transformer.h.1" not in out
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_plain_run_does_without_the_compiler(tmp_path, optimizer):
+def test_plain_runs_do_without_the_compiler(tmp_path):
     data = write_dataset(tmp_path / "data", "the cat sat on a mat. the dog ran to it. " * 20)
     shape = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
-    shape += ["--gradient_accumulation_steps=1", "--eval_iters=1", "--device=cpu", f"--optimizer={optimizer}"]
-    shape += [f"--dataset={data}", f"--out_dir={tmp_path / 'out'}"]
-    for more in (["--max_iters=1"], ["--max_iters=2", "--init_from=resume"]):
-        status, out, error, modules = run("train.py", *shape, *more)
-        assert status == 0 and "done:" in out, error
-        assert "torch" in modules and not modules & COMPILER
+    shape += ["--gradient_accumulation_steps=1", "--eval_iters=1", "--device=cpu", f"--dataset={data}"]
+    for optimizer in ("adamw", "muon"):
+        for more in (["--max_iters=1"], ["--max_iters=2", "--init_from=resume"]):
+            words = [*shape, f"--optimizer={optimizer}", f"--out_dir={tmp_path / optimizer}", *more]
+            status, out, error, modules = run("train.py", *words)
+            assert status == 0 and "done:" in out, error
+            assert "torch" in modules and not modules & COMPILER
     for words in (["sample.py", "--start=the ", "--max_new_tokens=4"], ["eval.py"], ["complete.py", "--prompt=the "]):
-        status, _, error, modules = run(*words, f"--out_dir={tmp_path / 'out'}", "--device=cpu")
+        status, _, error, modules = run(*words, f"--out_dir={tmp_path / 'muon'}", "--device=cpu")
         assert status == 0, error
         assert "torch" in modules and not modules & COMPILER
 

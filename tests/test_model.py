@@ -636,6 +636,8 @@ def test_too_long_input_is_refused_with_both_lengths():
 def test_model_args_are_nanogpts_seven_keys_for_gpt2_and_round_trip():
     seven = {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}
     assert set(model_args_of(GPTConfig())) == set(model_args_of(GPTConfig(**TINY, bias=False, dropout=0.1))) == seven
+    spelled_out = dict(n_kv_head=4, head_dim=8, mlp_hidden=128)  # what they are without a word
+    assert set(model_args_of(GPTConfig(**TINY, **spelled_out))) == seven
     assert set(model_args_of(GPTConfig(**LLAMA))) == seven | set(LLAMA)
     for shape in covering_set():
         config = GPTConfig(**TINY | shape)

@@ -60,29 +60,22 @@ def counts(folder):
 # ---- the test split ----------------------------------------------------------------------------------------
 
 BOOK = "The old man, 红楼 and the sea.\n" * 40
-GOLDEN = {  # of files that were made before there were test splits
-    "shakespeare_char": ("a036228ad66e46c0", "a2ffec5f208260ca", "a3913a4c5a6e835f"),
-    "hongloumeng": ("1cfdc08d2be2f48d", "96e515c942aeff87", "ff3c1692f165f50a"),
-    "text": ("84d63b571e457f15", "16e87a97cd9b7b78", "12c1e0ab4bc90833"),
-}
 
 
-@pytest.mark.parametrize("option", [[], ["--test_fraction=0"]])
-@pytest.mark.parametrize("name", GOLDEN)
-def test_without_a_test_split_the_files_are_what_they_were(tmp_path, name, option):
-    (tmp_path / "book.txt").write_bytes(BOOK.encode())
+@pytest.mark.parametrize("name, tokenizer", [
+    ("shakespeare_char", ["--tokenizer=char"]), ("hongloumeng", ["--tokenizer=bpe", "--vocab_size=280"]),
+    ("text", ["--tokenizer=byte"]),
+])  # fmt: skip
+def test_a_test_fraction_of_0_is_as_good_as_none(tmp_path, name, tokenizer):
     (tmp_path / "books").mkdir()
     for i in range(20):
         (tmp_path / "books" / f"{i:02}.txt").write_bytes(f"Book {i}.\n".encode() * (i + 1))
-    argv = {
-        "shakespeare_char": [tmp_path / "book.txt"],
-        "hongloumeng": [tmp_path / "book.txt", "--tokenizer=bpe", "--vocab_size=280"],
-        "text": [tmp_path / "books", "--tokenizer=byte", "--val_fraction=0.3"],
-    }
-    prepare(name, "--input", *argv[name], *option, "--out_dir", tmp_path / "out")
-    names = ("train.bin", "val.bin", "meta.json")
-    found = [hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest()[:16] for name in names]
-    assert tuple(found) == GOLDEN[name] and sorted(os.listdir(tmp_path / "out")) == sorted(names)
+    made = []
+    for option in [], ["--test_fraction=0"]:
+        out = tmp_path / f"out-{len(made)}"
+        prepare(name, "--input", tmp_path / "books", "--val_fraction=0.3", *tokenizer, *option, "--out_dir", out)
+        made.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert made[0] == made[1] and made[0].keys() == {"train.bin", "val.bin", "meta.json"}
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "classics", "text", "pycode", "cppcode"])
@@ -817,6 +810,15 @@ def test_c_and_cpp_end_with_0xff_and_other_files_stay_out(tmp_path):
     assert len(found["train"] | found["val"]) == 30 and open_dataset(tmp_path / "out").tokenizer.eot == 0xFF
 
 
+@pytest.fixture
+def gpt2_stand_in(tmp_path) -> list:
+    """The options for a small tokenizer in place of GPT-2's, which would be downloaded."""
+    tokenizer = BPETokenizer.train(["A page to be, or not to be. A line of text.\n"], 270).to_json()["tokenizer"]
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary" / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    return ["--tokenizer_file", tmp_path / "vocabulary" / "tokenizer.json"]
+
+
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 def test_tinystories_have_the_given_validation_stories(tmp_path, kind):
     stories = {
@@ -845,21 +847,21 @@ def test_tinystories_have_the_given_validation_stories(tmp_path, kind):
     assert tenth["train"] < set(stories["train"]) and 10 < len(tenth["train"]) < 60
 
 
-def test_openwebtexts_archives_of_archives_become_gpt2_tokens(tmp_path, shared_data):
+def test_the_pages_in_openwebtexts_archives_of_archives_become_documents(tmp_path, gpt2_stand_in):
     pages = [f"Page {i}: to be, or not to be.\n" * 3 for i in range(200)]
+    (tmp_path / "in").mkdir()
     for i in range(2):
-        with tarfile.open(tmp_path / f"urlsf_subset00-{i}_data.xz", "w:xz") as archive:
+        with tarfile.open(tmp_path / "in" / f"urlsf_subset00-{i}_data.xz", "w:xz") as archive:
             for j in range(i, 200, 2):
                 info = tarfile.TarInfo(f"{j:07}-abc.txt")
                 info.size = len(pages[j])
                 archive.addfile(info, io.BytesIO(pages[j].encode()))
-    prepare("openwebtext", "--input", tmp_path, "--out_dir", tmp_path / "out", "--tokenizer_file", shared_data("gpt2"))
+    prepare("openwebtext", "--input", tmp_path / "in", "--out_dir", tmp_path / "out", *gpt2_stand_in)
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == set(pages) and len(found["val"]) == 1
-    assert open_dataset(tmp_path / "out").tokenizer.eot == 50256
 
 
-def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path, shared_data):
+def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path, gpt2_stand_in):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     text = {split: f" \n = {split} = \n \n" + " A line @-@ of text . \n" * 50 for split in ("train", "valid", "test")}
@@ -871,15 +873,7 @@ def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path,
         rows = [line if line.strip() else "" for line in text[split].splitlines(keepends=True)]
         parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
     for name in ("wikitext-2-raw-v1.zip", "hub"):
-        prepare(
-            "wikitext",
-            "--input",
-            tmp_path / name,
-            "--out_dir",
-            tmp_path / "out",
-            "--tokenizer_file",
-            shared_data("gpt2"),
-        )
+        prepare("wikitext", "--input", tmp_path / name, "--out_dir", tmp_path / "out", *gpt2_stand_in)
         dataset = open_dataset(tmp_path / "out")
         assert (text_of(dataset, "train"), text_of(dataset, "val")) == (text["train"], text["valid"])
 

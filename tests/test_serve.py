@@ -8,6 +8,7 @@ import json
 import os
 import queue
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -364,6 +365,8 @@ def test_chat_answers_as_inference_does_streaming_or_not(server):
     options = dict(model="wise", messages=asked, max_tokens=40, seed=9, n=2, temperature=0.7, extra_body={"top_k": 50})
     found = server.client.chat.completions.create(logprobs=True, top_logprobs=2, **options)
     assert [choice.message.content for choice in found.choices] == expected
+    newer = options | {"messages": [asked[0] | {"role": "developer"}, asked[1]]}  # OpenAI's newer name for system
+    assert [choice.message.content for choice in server.client.chat.completions.create(**newer).choices] == expected
     scores = found.choices[0].logprobs.content
     assert b"".join(bytes(t.bytes) for t in scores).decode("utf-8", "ignore") == expected[0].replace("\ufffd", "")
     assert all(len(token.top_logprobs) == 2 for token in scores)
@@ -395,6 +398,14 @@ def test_a_conversation_goes_on_after_an_empty_answer(server):
     assert post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 5})[0] == 200
     messages[0]["content"] = ""
     assert post(server, "/v1/chat/completions", {"messages": messages, "max_tokens": 5})[0] == 400
+
+
+def test_a_server_has_the_name_it_is_given_and_talks_only_if_its_model_does(tmp_path):
+    with running(save(tmp_path, ByteTokenizer(255)), name="sage") as server:
+        assert [model.id for model in server.client.models.list()] == ["sage"]
+        assert server.client.completions.create(model="sage", prompt="the", max_tokens=2).model == "sage"
+        status, found = post(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})
+        assert status == 400 and found["error"]["code"] == "no_chat_template"
 
 
 def test_models_are_listed_and_others_unknown(server):
@@ -436,6 +447,9 @@ def test_what_is_wrong_with_a_request_is_said_in_openais_shape(server):
     ):
         status, found = post(server, "/v1/chat/completions", {"messages": messages})
         assert status == 400 and found["error"]["param"] == "messages", messages
+    alone_it_is_nothing = {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}
+    status, found = post(server, "/v1/chat/completions", alone_it_is_nothing)
+    assert status == 400 and found["error"]["param"] == "top_logprobs"
     for body in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"prompt": NaN}', b"1" * 10_000):
         status, found = post(server, "/v1/completions", body)
         assert status == 400 and "JSON" in found["error"]["message"]
@@ -472,7 +486,7 @@ def test_64_clients_at_once_each_get_the_text_of_their_seed(server):
 
 
 def connect(server, data: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=600)
     connection.sendall(data)
     return connection
 
@@ -546,8 +560,9 @@ def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(server.engine, "submit", full)
-        with pytest.raises(openai.RateLimitError, match="waiting"):
+        with pytest.raises(openai.RateLimitError, match="waiting") as refused:
             server.client.completions.create(model="wise", prompt="the")
+        assert refused.value.response.headers["retry-after"] == "1"
     with monkeypatch.context() as patch:
         patch.setattr(server.engine, "sample", lambda *_: 1 / 0)
         with pytest.raises(openai.InternalServerError, match="ZeroDivisionError"):
@@ -569,18 +584,22 @@ def test_a_full_queue_is_refused_with_429_and_a_defect_with_500(server, monkeypa
 
 @pytest.mark.parametrize("constant", ["SLOWEST_HEADERS", "SLOWEST_BODY"])
 def test_headers_and_bodies_must_come_in_time(server, monkeypatch, constant):
-    monkeypatch.setattr(serving.guard, constant, 0.05)
+    """In a connection's first request, and in a later one."""
     sent = b"GET /health HTTP/1.1\r\nX: " if constant == "SLOWEST_HEADERS" else request(b"{", 99)
-    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for first in (b"", whole):  # in a connection's first request, and in a later one
-        with connect(server, first) as connection:
-            connection.settimeout(60)
-            if first:
-                while not connection.recv(1000).endswith(b'{"status":"ok"}'):
-                    pass
-            connection.sendall(sent)
-            answer = connection.recv(1000)  # b"" = closed
-        assert answer == b"" if constant == "SLOWEST_HEADERS" else b" 408 " in answer
+    with connect(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n") as used:
+        reply = b""
+        while not reply.endswith(b'{"status":"ok"}'):
+            data = used.recv(1000)
+            assert data, reply
+            reply += data
+        monkeypatch.setattr(serving.guard, constant, 0.05)
+        with connect(server, b"") as new:
+            for connection in (used, new):
+                answer = b""  # as of a connection that is closed
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(sent)
+                    answer = connection.recv(1000)
+                assert answer == b"" if constant == "SLOWEST_HEADERS" else b" 408 " in answer
 
 
 def test_a_stream_whose_client_is_gone_before_its_first_event_is_told_so():
@@ -635,14 +654,14 @@ def test_only_this_machines_names_and_pages_are_let_in():
     assert access({"content-type": "application/json; charset=utf-8"}) == 200
 
 
-def test_a_key_is_asked_for_everywhere_but_at_the_page(out_dir):
+def test_a_key_is_asked_for_everywhere_but_at_the_page_and_for_its_health(out_dir):
     key = "correct horse".replace(" ", "-")
     assert access({"host": "x.example", "authorization": f"Bearer {key}"}, key) == 200
     for given in ("", key, f"Basic {key}", "Bearer", "Bearer wrong", f"Bearer {key}é", f"Bearer {key[:-1]}"):
         assert access({"authorization": given}, key) == 401
     for path in ("/run", "/props", "/v1/models", "/infill"):
         assert access({}, key, method="GET", path=path) == 401
-    assert access({}, key, method="GET", path="/") == 200
+    assert access({}, key, method="GET", path="/") == access({}, key, method="GET", path="/health") == 200
     with running(out_dir, api_key="a-key-of-tests") as server:
         assert server.client.completions.create(model="wise", prompt="the", max_tokens=2).usage.completion_tokens
         with pytest.raises(openai.AuthenticationError):
@@ -731,6 +750,18 @@ def test_a_text_ends_before_a_line_that_is_indented_less(server):
     assert found["content"] == "\n".join(lines[:shallow]) and found["stop_type"] == "word"
 
 
+def test_a_text_whose_time_is_over_ends_at_its_first_new_line(server):
+    for seed in range(40):  # until one has text before and behind it
+        body = {"prompt": "def", "n_predict": 100, "seed": seed, "top_k": 0, "temperature": 1.2}
+        body["logit_bias"] = [[int(TOKENIZER.encode("\n")[0]), 8.0]]
+        whole = post(server, "/completion", body)[1]["tokens"]
+        first = next((i for i, id in enumerate(whole) if b"\n" in TOKENIZER.token_bytes(id)), 0)
+        if 0 < first < len(whole) - 1:
+            break
+    found = post(server, "/completion", body | {"t_max_predict_ms": 1e-3})[1]  # over before the first token is drawn
+    assert found["tokens"] == whole[: first + 1] and found["stop_type"] == "limit"
+
+
 def test_a_prompt_of_texts_and_ids_continues_inside_a_character(server):
     """As the page sends it after a token was chosen that is a part of a character."""
     text = "宝"
@@ -763,6 +794,9 @@ def test_a_model_that_learned_to_fill_in_is_asked_to():
     )
     reply = serving.app.Infilling(served, fields)
     assert asked == [("a\nb", "c", 56)] and reply.rows[0].prompt == [1, 2, 3]
+    fields = serving.request.Fields(json.dumps({"prompt": "a", "suffix": "b", "max_tokens": 8}).encode())
+    reply = serving.app.Completion(served, fields)
+    assert asked[1:] == [("a", "b", 56)] and reply.rows[0].prompt == [1, 2, 3]
 
 
 def test_a_shortened_prompt_keeps_what_begins_every_text():
@@ -782,13 +816,15 @@ def test_a_character_that_the_tokenizer_lacks_does_no_harm_outside_the_context()
         assert len(reply.rows[0].prompt) == 56 and reply.truncated
 
 
-def test_the_run_s_losses_are_served_as_they_grow(server, out_dir):
-    found = json.loads(get(server, "/run")[1])
-    assert found["train"] == [[r["iter"], pytest.approx(r["loss"])] for r in RECORDS[:9]]
-    assert found["eval"] == [[8, 4.0, 4.5]] and found["last"]["iter"] == 8
-    with open(out_dir / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"kind": "train", "iter": 9, "loss": 1.0}) + '\n{"kind": "tra')
-    assert json.loads(get(server, "/run")[1])["last"] == {"kind": "train", "iter": 9, "loss": 1.0}
+def test_a_runs_losses_are_served_as_they_grow(out_dir, tmp_path):
+    folder = shutil.copytree(out_dir, tmp_path / "growing")
+    with running(folder) as server:
+        found = json.loads(get(server, "/run")[1])
+        assert found["train"] == [[r["iter"], pytest.approx(r["loss"])] for r in RECORDS[:9]]
+        assert found["eval"] == [[8, 4.0, 4.5]] and found["last"]["iter"] == 8
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": "train", "iter": 9, "loss": 1.0}) + '\n{"kind": "tra')
+        assert json.loads(get(server, "/run")[1])["last"] == {"kind": "train", "iter": 9, "loss": 1.0}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -1,4 +1,4 @@
-"""What may befall a run: a full disk, a folder that cannot be written, a damaged checkpoint, a clock that jumps, a
+"""What can go wrong in a run: a full disk, a folder that cannot be written, a damaged checkpoint, a clock that jumps, a
 second run in its folder, data far larger than memory. tests/torture.py adds kills."""
 
 import errno
