@@ -145,15 +145,9 @@ def run(processes, dataset, tmp_path_factory):
             port = free_port()
             ranks = [processes.Process(target=work, args=(rank, world_size, port, argv, folder))
                      for rank in range(world_size)]  # fmt: skip
-            try:
-                for process in ranks:
-                    process.start()
-                for process in ranks:
-                    process.join(600)
-            finally:
-                for process in ranks:
-                    process.kill()
-            logs = [(folder / f"log-{rank}").read_text(encoding="utf-8") for rank in range(world_size)]
+            for process in ranks:
+                process.start()
+            logs = join_all(ranks, folder)
             assert [process.exitcode for process in ranks] == [status] * world_size, "\n".join(logs)
         done[key] = folder
         return folder
