@@ -6,10 +6,10 @@
 
 Everything is measured by train.py, in one process, with the config's settings; only the shape changes, from
 LAYERSxWIDTH in --sizes: the head size is the config's where it divides the width, key/value heads and the MLP's width
-keep their shares. The steps are those for which twenty evaluations leave time. The table ends before a size that fails,
-as for lack of memory. Any other --key=value goes to train.py, except lr_decay_iters, max_epochs, max_tokens and
-compute: each run decays to its own end, which is that of the time. max_iters, max_minutes and eval_interval are set
-here too, and the warmup is at most a tenth of the steps.
+keep their shares. The steps are those for which the evaluations leave time: twenty, or as many as fit into a tenth of
+it. The table ends before a size that fails, as for lack of memory. Any other --key=value goes to train.py, except
+lr_decay_iters, max_epochs, max_tokens and compute: each run decays to its own end, which is that of the time.
+max_iters, max_minutes and eval_interval are set here too, and the warmup is at most a tenth of the steps.
 
 --sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with the schedule, warmup included, shortened in proportion
 and the dropout that the proposal has: 7/16 of --minutes for each size, plus evaluations. Two curves go through the
@@ -17,7 +17,7 @@ three training losses: a power law E + A t^-b of the time t, and a hyperbola E +
 learns as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as
 much at each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies
 between them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
-evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, or
+keeps the best checkpoint of its evaluations. Where the second doubling still gained more than the first, or
 the third run had few steps, these were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
 """
 
@@ -42,7 +42,8 @@ RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
 UNLISTED = ("shape", "stop", "too short", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
 TRIAL_BATCHES = 4  # of each split: an evaluation of so many tells how long a whole one takes
-EVALUATIONS = 20  # of the proposal
+EVALUATIONS = 20  # of the proposal, or fewer (but one) that take at most
+EVALUATING = 0.1  # of the time
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
 
@@ -145,10 +146,11 @@ def trial(options: list[str], settings: SimpleNamespace, minutes: float) -> dict
     dataset = open_dataset(settings.dataset, settings.vocab_size)
     whole, part = (windows_read(dataset, settings, n) for n in (settings.eval_iters, few))
     evaluation = records[-1]["eval_seconds"] * whole / part
-    steps = int((60 * minutes - EVALUATIONS * evaluation) / seconds)
+    evaluations = max(1, min(EVALUATIONS, int(EVALUATING * 60 * minutes / evaluation)))
+    steps = int((60 * minutes - evaluations * evaluation) / seconds)
     if steps < 1:
         raise ValueError(
-            f"--minutes={minutes:g} leaves no time for steps of {seconds:.2g} s beside {EVALUATIONS} evaluations of "
+            f"--minutes={minutes:g} leaves no time for a step of {seconds:.2g} s beside an evaluation of "
             f"{evaluation:.2g} s: use more minutes, or a smaller --eval_iters, --batch_size or model"
         )
     memory = [record["memory_mb"] for record in steps_made if "memory_mb" in record]  # unknown on Windows
@@ -158,7 +160,8 @@ def trial(options: list[str], settings: SimpleNamespace, minutes: float) -> dict
         "parameters": parameters,
         "memory MB": max(memory) * 2**20 / 1e6 if memory else None,
         "ms a step": seconds * 1000,
-        "s an evaluation": evaluation,
+        "evaluations": evaluations,
+        "s each": evaluation,
         "steps": steps,
         "epochs": steps * steps_made[0]["epochs"],  # its first step's, times the steps
     }
@@ -265,6 +268,7 @@ def hyperbola(losses: list[float], doublings: int) -> float:
 
 def recommendation(row: dict) -> str:
     steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
+    evaluations = max(1, round(row["evaluations"] * row["stop"]))
     memory = f", {row['memory MB']:,.0f} MB of memory" if row["memory MB"] else ""
     stop = "when the time is over"
     if row["stop"] < 1:
@@ -273,7 +277,7 @@ def recommendation(row: dict) -> str:
         f"{row['size']} is expected to reach the lowest loss: {row['expected loss']:.3f} ({row['from']:.3f} to "
         f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
         f"with {row['parameters']:,} parameters{memory}, and dropout {row['dropout']}. "
-        f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
+        f"Stop {stop};\nthe checkpoint kept is the best of {evaluations} evaluation{'s' * (evaluations > 1)}."
         + "\nThe short runs end where the loss still falls steeply: it may be outside this range, so plan more minutes."
         * row["too short"]
     )
@@ -282,7 +286,7 @@ def recommendation(row: dict) -> str:
 def proposal(row: dict, options: list[str], minutes: float, warmup: int) -> str:
     steps = round(row["steps"] * row["stop"])
     limits = {"max_minutes": f"{minutes * row['stop']:g}", "max_iters": 10**6, "warmup_iters": min(warmup, steps // 10)}
-    limits |= {"eval_interval": max(1, steps // EVALUATIONS), "always_save_checkpoint": False}
+    limits |= {"eval_interval": max(1, row["steps"] // row["evaluations"]), "always_save_checkpoint": False}
     return shlex.join(
         ["python", "train.py", *options, *as_options(row["shape"] | {"dropout": row["dropout"]} | limits)]
     )

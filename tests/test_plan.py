@@ -83,7 +83,7 @@ def test_a_sweep_measures_every_size_and_proposes_a_command_that_train_takes(let
 def planned(capsys, monkeypatch):
     """planned(losses, *options): what plan.py prints, and the rows, where the short runs of 1x16, 2x16, ... report
     losses[layers - 1], pairs of training and validation, or fail (None); planned.runs: the options of each."""
-    found = {"parameters": 1, "memory MB": 9.0, "steps": 320, "epochs": 20.0}
+    found = {"parameters": 1, "memory MB": 9.0, "steps": 320, "epochs": 20.0, "evaluations": 20}
 
     def planned(losses, *options, config=CONFIG):
         left, planned.runs = [list(pairs) for pairs in losses], []
@@ -138,9 +138,10 @@ def test_where_the_loss_is_expected_to_rise_again_the_proposal_stops_earlier(pla
     out, [row] = planned([[(2.0, 2.1), (1.8, 1.98), (1.7, 1.96)]])
     assert row["stop"] == 1 / 4 and row["expected loss"] == row["from"] == row["to"] == 1.96
     assert "after 80 steps, which are 5.0 epochs" in out and "Stop after 1/4 of the time" in out
+    assert "the best of 5 evaluations" in out
     command = shlex.split(next(line for line in out.splitlines() if line.startswith("python train.py")))
     config, _ = configure(train.TrainConfig, command[2:])
-    assert config.max_minutes == 0.25 and config.eval_interval == 4 and config.dropout == 0.2
+    assert config.max_minutes == 0.25 and config.eval_interval == 16 and config.dropout == 0.2
 
 
 @pytest.mark.parametrize("n", [3, 4])
@@ -176,14 +177,14 @@ def test_every_run_decays_to_its_own_end_whatever_the_config_says(planned, tmp_p
 
 
 def test_a_proposal_survives_the_shell():
-    row = {"epochs": 1.0, "steps": 100, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
+    row = {"epochs": 1.0, "steps": 100, "evaluations": 20, "stop": 1.0, "dropout": 0.0, "shape": {"n_layer": 2}}
     options = [CONFIG, "--dataset=my novel", "--wandb_run_name=it's"]
     command = shlex.split(plan.proposal(row, options, 2, warmup=20))
     assert command[:5] == ["python", "train.py", *options] and "--max_minutes=2" in command
 
 
 def test_a_proposal_warms_up_as_the_config_says_but_for_at_most_a_tenth_of_its_steps():
-    row = {"epochs": 1.0, "steps": 400, "stop": 0.5, "dropout": 0.0, "shape": {"n_layer": 2}}
+    row = {"epochs": 1.0, "steps": 400, "evaluations": 20, "stop": 0.5, "dropout": 0.0, "shape": {"n_layer": 2}}
     for warmup, expected in ((0, 0), (15, 15), (100, 20)):
         command = shlex.split(plan.proposal(row, [f"--warmup_iters={warmup}"], 2, warmup))
         config, _ = configure(train.TrainConfig, command[2:])
@@ -231,19 +232,21 @@ def test_the_table_ends_before_a_size_that_fails_and_memory_may_be_unknown(lette
 
 # of letters, whose splits have 41 and 11 windows of 16; a batch has 4, and a trial reads at most 4 batches of each
 @pytest.mark.parametrize("eval_iters, few, times", [(2, 2, 1), (8, 4, (32 + 11) / (16 + 11)), (99, 4, 52 / 27)])
-def test_the_steps_leave_time_for_twenty_whole_evaluations(letters, monkeypatch, capsys, eval_iters, few, times):
+def test_the_steps_leave_time_for_whole_evaluations(letters, monkeypatch, capsys, eval_iters, few, times):
     def run(options):
         assert configure(train.TrainConfig, options)[0].eval_iters == few
         return [{"kind": "train", "time_ms": 5.0, "epochs": 0.1}, {"kind": "eval", "eval_seconds": seconds}]
 
     monkeypatch.setattr(plan, "run_train", run)
     options = [CONFIG, *SMALL, f"--dataset={letters}", f"--eval_iters={eval_iters}", "--sizes", "1x32", "--json"]
-    seconds = 0.3
-    plan.main([*options, "--minutes=1"])
-    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert row["steps"] == pytest.approx((60 - 20 * 0.3 * times) / 0.005, abs=1)
-    seconds = 4.0
-    with pytest.raises(ValueError, match="--minutes=1 leaves no time for steps of 0.005 s beside 20 evaluations"):
+    # 20, or as many as take a tenth of a minute, or one
+    for seconds, most in ((0.1, 20), (0.5, 12), (50.0 / times, 1)):
+        plan.main([*options, "--minutes=1"])
+        (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+        n = most if most in (1, 20) else int(most / times)
+        assert row["evaluations"] == n and row["steps"] == pytest.approx((60 - n * seconds * times) / 0.005, abs=1)
+    seconds = 60.0
+    with pytest.raises(ValueError, match="--minutes=1 leaves no time for a step of 0.005 s beside an evaluation"):
         plan.main([*options, "--minutes=1"])
 
 
