@@ -6,6 +6,7 @@ Every benchmark prints a Markdown table; --json adds the figures as one line of 
 idle machine.
 """
 
+import difflib
 import importlib
 
 from configurator import exit_on_error
@@ -36,7 +37,8 @@ def main(argv: list[str]) -> int | None:
         print(f"{__doc__}\nNAME: {names}")
         return 0
     if argv[0] not in BENCHMARKS:
-        raise ValueError(f"no benchmark {argv[0]!r}: choose from {names}")
+        nearest = difflib.get_close_matches(argv[0], BENCHMARKS, n=1, cutoff=0)[0]
+        raise ValueError(f"no benchmark {argv[0]!r}, the nearest is {nearest!r}: choose from {names}")
     file, function = BENCHMARKS[argv[0]]
     return getattr(importlib.import_module(f"benchmarks.{file}"), function)(argv[1:])  # --help need not wait for torch
 

@@ -38,6 +38,8 @@ from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 WAIT_FOR_RANK_ZERO = 20  # seconds, for torchrun to end the other ranks
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+FILE_ERRORS = (*NO_ROOM, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR)  # what a user can mend
 BOOL_WORDS = {"true": True, "1": True, "false": False, "0": False}
 EARLY: dict[tuple, tuple[Any, set[str]]] = {}  # what read_early() has read, until configure() is asked for it
 
@@ -232,8 +234,8 @@ class ReportedByRankZero(ValueError):
 def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs main(sys.argv[1:]) and exits with what it returns (None is 0).
 
-    A ValueError or a full disk is one line on stderr and exit status 2, Ctrl-C a silent 130. TRACEBACK=1 in the
-    environment shows the traceback too.
+    A ValueError, a full disk or a file that cannot be opened is one line on stderr and exit status 2, Ctrl-C a silent
+    130. TRACEBACK=1 in the environment shows the traceback too.
     """
     gc.freeze()  # what is imported stays to the end: the collector need not scan it again and again
     gc.enable()
@@ -253,7 +255,11 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
     """Runs parse(sys.argv[1:]), which answers --help, and exits as exit_on_error() does if it raises an error. Until
     exit_on_error() there are only imports, during which the garbage collector rests, a tenth of torch's time, and
     Ctrl-C ends the process at once: torch's libraries answer a KeyboardInterrupt with a traceback or an abort."""
-    status = run_command(lambda argv: parse(argv) and None)
+
+    def run(argv: list[str]) -> None:
+        parse(argv)
+
+    status = run_command(run)
     if status is not None:
         leave(status)
     gc.disable()
@@ -300,9 +306,9 @@ def run_command(main: Callable[[list[str]], int | None]) -> int | None:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         report_error(ValueError(f"too little memory ({reason}): use a smaller model, batch or block_size"))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.EISDIR, errno.ENOTDIR):
+        if error.errno not in FILE_ERRORS:
             raise
-        what = "write" if error.errno == errno.ENOSPC else "read or write"
+        what = "write" if error.errno in NO_ROOM else "read or write"
         report_error(ValueError(f"cannot {what} {error.filename or 'standard output or a file'}: {error.strerror}"))
     return 2
 

@@ -4,18 +4,20 @@
     python plan.py config/speed_hongloumeng_char.py --minutes=10 --sweep    # and in short runs, as long as the plan
     python plan.py config/train_pycode.py --minutes=60 --sizes 4x256 6x384 --dataset=mycode --batch_size=16
 
-Everything is measured by train.py with the config's settings; only the shape changes, from LAYERSxWIDTH in --sizes: the
-head size is the config's where it divides the width, key/value heads and the MLP's width keep their shares. The table
-ends before a size that fails, as for lack of memory. Any other --key=value goes to train.py, except lr_decay_iters and
-max_epochs: each run decays to its own end, which is that of the time.
+Everything is measured by train.py, in one process, with the config's settings; only the shape changes, from
+LAYERSxWIDTH in --sizes: the head size is the config's where it divides the width, key/value heads and the MLP's width
+keep their shares. The steps are those for which the evaluations leave time: twenty, or as many as fit into a tenth of
+it. The table ends before a size that fails, as for lack of memory. Any other --key=value goes to train.py, except
+lr_decay_iters, max_epochs, max_tokens and compute: each run decays to its own end, which is that of the time.
+max_iters, max_minutes and eval_interval are set here too, and the warmup is at most a tenth of the steps.
 
---sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with a schedule that shrinks along, its warmup too, and the
-dropout that the proposal has: 7/16 of --minutes for each size, and evaluations. Two curves go through the three
-training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (t + t0), since a run of few steps learns
-as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as much at
-each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies between
-them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
-evaluates twenty times and keeps the best checkpoint. Where the second doubling still gained more than the first, or
+--sweep trains each size for 1/16, 1/8 and 1/4 of the steps, with the schedule, warmup included, shortened in proportion
+and the dropout that the proposal has: 7/16 of --minutes for each size, plus evaluations. Two curves go through the
+three training losses: a power law E + A t^-b of the time t, and a hyperbola E + A / (t + t0), since a run of few steps
+learns as if it had started late. The gap to the validation loss, which grows with every epoch, goes on growing by as
+much at each doubling as at the last. So there are two predictions: the expected loss is their mean, and the range lies
+between them. Where the loss rises towards the end, the text has been read too often, and the proposal stops earlier; it
+keeps the best checkpoint of its evaluations. Where the second doubling still gained more than the first, or
 the third run had few steps, these were too short to tell where that ends, and a fourth one takes 1/2 of the steps.
 """
 
@@ -26,17 +28,22 @@ import re
 import shlex
 import statistics
 import sys
+from types import SimpleNamespace
 
 from configurator import answer_early, exit_on_error
 from data.options import Parser
 
-OTHER_ENDS = ("lr_decay_iters", "max_epochs")  # than the time's, of a run or of its schedule
+# settings that end a run, or its schedule, elsewhere than --minutes does
+OTHER_ENDS = ("lr_decay_iters", "max_epochs", "max_tokens", "compute")
 SIZES = ("2x128", "3x128", "4x128", "4x256", "6x384", "8x512", "12x768")
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # of the steps, for the short runs: each twice the one before
 LEAST = 64  # steps of the last short run: with fewer, predictions were up to 0.65 nats too high
 RISE = 0.01  # nats: a smaller one at the end is within the noise of short runs
 UNLISTED = ("shape", "stop", "too short", "train losses")  # of a row, which the table does not show
 TRIAL_SECONDS = 10  # for a size's speed, or a tenth of the time if that is less
+TRIAL_BATCHES = 4  # of each split: an evaluation of so many tells how long a whole one takes
+EVALUATIONS = 20  # of the proposal, or fewer (but one) that take at most
+EVALUATING = 0.1  # of the time
 DROPOUT = ((4, 0.0), (12, 0.1), (math.inf, 0.2))  # (epochs up to which, dropout): a rule of thumb, of RESULTS.md's runs
 
 
@@ -46,7 +53,8 @@ def plan_options() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", help="a config file of train.py, with the recipe and the dataset")
     add("--minutes", type=float, required=True, help="time for the training")
-    add("--sizes", nargs="+", type=size, default=[], metavar="LxC", help=f"(default: from {' '.join(SIZES)})")
+    text = f"(default: these, until a size would read less than half the text: {' '.join(SIZES)})"
+    add("--sizes", nargs="+", type=size, default=[], metavar="LxC", help=text)
     add("--sweep", action="store_true", help="train the most promising sizes in short runs, and predict their losses")
     add("--json", action="store_true", help="also print the figures as one line of JSON")
     return parser
@@ -63,42 +71,52 @@ def size(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     answer_early(lambda words: plan_options().parse_known_args(words))  # --help and mistakes, before the slow imports
 
-from benchmarks.report import machine, print_rows
+import torch
+
+from benchmarks.report import BY_TRAIN, machine, note_errors, print_rows
 from benchmarks.runs import as_options, model_of, run_train, settings_of
+from data.dataset import Dataset, open_dataset
+from data.windows import eval_windows
 
 
 def main(argv: list[str]) -> None:
     args, options = plan_options().parse_known_args(argv)
     if not 0 < args.minutes < math.inf:
-        raise ValueError(f"--minutes={args.minutes} must be above 0")
+        raise ValueError(f"--minutes={args.minutes}: expected a positive, finite number of minutes")
     options = [args.config, *(option for option in options if not any(is_given(key, [option]) for key in OTHER_ENDS))]
     settings, _ = settings_of(options)
     options += [f"--{key}=None" for key in OTHER_ENDS if getattr(settings, key) is not None]  # the config's
-    print(f"{settings.dataset} in {args.minutes:g} minutes on {machine()}\n", flush=True)
+    warmup = 2000 if settings.warmup_iters is None else settings.warmup_iters  # train.py's default is as many at most
+    print(f"{settings.dataset} in {args.minutes:g} minutes on {machine(BY_TRAIN)}\n", flush=True)
     rows = []
     for layers, width in args.sizes or [size(text) for text in SIZES]:
-        shape = shape_of(layers, width, settings)
+        name, shape = f"{layers}x{width}", shape_of(layers, width, settings)
         try:
-            row = trial([*options, *as_options(shape)], args.minutes)
+            row = trial([*options, *as_options(shape)], SimpleNamespace(**vars(settings) | shape), args.minutes)
         except ValueError as error:
             if not rows:
                 raise
-            print(f"note: {layers}x{width} and what follows are left out: {error}", file=sys.stderr, flush=True)
+            print(f"note: stopping before {name}: {error}", file=sys.stderr, flush=True)
             break
+        print(f"{name}: {row['steps']:,} steps, {row['epochs']:.1f} epochs", file=sys.stderr, flush=True)
         row["dropout"] = settings.dropout if is_given("dropout", options) else dropout_for(row["epochs"])
-        rows.append({"size": f"{layers}x{width}", **row, "shape": shape})
+        rows.append({"size": name, **row, "shape": shape})
         if not args.sizes and row["epochs"] < 0.5:
             break  # larger ones would see even less of the text
     if args.sweep:
-        sweep(rows, options, args, settings.warmup_iters)
+        sweep(rows, options, args, warmup)
     print_rows([{key: value for key, value in row.items() if key not in UNLISTED} for row in rows])
     if args.sweep:
-        best = min((row for row in rows if row["expected loss"] is not None), key=lambda row: row["expected loss"])
-        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes, settings.warmup_iters)}")
+        swept = [row for row in rows if row["expected loss"] is not None]
+        if not swept:
+            raise ValueError("no size got through its short runs: see the notes above")
+        best = min(swept, key=lambda row: row["expected loss"])
+        print(f"\n{recommendation(best)}\n{proposal(best, options, args.minutes, warmup)}")
     else:
         print("\n--sweep predicts their losses.")
     if args.json:
-        print(json.dumps({"dataset": settings.dataset, "minutes": args.minutes, "machine": machine(), "rows": rows}))
+        found = {"dataset": settings.dataset, "minutes": args.minutes, "machine": machine(BY_TRAIN), "rows": rows}
+        print(json.dumps(found))
 
 
 def shape_of(layers: int, width: int, settings) -> dict:
@@ -118,25 +136,41 @@ def shape_of(layers: int, width: int, settings) -> dict:
     return shape
 
 
-def trial(options: list[str], minutes: float) -> dict:
+def trial(options: list[str], settings: SimpleNamespace, minutes: float) -> dict:
     """Parameters, memory and speed of a size, in a run of some seconds, and how far it would get in `minutes`."""
-    settings, _ = settings_of(options)
-    limits = {
-        "max_minutes": min(TRIAL_SECONDS / 60, minutes / 10),
-        "max_iters": 10**6,
-        "eval_interval": 10**6,
-        "eval_iters": 1,
-    }
-    records = run_train([*options, *as_options(limits | {"log_interval": 1})], "train")
-    seconds = statistics.median(record["time_ms"] for record in records[len(records) // 2 :]) / 1000
-    steps = int(60 * minutes / seconds)
+    few = min(settings.eval_iters, TRIAL_BATCHES)
+    limits = {"max_minutes": min(TRIAL_SECONDS / 60, minutes / 10), "max_iters": 10**6, "log_interval": 1}
+    records = run_train([*options, *as_options(limits | {"eval_interval": 10**6, "eval_iters": few})])
+    steps_made = [record for record in records if record["kind"] == "train"]
+    seconds = statistics.median(record["time_ms"] for record in steps_made[len(steps_made) // 2 :]) / 1000
+    dataset = open_dataset(settings.dataset, settings.vocab_size)
+    whole, part = (windows_read(dataset, settings, n) for n in (settings.eval_iters, few))
+    evaluation = records[-1]["eval_seconds"] * whole / part
+    evaluations = max(1, min(EVALUATIONS, int(EVALUATING * 60 * minutes / evaluation)))
+    steps = int((60 * minutes - evaluations * evaluation) / seconds)
+    if steps < 1:
+        raise ValueError(
+            f"--minutes={minutes:g} leaves no time for a step of {seconds:.2g} s beside an evaluation of "
+            f"{evaluation:.2g} s: use more minutes, or a smaller --eval_iters, --batch_size or model"
+        )
+    memory = [record["memory_mb"] for record in steps_made if "memory_mb" in record]  # unknown on Windows
+    with torch.device("meta"):
+        parameters = model_of(settings).get_num_params(non_embedding=False)
     return {
-        "parameters": model_of(settings).get_num_params(non_embedding=False),
-        "memory MB": max(record.get("memory_mb", 0) for record in records) * 2**20 / 1e6,  # unknown on Windows
+        "parameters": parameters,
+        "memory MB": max(memory) * 2**20 / 1e6 if memory else None,
         "ms a step": seconds * 1000,
+        "evaluations": evaluations,
+        "s each": evaluation,
         "steps": steps,
-        "epochs": steps * records[0]["epochs"],  # its first step's, times the steps
+        "epochs": steps * steps_made[0]["epochs"],  # its first step's, times the steps
     }
+
+
+def windows_read(dataset: Dataset, settings: SimpleNamespace, batches: int) -> int:
+    """How many windows an evaluation by so many batches of each split reads."""
+    limit = batches * settings.batch_size
+    return sum(len(eval_windows(dataset, split, settings.block_size, limit)) for split in ("train", "val"))
 
 
 def is_given(key: str, options: list[str]) -> bool:
@@ -148,29 +182,35 @@ def dropout_for(epochs: float) -> float:
     return next(rate for most, rate in DROPOUT if epochs <= most)
 
 
-def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup: int | None) -> None:
-    """Adds to the rows the losses of short runs, and those expected after args.minutes; None where not run. Without
-    --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
+def sweep(rows: list[dict], options: list[str], args: argparse.Namespace, warmup: int) -> None:
+    """Adds to the rows the losses of short runs, and those expected after args.minutes; None where not run, or where a
+    run failed. Without --sizes, sizes are tried from the smallest on, until one is clearly worse than the best."""
     best = math.inf
     for row in rows:
         row |= dict.fromkeys([*map(loss_name, SHARES), "expected loss", "from", "to"])
     for row in rows:
-        fixed, train, val = [*options, *as_options(row["shape"] | {"dropout": row["dropout"]})], [], []
-        for share in SHARES:
-            if len(train) == 3 and not row["too short"]:
+        with note_errors(row["size"]):
+            short_runs(row, options, warmup)
+            if not args.sizes and row["expected loss"] > 1.05 * best:
                 break
-            limits = {"max_iters": max(1, round(row["steps"] * share)), "eval_interval": 10**6, "max_minutes": None}
-            limits |= {"warmup_iters": round(warmup * share)} if warmup else {}
-            record = run_train([*fixed, *as_options(limits)], "eval")[-1]
-            train.append(record["train_loss"])
-            val.append(record["val_loss"])
-            row[loss_name(share)] = val[-1]
-            row["too short"] = limits["max_iters"] < LEAST or len(train) < 3 or gains(train)[0] <= gains(train)[1]
-            print(f"{row['size']}, {limits['max_iters']:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
-        row |= {"train losses": train} | expectation(train, val)
-        if not args.sizes and row["expected loss"] > 1.05 * best:
+            best = min(best, row["expected loss"])
+
+
+def short_runs(row: dict, options: list[str], warmup: int) -> None:
+    """Adds to the row the losses of its short runs, and what they let expect."""
+    fixed, train, val = [*options, *as_options(row["shape"] | {"dropout": row["dropout"]})], [], []
+    for share in SHARES:
+        if len(train) == 3 and not row["too short"]:
             break
-        best = min(best, row["expected loss"])
+        limits = {"max_iters": max(1, round(row["steps"] * share)), "eval_interval": 10**6, "max_minutes": None}
+        limits["warmup_iters"] = round(min(warmup, row["steps"] // 10) * share)
+        record = run_train([*fixed, *as_options(limits)], "eval")[-1]
+        train.append(record["train_loss"])
+        val.append(record["val_loss"])
+        row[loss_name(share)] = val[-1]
+        row["too short"] = limits["max_iters"] < LEAST or len(train) < 3 or gains(train)[0] <= gains(train)[1]
+        print(f"{row['size']}, {limits['max_iters']:,} steps: loss {val[-1]:.4f}", file=sys.stderr, flush=True)
+    row |= {"train losses": train} | expectation(train, val)
 
 
 def loss_name(share: float) -> str:
@@ -228,25 +268,25 @@ def hyperbola(losses: list[float], doublings: int) -> float:
 
 def recommendation(row: dict) -> str:
     steps, epochs = round(row["steps"] * row["stop"]), row["epochs"] * row["stop"]
+    evaluations = max(1, round(row["evaluations"] * row["stop"]))
+    memory = f", {row['memory MB']:,.0f} MB of memory" if row["memory MB"] else ""
     stop = "when the time is over"
     if row["stop"] < 1:
         stop = f"after 1/{round(1 / row['stop'])} of the time, as the loss is expected to rise again by the end"
     return (
-        f"The lowest loss is expected of {row['size']}: {row['expected loss']:.3f} ({row['from']:.3f} to "
+        f"{row['size']} is expected to reach the lowest loss: {row['expected loss']:.3f} ({row['from']:.3f} to "
         f"{row['to']:.3f}) after {steps:,} steps, which are {epochs:.1f} epochs,\n"
-        f"with {row['parameters']:,} parameters, {row['memory MB']:,.0f} MB of memory, and dropout {row['dropout']}. "
-        f"Stop {stop};\nthe checkpoint kept is the best of twenty evaluations."
+        f"with {row['parameters']:,} parameters{memory}, and dropout {row['dropout']}. "
+        f"Stop {stop};\nthe checkpoint kept is the best of {evaluations} evaluation{'s' * (evaluations > 1)}."
         + "\nThe short runs end where the loss still falls steeply: it may be outside this range, so plan more minutes."
         * row["too short"]
     )
 
 
-def proposal(row: dict, options: list[str], minutes: float, warmup: int | None) -> str:
+def proposal(row: dict, options: list[str], minutes: float, warmup: int) -> str:
     steps = round(row["steps"] * row["stop"])
-    limits = {"max_minutes": f"{minutes * row['stop']:g}", "max_iters": 10**6}
-    if warmup is None:  # train.py's default, a tenth of the run, would be that of max_iters
-        limits["warmup_iters"] = min(2000, steps // 10)
-    limits |= {"eval_interval": max(1, steps // 20), "always_save_checkpoint": False}
+    limits = {"max_minutes": f"{minutes * row['stop']:g}", "max_iters": 10**6, "warmup_iters": min(warmup, steps // 10)}
+    limits |= {"eval_interval": max(1, row["steps"] // row["evaluations"]), "always_save_checkpoint": False}
     return shlex.join(
         ["python", "train.py", *options, *as_options(row["shape"] | {"dropout": row["dropout"]} | limits)]
     )

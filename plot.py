@@ -12,6 +12,11 @@ from typing import Any, Literal
 from configurator import configure, exit_on_error
 from training.metrics import read_metrics
 
+FONTS = (  # the first is matplotlib's own; the others, where a system has one, are for Chinese in the names of folders
+    "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei",
+    "Hiragino Sans GB", "Arial Unicode MS",
+)  # fmt: skip
+
 
 @dataclass
 class PlotConfig:
@@ -23,8 +28,11 @@ class PlotConfig:
 def draw(runs: dict[str, list[dict]], x: str) -> Any:
     """A Figure: loss against `x`, one colour per run, training as a light line, validation as a line with points. runs:
     the records of each folder's metrics.jsonl. Raises ValueError for a run with nothing to draw."""
-    from matplotlib.figure import Figure  # here: --help and mistakes need not wait for it
+    from matplotlib import font_manager, rcParams  # here: --help and mistakes need not wait for it
+    from matplotlib.figure import Figure
 
+    installed = font_manager.get_font_names()
+    rcParams["font.family"] = [name for name in FONTS if name in installed]  # each character from the first that has it
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="iteration" if x == "iter" else x, ylabel="loss (nats per token)")
     light, marked = {"alpha": 0.4, "linewidth": 1}, {"marker": "o", "markersize": 3.5, "linewidth": 1.5}

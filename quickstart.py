@@ -12,9 +12,11 @@ from __future__ import annotations  # so that an old Python gets as far as the m
 import hashlib
 import lzma
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -62,25 +64,26 @@ def fail(message: str) -> int:
 
 def run(*command: str) -> None:
     """Prints a command, so that it can be repeated by hand, and runs it with the environment's Python."""
-    print(f"\n$ python {' '.join(command)}", flush=True)
+    print(f"\n$ python {shlex.join(command)}", flush=True)
     process = subprocess.Popen([VENV_PYTHON, *command])
-    while process.poll() is None:
-        try:
+    while process.returncode is None:
+        with suppress(KeyboardInterrupt):  # the command got the Ctrl-C too, and may still finish and save
             process.wait()
-        except KeyboardInterrupt:
-            pass  # the command got the Ctrl-C too, and may still finish and save
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
 def install(requirements: str) -> None:
     """Makes .venv and installs `requirements` into it, unless already done with the same files."""
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("requirements*.txt")))
+    both = (ROOT / name for name in ("requirements-test.txt", "requirements.txt"))
+    text = "".join(path.read_text(encoding="utf-8") for path in both)
     stamp = ROOT / ".venv" / f"{requirements}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if stamp.exists():
+    if stamp.exists() and VENV_PYTHON.exists():
         return
     if not VENV_PYTHON.exists():
         print("making .venv", flush=True)
+        if VENV_PYTHON.is_symlink():  # to a Python that is gone: venv would leave it as it is
+            shutil.rmtree(".venv", ignore_errors=True)
         made = subprocess.run([sys.executable, "-m", "venv", ".venv"])
         if made.returncode:  # Debian and Ubuntu package venv separately
             shutil.rmtree(".venv", ignore_errors=True)
@@ -88,14 +91,21 @@ def install(requirements: str) -> None:
             made.check_returncode()
     if subprocess.run([VENV_PYTHON, "-m", "pip", "--version"], capture_output=True).returncode:
         run("-m", "ensurepip")  # its making was interrupted, or uv made it
-    run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements)
+    if sys.platform == "linux":
+        print("\nPyTorch with CUDA is some 2.5 GB; section 1 of docs/en/walkthrough.md has a smaller one", flush=True)
+    try:
+        run("-m", "pip", "install", "--disable-pip-version-check", "-r", requirements)
+    except subprocess.CalledProcessError:
+        fail(
+            "pip could not install the packages (its own words are above): if it cannot reach the index, set "
+            "PIP_INDEX_URL to a mirror; else see docs/en/troubleshooting.md, Installing"
+        )
+        raise
     stamp.touch()
 
 
 def report() -> int:
     """Prints losses, bits per byte compared with xz, speed, and three completions by the trained model."""
-    import json
-
     from data.dataset import open_dataset
     from training.metrics import read_metrics
 
@@ -117,10 +127,7 @@ loss curve       {Path(OUT_DIR, "loss.png")}""",
     )
     for prompt in PROMPTS:
         command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=80", *SAMPLING]
-        print(
-            "\n$ python sample.py " + " ".join(json.dumps(word) if " " in word else word for word in command),
-            flush=True,
-        )
+        print(f"\n$ python {shlex.join(['sample.py', *command])}", flush=True)
         status = subprocess.run([sys.executable, ROOT / "sample.py", *command]).returncode
         if status:
             return status

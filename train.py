@@ -104,7 +104,7 @@ class TrainConfig:
     max_minutes: float | None = None  # wall-clock minutes, with evaluations and all resumes, without compiling
     compute: float | None = None  # parameters times training tokens, in units of 10^12
     # System
-    backend: str = "auto"  # torch.distributed's: 'nccl' or 'gloo'; auto = nccl on CUDA
+    backend: str = "auto"  # torch.distributed's: 'nccl' or 'gloo'; auto = nccl on CUDA, where there is one
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # auto = bfloat16 where the processor supports it natively
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA

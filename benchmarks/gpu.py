@@ -11,7 +11,8 @@ from pathlib import Path
 from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT
 
-TRAIN_124M = "config/train_gpt2.py --gradient_accumulation_steps=1"
+BATCH_124M = "--gradient_accumulation_steps=1 --vocab_size=50304"
+TRAIN_124M = f"config/train_gpt2.py {BATCH_124M}"
 # name: minutes on an H100, compilation included, and commands; {folder} holds data and runs
 STEPS = {
     "tests": (8, ["-m pytest -q tests/test_gpu.py"]),
@@ -24,7 +25,7 @@ STEPS = {
     "data: cppcode": (1, ["data/cppcode/prepare.py --out_dir={folder}/cppcode"]),
     "profile of a step": (3, [f"bench.py profile {TRAIN_124M} --batch_size=32"]),
     "124M": (3, [f"bench.py train {TRAIN_124M} --batch_size=32 --steps=40 {{peer}}"]),
-    "124M with Muon": (3, ["bench.py train config/speed_gpt2.py --gradient_accumulation_steps=1 --steps=40"]),
+    "124M with Muon": (3, [f"bench.py train config/speed_gpt2.py {BATCH_124M} --steps=40"]),
     "350M": (4, [f"bench.py train {TRAIN_124M} --batch_size=16 --n_layer=24 --n_head=16 --n_embd=1024 --steps=40"]),
     "baby GPT": (
         7,
@@ -123,14 +124,16 @@ def gpu_tables(argv: list[str]) -> int:
 
 def words_of(command: str, names: dict, tiny: bool, as_json: bool) -> list[str]:
     """A command of STEPS as the words behind `python`. names: what {folder} and the like are; None: nothing."""
-    kind = command.split()[command.startswith("bench.py")]
+    script, name, *_ = command.split()
+    kind = name if script == "bench.py" else script
     command = f"{command} {TINY.get(kind, '')}" if tiny else command
     quoted = {key: shlex.quote(str(value)) if value else "" for key, value in names.items()}
     return shlex.split(command.format(**quoted)) + ["--json"] * (as_json and command.startswith("bench.py"))
 
 
 def run_step(commands: list[list[str]]) -> int:
-    """Prints and runs each command up to the first that fails; returns its exit status, 130 after Ctrl-C, or 0."""
+    """Prints and runs each command up to the first that fails; returns its exit status (as a shell says it), 130
+    after Ctrl-C, or 0."""
     for words in commands:
         print(f"\n$ python {shlex.join(words)}\n", flush=True)
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
@@ -141,7 +144,7 @@ def run_step(commands: list[list[str]]) -> int:
             except KeyboardInterrupt:
                 interrupted = True  # the command got the Ctrl-C too, and ends once it has saved
         if status or interrupted:
-            return 130 if interrupted else status
+            return 130 if interrupted else status if status > 0 else 128 - status
     return 0
 
 

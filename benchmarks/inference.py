@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.llama_cpp import speed_beside_llama_cpp
-from benchmarks.report import median_seconds, parser, print_table
+from benchmarks.report import at_least, median_seconds, parser, print_table
 from benchmarks.runs import ROOT, random_dataset, run_python
 from checkpoints.build import model_args_of
 from checkpoints.file import save_checkpoint
@@ -22,7 +22,7 @@ from inference.load import make_ready
 from inference.sampling import Sampling
 from inference.static import CompiledStep
 from model import GPT, GPTConfig
-from system.device import pick_device
+from system.device import pick_device, pick_dtype
 
 TOOLS = ("ours", "uncached", "transformers")
 SHAPES = {
@@ -48,12 +48,13 @@ def generation_speed(argv: list[str]) -> None:
     add = made.add_argument
     add("--peer", choices=("transformers", "llama.cpp"), default="transformers", help="(default: transformers)")
     add("--models", nargs="+", choices=[*SHAPES, *LLAMA_SHAPES], help="(default: all that --peer has)")
-    add("--prompt", type=int, default=200, help="tokens of the prompt (default: 200)")
-    add("--tokens", type=int, default=200, help="tokens to generate (default: 200)")
-    add("--batch", type=int, default=8, help="rows of the second batch size (default: 8)")
-    add("--repeats", type=int, default=3, help="runs, whose median counts (default: 3)")
-    add("--device", default="auto", help="(default: auto)")
-    add("--formats", nargs="+", help="(default: all: float32, bfloat16, int8; 'bfloat16 compiled' for int8 on a GPU)")
+    add("--prompt", type=at_least(1), default=200, help="tokens of the prompt (default: 200)")
+    add("--tokens", type=at_least(2), default=200, help="tokens to generate (default: 200)")
+    add("--batch", type=at_least(1), help="rows of the second batch size (default: 8)")
+    add("--repeats", type=at_least(1), default=3, help="runs, whose median counts (default: 3)")
+    add("--device", default="auto", help="as in sample.py (default: auto)")
+    text = "float32, bfloat16 (on older GPUs float16), on a CPU int8, on a GPU 'bfloat16 compiled' (default: all)"
+    add("--formats", nargs="+", help=text)
     args = made.parse_args(argv)
     shapes = SHAPES if args.peer == "transformers" else SHAPES | LLAMA_SHAPES
     args.models = args.models or list(shapes)
@@ -62,11 +63,9 @@ def generation_speed(argv: list[str]) -> None:
     if args.peer == "llama.cpp":
         speed_beside_llama_cpp(args, shapes)
         return
+    args.batch = args.batch or 8
     device = pick_device(args.device)
-    formats = ("float32", "bfloat16", "int8" if device.type == "cpu" else "bfloat16 compiled")
-    if args.formats and not {*args.formats} <= {*formats}:
-        raise ValueError(f"--formats {' '.join(args.formats)}: expected some of {', '.join(formats)} on this device")
-    formats = args.formats or formats
+    formats = formats_on(device, args.formats)
     rows = []
     for shape in args.models:
         model = GPT(GPTConfig(1024, **SHAPES[shape], mlp="gelu_tanh"), torch.Generator().manual_seed(0)).eval()
@@ -84,6 +83,15 @@ def generation_speed(argv: list[str]) -> None:
                     speeds[tool, kind] = one, many, first
         rows += table_rows(shape, speeds, args.batch)
     print_table("generate", rows, args.json)
+
+
+def formats_on(device: torch.device, wanted: list[str] | None) -> list[str]:
+    """The number formats to measure on a device: those wanted, else all it has."""
+    half = str(pick_dtype("auto", device)).removeprefix("torch.") if device.type == "cuda" else "bfloat16"
+    known = ["float32", half, "int8" if device.type == "cpu" else f"{half} compiled"]
+    if wanted and not {*wanted} <= {*known}:
+        raise ValueError(f"--formats {' '.join(wanted)}: expected some of {', '.join(known)} on this device")
+    return wanted or known
 
 
 def measure_writer(run: Callable, prompts: torch.Tensor, tokens: int, repeats: int) -> tuple[float, float]:
@@ -107,7 +115,7 @@ def table_rows(shape: str, speeds: dict[tuple[str, str], tuple], batch: int) -> 
 def make_writer(tool: str, kind: str, model: GPT, lengths: list[int]) -> Callable | None:
     """run(prompts (B, T), tokens) -> the ids of each step. For "uncached", run(): one forward pass of each length, the
     first token's and the last's, as the cost grows linearly in between. None if the tool lacks the format."""
-    if tool != "ours" and kind not in ("float32", "bfloat16"):
+    if tool != "ours" and kind not in ("float32", "bfloat16", "float16"):
         return None
     if tool == "transformers":
         return transformers_writer(model, getattr(torch, kind))
@@ -162,11 +170,11 @@ def evaluation_speed(argv: list[str]) -> None:
     all processes have loaded the model; "whole command" includes the rest."""
     made = parser("eval", evaluation_speed.__doc__)
     made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="counts to compare (default: 1 2)")
-    made.add_argument("--tokens", type=int, default=65536, help="length of the text (default: 65536)")
+    made.add_argument("--tokens", type=at_least(2), default=65536, help="length of the text (default: 65536)")
     made.add_argument("--stride", type=int, help="as in eval.py")
     for key, value in EVAL_SHAPE.items():
         made.add_argument(f"--{key}", type=int, default=value, help=f"of the model (default: {value})")
-    made.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts (default: 3)")
+    made.add_argument("--repeats", type=at_least(1), default=3, help="runs, of which the fastest counts (default: 3)")
     args = made.parse_args(argv)
     model = GPT(GPTConfig(**{key: getattr(args, key) for key in EVAL_SHAPE}), torch.Generator().manual_seed(0))
     rows = []

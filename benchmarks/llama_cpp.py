@@ -100,6 +100,8 @@ class LlamaCpp:
 def speed_beside_llama_cpp(args, shapes: dict[str, dict]) -> None:
     """bench.py generate --peer=llama.cpp: both write in turn on the same threads, one token at a time, greedily. The
     same weights in the formats of WEIGHTS; a ratio above 1 says that ours is faster."""
+    if args.formats or args.batch or args.device not in ("auto", "cpu"):
+        raise ValueError("--peer=llama.cpp is on the CPU, at batch 1: leave out --device, --batch and --formats")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
@@ -156,8 +158,8 @@ def alternating_rows(name: str, writers: dict[str, Callable], prompt: torch.Tens
 
 
 def agreement(argv: list[str]) -> None:
-    """A trained model written as a GGUF, beside the original: whether the ids of texts are equal, how many greedy
-    tokens are, and the perplexity on the first text in each format."""
+    """A trained model written as a GGUF, beside the original: whether the ids of texts are equal, how many of the first
+    greedy tokens agree, and the perplexity on the first text in each format."""
     made = parser("gguf", agreement.__doc__)
     made.add_argument("--init_from", default="resume", help="as in export.py (default: resume)")
     made.add_argument("--out_dir", default="out", help="folder of the run (default: out)")

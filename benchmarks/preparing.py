@@ -17,6 +17,7 @@ from benchmarks.report import parser, print_table
 from benchmarks.runs import ROOT
 from data.tokenizer import BPETokenizer, make_tokenizer
 
+CHARACTERS = 250_000  # of a file
 TOKENIZERS = ["byte", "char", "gpt2", "bpe"]
 LIBRARIES = {
     "gpt2": lambda tokenizer, texts, n: tokenizer._encoding.encode_ordinary_batch(texts, num_threads=n),
@@ -32,13 +33,15 @@ def preparation_speed(argv: list[str]) -> None:
     text = "(default: all; bpe: 8,192 ids learned from 10 MB)"
     add("--tokenizers", nargs="+", default=TOKENIZERS, choices=TOKENIZERS, help=text)
     add("--tokenizer_file", type=Path, help="folder with GPT-2's encoder.json (default: as prepare.py)")
-    add("--cores", type=int, default=2, help="(default: 2)")
+    add("--cores", type=int, default=2, help="for every command and library (default: 2)")
     args = made.parse_args(argv)
+    rows, text = [], real_text(args.input)
+    if len(text) < CHARACTERS:
+        raise ValueError(f"--input has {len(text):,} characters, expected at least {CHARACTERS:,}: name more files")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    rows, text = [], real_text(args.input)
     with tempfile.TemporaryDirectory() as folder:
-        out, tokenizer_files = Path(folder, "out"), {"gpt2": args.tokenizer_file}
+        out, tokenizer_files = Path(folder, "out"), {"gpt2": args.tokenizer_file and args.tokenizer_file.resolve()}
         if "bpe" in args.tokenizers:
             tokenizer_files["bpe"] = Path(folder, "tokenizer.json")
             learned = BPETokenizer.train([text[: 10**7]], 8192).to_json()["tokenizer"]
@@ -68,14 +71,14 @@ def real_text(paths: list[Path] | None) -> str:
 
 
 def write_files(folder: Path, text: str, n_bytes: int) -> list[Path]:
-    """Writes about n_bytes of text in files of 250,000 characters, all different."""
+    """Writes about n_bytes of text in files of CHARACTERS, all different."""
     folder.mkdir()
-    files, step = [], 250_000
-    text += text[:step]
+    files, length = [], len(text)
+    text += text[:CHARACTERS]
     while n_bytes > 0:
-        at = len(files) * step % (len(text) - step)
+        at = len(files) * CHARACTERS % length
         files.append(folder / f"{len(files):05}.txt")
-        n_bytes -= files[-1].write_bytes(f"{len(files)}\n{text[at : at + step]}".encode())
+        n_bytes -= files[-1].write_bytes(f"{len(files)}\n{text[at : at + CHARACTERS]}".encode())
     return files
 
 

@@ -3,13 +3,14 @@
 import itertools
 import json
 import math
+import shlex
 import statistics
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.report import parser, print_table
+from benchmarks.report import BY_TRAIN, note_errors, parser, print_table
 from benchmarks.runs import ROOT, as_options, model_of, run_script, run_train, settings_of
 from data.dataset import Dataset, open_dataset
 from data.windows import eval_windows
@@ -30,6 +31,7 @@ VOCABULARIES = {  # name: options of data/hongloumeng/prepare.py
     "qwen2": ["--tokenizer=qwen2"],
     "qwen2-trimmed": ["--tokenizer=qwen2", "--trim"],
 }
+QUICKSTART = str(ROOT / "config/quickstart.py")
 MODEL = {"n_layer": 4, "n_embd": 256, "block_size": 256}
 RUN = {"max_minutes": None, "eval_iters": 4, "always_save_checkpoint": False}
 BYTES_PER_SAMPLE = 80 * 3  # about 80 Chinese characters
@@ -52,21 +54,28 @@ def time_to_loss(argv: list[str]) -> None:
     args, options = made.parse_known_args(argv)
     runs = {Path(args.config).stem: [args.config, *options]}
     if args.baseline:
-        plain = PLAIN | ({"dtype": "float32"} if pick_device("auto").type == "cpu" else {})
-        runs = {"plain recipe": [args.config, *as_options(plain), *options, *args.plain.split()], **runs}
+        settings, _ = settings_of([args.config, *options])
+        plain = PLAIN | ({"dtype": "float32"} if pick_device(settings.device).type == "cpu" else {})
+        runs = {"plain recipe": [args.config, *as_options(plain), *options, *shlex.split(args.plain)], **runs}
     runs = {name: with_whole_split(command) for name, command in runs.items()}
     rows = []
     for seed, (name, command) in itertools.product(args.seeds, runs.items()):
-        evals = run_train([*command, f"--seed={seed}"], "eval")
-        pairs = zip(evals, training_seconds(evals), strict=True)
-        costs = [{"tokens": r["tokens"], "training s": s, "with evaluation s": r["seconds"]} for r, s in pairs]
-        losses = [record["val_loss"] for record in evals]
-        reached = [cost for cost, loss in zip(costs, losses, strict=True) if loss <= args.target]
-        first = reached[0] if reached else dict.fromkeys(costs[0], "not reached")
-        row = {f"to {args.target:g}: {key}": value for key, value in first.items()}
-        row |= {f"in all: {key}": value for key, value in costs[-1].items()}
-        rows.append({"run": name, "seed": seed, **row, "last val loss": losses[-1], "best": min(losses)})
-    print_table(f"time to a validation loss of {args.target:g}", rows, args.json)
+        with note_errors(f"{name} with seed {seed}"):
+            evals = run_train([*command, f"--seed={seed}"], "eval")
+            rows.append({"run": name, "seed": seed, **costs_of(evals, args.target)})
+    print_table(f"time to a validation loss of {args.target:g}", rows, args.json, BY_TRAIN)
+
+
+def costs_of(evals: list[dict], target: float) -> dict:
+    """What a run with these evaluations cost to the first loss of at most `target`, and in all."""
+    pairs = zip(evals, training_seconds(evals), strict=True)
+    costs = [{"tokens": r["tokens"], "training s": s, "with evaluation s": r["seconds"]} for r, s in pairs]
+    losses = [record["val_loss"] for record in evals]
+    reached = [cost for cost, loss in zip(costs, losses, strict=True) if loss <= target]
+    first = reached[0] if reached else dict.fromkeys(costs[0], "not reached")
+    row = {f"to {target:g}: {key}": value for key, value in first.items()}
+    row |= {f"in all: {key}": value for key, value in costs[-1].items()}
+    return row | {"last val loss": losses[-1], "best": min(losses)}
 
 
 def training_seconds(evals: list[dict]) -> list[float]:
@@ -98,20 +107,21 @@ def ablation(argv: list[str]) -> None:
         if key in explicit and getattr(settings, key) != PLAIN[key]:
             keys = [key, "learning_rate", "min_lr", "warmup_iters"] if key == "optimizer" else [key]
             changes[f"{key}: {PLAIN[key]}"] = as_options({k: PLAIN[k] for k in keys})
-    changes |= {text: text.split() for text in args.also}
+    changes |= {text: shlex.split(text) for text in args.also}
     options += as_options({"max_minutes": args.minutes, "max_iters": NO_LIMIT, "eval_interval": NO_LIMIT})
     runs = {name: with_whole_split([args.config, *options, *change]) for name, change in changes.items()}
     ends = {name: [] for name in runs}
     # seed by seed, so that a slow period of the machine affects all rows alike
     for seed, (name, command) in itertools.product(args.seeds, runs.items()):
-        ends[name].append(run_train([*command, f"--seed={seed}"], "eval")[-1])
-    rows = []
-    for name, records in ends.items():
-        losses = [record["val_loss"] for record in records]
-        mean, steps = statistics.mean(losses), statistics.mean(record["iter"] for record in records)
+        with note_errors(f"{name} with seed {seed}"):
+            ends[name].append(run_train([*command, f"--seed={seed}"], "eval")[-1])
+    losses_of = {name: [record["val_loss"] for record in records] for name, records in ends.items() if records}
+    base, rows = losses_of.get("as it is"), []
+    for name, losses in losses_of.items():
+        mean, steps = statistics.mean(losses), statistics.mean(record["iter"] for record in ends[name])
         row = {"with": name, "steps": steps, "validation loss": mean, "lowest": min(losses), "highest": max(losses)}
-        rows.append(row | {"worse by": mean - rows[0]["validation loss"] if rows else 0.0})
-    print_table(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json)
+        rows.append(row | {"worse by": mean - statistics.mean(base) if base else None})
+    print_table(f"ablation of {Path(args.config).stem}, {args.minutes:g} minutes a run", rows, args.json, BY_TRAIN)
 
 
 def compare_tokenizers(argv: list[str]) -> None:
@@ -132,22 +142,25 @@ def compare_tokenizers(argv: list[str]) -> None:
 
     from tqdm import tqdm
 
+    settings_of([QUICKSTART, *options])  # mistakes are refused before any work
     rows, samples = [], {}
-    for name in tqdm(args.only, desc="tokenizers", disable=None):
-        words = [*VOCABULARIES[name], *(["--input", *map(str, args.input)] if args.input else [])]
-        if args.qwen2 and "qwen2" in name:
-            words.append(f"--tokenizer_file={args.qwen2}")
-        with tempfile.TemporaryDirectory() as folder:
-            data, out = Path(folder, "data"), Path(folder, "out")
-            run_script("data/hongloumeng/prepare.py", f"--out_dir={data}", *words)
-            row = train_at_cost(args.tflop * 1e12, open_dataset(data), [*options, f"--seed={args.seed}"], out)
-            result = json.loads(run_script("eval.py", out_dir=out).splitlines()[-1])
-            rows.append({"tokenizer": name, **row, "bits per byte": result["bits_per_byte"]})
-            sampling = {"num_samples": 1, "temperature": 0.8, "top_k": 200, "seed": args.seed, "output": "-"}
-            length = math.ceil(BYTES_PER_SAMPLE / row["bytes/token"])
-            text = run_script("sample.py", out_dir=out, start=args.prompt, max_new_tokens=length, **sampling)
-            samples[name] = json.loads(text.splitlines()[-1])["text"]
-    print_table(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in tqdm(args.only, desc="datasets", disable=None):  # all before the training: one may need a download
+            words = [*VOCABULARIES[name], *(["--input", *map(str, args.input)] if args.input else [])]
+            if args.qwen2 and "qwen2" in name:
+                words.append(f"--tokenizer_file={args.qwen2}")
+            run_script("data/hongloumeng/prepare.py", f"--out_dir={Path(folder, name)}", *words)
+        for name in tqdm(args.only, desc="tokenizers", disable=None):
+            with note_errors(name), tempfile.TemporaryDirectory() as out:
+                dataset = open_dataset(Path(folder, name))
+                row = train_at_cost(args.tflop * 1e12, dataset, [*options, f"--seed={args.seed}"], Path(out))
+                result = json.loads(run_script("eval.py", out_dir=out).splitlines()[-1])
+                sampling = {"num_samples": 1, "temperature": 0.8, "top_k": 200, "seed": args.seed, "output": "-"}
+                length = math.ceil(BYTES_PER_SAMPLE / row["bytes/token"])
+                text = run_script("sample.py", out_dir=out, start=args.prompt, max_new_tokens=length, **sampling)
+                samples[name] = json.loads(text.splitlines()[-1])["text"]
+                rows.append({"tokenizer": name, **row, "bits per byte": result["bits_per_byte"]})
+    print_table(f"tokenizers, {args.tflop:g} TFLOP each,", rows, args.json, BY_TRAIN)
     for name, text in samples.items():
         print(f"\n{name}: {text}")
 
@@ -155,7 +168,7 @@ def compare_tokenizers(argv: list[str]) -> None:
 def train_at_cost(flops: float, dataset: Dataset, options: list[str], out_dir: Path) -> dict:
     """Trains a model with this many operations, keeping the best of five checkpoints in out_dir; returns a row."""
     fixed = as_options(MODEL | RUN)
-    options = [str(ROOT / "config/quickstart.py"), *fixed, *options, f"--dataset={dataset.folder}"]
+    options = [QUICKSTART, *fixed, *options, f"--dataset={dataset.folder}"]
     settings, _ = settings_of(options)
     with torch.device("meta"):
         model = model_of(settings)

@@ -30,7 +30,7 @@ def repetition_penalties(argv: list[str]) -> None:
     distinct_4: distinct runs of four tokens within a text over all of its runs. scorer: bits per byte of the texts by
     the model in --scorer, given the passage; best one with other training text, or at least more parameters. A text
     that repeats itself is easy to predict, so low is not good: the last row has both of how the passages really go on,
-    and the best setting is the one closest to it, or to its distinct_4 at the fewest bits.
+    and the best setting is the one closest to it.
     """
     made = parser("repetition", repetition_penalties.__doc__)
     add = made.add_argument
@@ -41,11 +41,16 @@ def repetition_penalties(argv: list[str]) -> None:
     add("--given", type=int, default=32, help="tokens of a passage that are given (default: 32)")
     add("--new", type=int, default=160, help="tokens that are written (default: 160)")
     add("--temperature", type=float, default=0.8, help="0 = the likeliest token (default: 0.8)")
-    add("--top_p", type=float, default=0.95, help="(default: 0.95)")
+    add("--top_p", type=float, default=0.95, help="as in sample.py (default: 0.95)")
     args = made.parse_args(argv)
     writer, tokenizer, state = read_model("resume", args.out_dir)
     scorer, reader, _ = read_model(args.scorer, args.scorer)
     ids = np.array(open_matching_dataset(args.dataset, state).array("val"), np.int64)
+    if len(ids) <= args.given + args.new:
+        raise ValueError(
+            f"the val split has {len(ids):,} tokens, --given={args.given} and --new={args.new} need "
+            f"{args.given + args.new + 1:,}: use less of both, or another --dataset"
+        )
     starts = np.linspace(0, len(ids) - args.given - args.new - 1, args.passages).astype(int)
     passages = [torch.from_numpy(ids[start : start + args.given + args.new]) for start in starts]
     prompts, rows = [passage[: args.given] for passage in passages], []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,17 +31,20 @@ exit_on_error(main)"""
 
 def settings_of(options: list[str]) -> tuple[SimpleNamespace, set[str]]:
     """All settings of train.py with these options, and the names of those set explicitly. A child process reads them:
-    no benchmark imports a command. Raises ValueError where train.py would."""
+    no benchmark imports a command. Raises ValueError for what configure() refuses."""
     output = run_python("train.py", ["-c", READ_SETTINGS, str(ROOT), *options])
     settings, explicit = json.loads(output.splitlines()[-1])
     return SimpleNamespace(**settings), set(explicit)
 
 
-def run_train(options: list[str], kind: str, out_dir: Path | None = None) -> list[dict]:
-    """The "train" or "eval" records (see training/metrics.py) of a run in out_dir (default: a temporary folder)."""
+def run_train(options: list[str], kind: str | None = None, out_dir: Path | None = None) -> list[dict]:
+    """The records (see training/metrics.py), of one kind or all, of a run in out_dir (default: a temporary folder).
+    They go nowhere else: a measurement may take many runs."""
     with nullcontext(out_dir) if out_dir else tempfile.TemporaryDirectory() as folder:
-        run_script("train.py", *options, f"--out_dir={folder}")
-        return [record for record in read_metrics(Path(folder, "metrics.jsonl")) if record["kind"] == kind]
+        loggers = dict.fromkeys(("wandb_log", "swanlab_log", "tensorboard_log"), False)
+        run_script("train.py", *options, out_dir=folder, **loggers)
+        records = read_metrics(Path(folder, "metrics.jsonl"))
+    return [record for record in records if kind in (None, record["kind"])]
 
 
 def run_script(name: str, *words: str, **settings) -> str:
@@ -49,15 +53,25 @@ def run_script(name: str, *words: str, **settings) -> str:
 
 
 def run_python(name: str, words: list[str], folder: Path | None = None, **environment: str) -> str:
-    """The standard output of `python WORDS...`. If it fails, raises ValueError with `name` and its error message."""
-    environment = os.environ | environment
-    words = [sys.executable, *words]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
+    """The standard output of `python WORDS...`. If it fails, raises ValueError with `name` and the reason."""
+    environment, words = os.environ | environment, [sys.executable, *words]
+    # a library may write in the encoding of the system
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
-        message = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-        raise ValueError(f"{name}: {message.removeprefix('error: ')}")
+        raise ValueError(f"{name}: {reason_of(done)}")
     return done.stdout
+
+
+def reason_of(done: subprocess.CompletedProcess) -> str:
+    """Why a process failed: its last error message, else the signal that ended it, else its last words."""
+    lines = [line for line in [*done.stdout.splitlines(), *done.stderr.splitlines()] if line.strip()]
+    messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if messages:
+        return messages[-1]
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"ended by {name}" + ", as the system does for lack of memory" * (name == "SIGKILL")
+    return lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def as_options(settings: dict) -> list[str]:
@@ -80,10 +94,10 @@ def model_of(settings: SimpleNamespace) -> GPT:
 
 
 def vocab_size_of(settings: SimpleNamespace) -> int:
-    """The model's vocabulary size; GPT-2's if the dataset has not been prepared."""
+    """The model's vocabulary size. Raises ValueError if neither the settings nor a dataset tell it."""
     if settings.vocab_size:
         return settings.vocab_size
     try:
         return model_vocab_size(open_dataset(settings.dataset).vocab_size)
-    except ValueError:
-        return model_vocab_size(50257)
+    except ValueError as error:
+        raise ValueError(f"{error}; or name the size of the vocabulary with --vocab_size=N") from error

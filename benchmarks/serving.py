@@ -37,14 +37,14 @@ def serving_speed(argv: list[str]) -> None:
     """
     made = parser("serve", serving_speed.__doc__)
     add = made.add_argument
-    add("--model", choices=SHAPES, default="6x384", help="(default: 6x384)")
-    add("--clients", type=int, nargs="+", default=[1, 8, 32], help="(default: 1 8 32)")
+    add("--model", choices=SHAPES, default="6x384", help="layers x width (default: 6x384)")
+    add("--clients", type=int, nargs="+", default=[1, 8, 32], help="how many at once (default: 1 8 32)")
     add("--prompt", type=int, default=50, help="tokens of a prompt (default: 50)")
     add("--tokens", type=int, default=200, help="tokens of a text (default: 200)")
     add("--requests", type=int, default=3, help="of each client (default: 3)")
-    add("--dtype", default="fp32", help="(default: fp32)")
-    add("--quantize", choices=("none", "int8"), default="none", help="(default: none)")
-    add("--device", default="auto", help="(default: auto)")
+    add("--dtype", default="fp32", help="as in serve.py (default: fp32)")
+    add("--quantize", choices=("none", "int8"), default="none", help="as in serve.py (default: none)")
+    add("--device", default="auto", help="as in serve.py (default: auto)")
     args = made.parse_args(argv)
     config = GPTConfig(1024, **SHAPES[args.model] | {"vocab_size": 256}, mlp="gelu_tanh")
     rows = []

@@ -15,17 +15,17 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-from benchmarks.report import median_seconds, parser, print_table
+from benchmarks.report import BY_TRAIN, median_seconds, parser, print_table, synchronize
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
 from checkpoints.saver import Saver
 from data.dataset import id_dtype
 from model import GPT, GPTConfig, LinearCrossEntropy
 from system.cpu import keep_memory
-from system.device import pick_compile, pick_device, pick_dtype
+from system.device import pick_compile, pick_device, pick_dtype, prepare
 from training.optim import make_optimizer
 
 WARMUP = 5  # steps of a run that do not count
-STEPS_ONLY = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": 1, "wandb_log": False}
+STEPS_ONLY = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": 1}
 NANOGPT = """import atexit, runpy, sys, torch
 if torch.cuda.is_available():
     atexit.register(lambda: print("peak", torch.cuda.max_memory_allocated() / 1e6))
@@ -53,7 +53,7 @@ def step_time(argv: list[str]) -> None:
     for value in values.split(","):
         swept = {key: value} if key else {}
         rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
-    print_table("train", rows, args.json)
+    print_table("train", rows, args.json, BY_TRAIN)
 
 
 def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **swept: str) -> dict:
@@ -70,9 +70,11 @@ def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **s
     ms, waiting = (statistics.median(record[key] for record in records) for key in ("time_ms", "data_wait_ms"))
     tokens = settings.gradient_accumulation_steps * settings.batch_size * settings.block_size
     with torch.device("meta"):
-        flops = model_of(settings).flops_per_token() * tokens
+        model = model_of(settings)
+    flops = model.flops_per_token() * tokens
     last, megabytes = records[-1], max(record.get("memory_mb", 0) for record in records) * 2**20 / 1e6
-    row = {"ms/iter": ms, "tokens/s": 1000 * tokens / ms, "TFLOP/s": flops / ms / 1e9}
+    row = {"parameters": model.get_num_params(non_embedding=False), "ms/iter": ms, "tokens/s": 1000 * tokens / ms}
+    row["TFLOP/s"] = flops / ms / 1e9
     row["MFU %"] = 100 * last["mfu"] * last["time_ms"] / ms if "mfu" in last else "unknown"
     row |= {"waiting for data ms": waiting, "peak MB": megabytes or "unknown"}
     if args.baseline:
@@ -86,6 +88,7 @@ def measure_run(args: Namespace, options: list[str], dataset_mb: str = "10", **s
 def plain_step(settings: SimpleNamespace, steps: int) -> float:
     """Median milliseconds per step of the plain loop that step_time describes."""
     device = pick_device(settings.device)
+    use_threads(settings)
     model = model_of(settings).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
@@ -102,13 +105,19 @@ def plain_step(settings: SimpleNamespace, steps: int) -> float:
     return 1000 * median_seconds(step, steps - WARMUP, WARMUP)
 
 
+def use_threads(settings: SimpleNamespace) -> None:
+    """For a step in this process. train.py would choose a number by a trial; here auto is PyTorch's own."""
+    if settings.threads != "auto":
+        torch.set_num_threads(settings.threads)
+
+
 def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps: int) -> tuple[float, float | str]:
     """Median milliseconds per step of nanoGPT's train.py with the same shape, batch and ids, compiled where ours is;
     on a GPU also the peak memory of its tensors in MB (10^6 bytes), else ""."""
     device = pick_device(settings.device)
     Path(dataset, "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size_of(settings)}))
     same = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    options = {key: getattr(settings, key) for key in same} | STEPS_ONLY
+    options = {key: getattr(settings, key) for key in same} | STEPS_ONLY | {"wandb_log": False}
     options |= {"dataset": dataset, "out_dir": dataset, "device": device.type, "max_iters": steps}
     options["compile"] = pick_compile(settings.compile, device)
     output = run_python(f"{checkout}/train.py", ["-c", NANOGPT, *as_options(options)], folder=checkout)
@@ -121,22 +130,25 @@ def nanogpt_step(checkout: Path, settings: SimpleNamespace, dataset: str, steps:
 
 def step_profile(argv: list[str]) -> None:
     """Where the time of a training step goes, for a config: by part of the step, and by operation (own time). It is
-    train.py's step on random tokens, without loading, logging and communication. Other --key=value go to train.py."""
+    train.py's step on random tokens, without loading, logging and communication, with as many threads as --threads says
+    (default: PyTorch's own number). Any other --key=value goes to train.py."""
     made = parser("profile", step_profile.__doc__)
     made.add_argument("config", help="a config file")
-    made.add_argument("--steps", type=int, default=5, help="(default: 5)")
+    made.add_argument("--steps", type=int, default=5, help="steps that are timed (default: 5)")
     made.add_argument("--rows", type=int, default=20, help="operations to show (default: 20)")
     args, options = made.parse_known_args(argv)
     settings, _ = settings_of([args.config, *options])
+    if settings.lora_rank or settings.distill_from:
+        raise ValueError("profile has plain steps only: leave out --lora_rank and --distill_from")
     device = pick_device(settings.device)
+    use_threads(settings)
     parts = step_parts(settings, device)
     seconds = dict.fromkeys(parts, 0.0)
     for number in range(3 + args.steps):
         for name, run in parts.items():
             start = time.perf_counter()
             run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             seconds[name] += (time.perf_counter() - start) * (number >= 3)  # the first ones warm up
     total = sum(seconds.values())
     rows = [{"part": name, "ms a step": 1000 * s / args.steps, "%": 100 * s / total} for name, s in seconds.items()]
@@ -153,11 +165,13 @@ def step_parts(settings: SimpleNamespace, device: torch.device) -> dict[str, Cal
     model, dtype = model_of(settings).to(device), pick_dtype(settings.dtype, device)
     muon = settings.muon_learning_rate if settings.optimizer == "muon" else None
     optimizer = make_optimizer(model, 1e-4, settings.weight_decay, (settings.beta1, settings.beta2), muon)
-    if device.type == "cpu":
-        keep_memory()
-    elif device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as train.py does
-    compute = torch.compile(model, dynamic=False) if pick_compile(settings.compile, device) else model
+    prepare(device)
+    model.checkpoint_activations = settings.checkpoint_activations
+    compute = model
+    if pick_compile(settings.compile, device):  # as train.py does
+        compute = torch.compile(model, dynamic=False)
+        if muon and device.type == "cuda":
+            optimizer.orthogonalize = torch.compile(optimizer.orthogonalize, dynamic=False)
     x, y = torch.randint(model.config.vocab_size, (2, settings.batch_size, settings.block_size), device=device)
     loss = None
 
@@ -179,9 +193,9 @@ def loss_cost(argv: list[str]) -> None:
     """The loss over a vocabulary with its gradients: from all logits at once, by PyTorch's linear_cross_entropy (if it
     exists) and by model.py's LinearCrossEntropy. Time, and the rise of peak memory in a fresh process."""
     made = parser("loss", loss_cost.__doc__)
-    made.add_argument("--vocab_size", type=int, nargs="+", default=[4435, 50304], help="(default: 4435 50304)")
+    made.add_argument("--vocab_size", type=int, nargs="+", default=[4435, 50304], help="sizes (default: 4435 50304)")
     made.add_argument("--rows", type=int, default=2048, help="tokens per batch (default: 2048)")
-    made.add_argument("--n_embd", type=int, default=384, help="(default: 384)")
+    made.add_argument("--n_embd", type=int, default=384, help="width of the model (default: 384)")
     made.add_argument("--dtype", default="auto", help="of the products (default: auto)")
     args = made.parse_args(argv)
     dtype, context = pick_dtype(args.dtype, torch.device("cpu")), multiprocessing.get_context("spawn")
@@ -195,8 +209,8 @@ def loss_cost(argv: list[str]) -> None:
     print_table(f"loss of {args.rows} tokens, {args.n_embd} wide, in {dtype}", rows, args.json)
 
 
-def measure_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Median milliseconds, and MB (10^6 bytes)."""
+def measure_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dtype) -> tuple[float, float | None]:
+    """Median milliseconds, and MB (10^6 bytes), None if unknown."""
     keep_memory()
     x, weight = (torch.randn(size, width).mul_(0.02).requires_grad_() for size in (n, vocab_size))
     targets = torch.randint(vocab_size, (n,))
@@ -213,13 +227,16 @@ def measure_loss(kind: str, n: int, width: int, vocab_size: int, dtype: torch.dt
         loss.backward()
 
     before = peak_memory()
-    return 1000 * median_seconds(loss_and_gradients, repeats=5, warmup=2), peak_memory() - before
+    ms = 1000 * median_seconds(loss_and_gradients, repeats=5, warmup=2)
+    return ms, before and peak_memory() - before
 
 
-def peak_memory() -> float:
-    """The peak resident memory of this process, in MB (10^6 bytes)."""
-    import resource  # not on Windows
-
+def peak_memory() -> float | None:
+    """The peak resident memory of this process, in MB (10^6 bytes); None if unknown, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
@@ -233,7 +250,7 @@ def save_stall(argv: list[str]) -> None:
     for name, default in (("n_layer", 12), ("n_embd", 768), ("vocab_size", 50304), ("block_size", 64)):
         made.add_argument(f"--{name}", type=int, default=default, help=f"of the model (default: {default})")
     made.add_argument("--saves", type=int, default=3, help="saves of each kind, whose median counts (default: 3)")
-    made.add_argument("--device", default="auto", help="(default: auto)")
+    made.add_argument("--device", default="auto", help="as in train.py (default: auto)")
     made.add_argument("--folder", default=".", help="a folder on the disk to test (default: the current one)")
     args = made.parse_args(argv)
     device = pick_device(args.device)
@@ -272,8 +289,7 @@ class Loop:
         waited = time.perf_counter() - waiting
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.idx.is_cuda:
-            torch.cuda.synchronize()
+        synchronize(self.idx.device)
         return time.perf_counter() - start, waited
 
     def save(self, path: Path) -> tuple[float, float, list[float]]:

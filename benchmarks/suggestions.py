@@ -1,7 +1,6 @@
 """Code completion: how soon the editor shows a suggestion, and how often a suggestion is right."""
 
 import io
-import math
 import queue
 import re
 import threading
@@ -11,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.report import parser, print_table
+from benchmarks.report import at_least, parser, print_table
 from completion import MAX_BYTES, MIN_CONFIDENCE
 from completion.completer import Completer, apart, load_completer
-from data.dataset import open_dataset
 from data.tokenizer import ByteTokenizer
 from evaluation.fim import texts_of
-from inference.load import make_ready
+from evaluation.text import open_matching_dataset
+from inference.load import make_ready, open_trained
 from model import GPT, GPTConfig
 
 CPU = torch.device("cpu")
@@ -35,7 +34,7 @@ def keystroke_latency(argv: list[str]) -> None:
     add("--out_dir", help="a run's folder (default: the worst case described above)")
     add("--text", default=__file__, help="UTF-8 file to type (default: this benchmark's source)")
     add("--context", type=int, default=500, help="bytes of it already in the editor (default: 500)")
-    add("--keys", type=int, default=300, help="keys to press (default: 300)")
+    add("--keys", type=at_least(1), default=300, help="keys to press (default: 300)")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the weights (default: auto)")
     add("--quantize", default="auto", choices=["auto", "none", "int8"], help="as in complete.py (default: auto)")
     args = made.parse_args(argv)
@@ -43,15 +42,17 @@ def keystroke_latency(argv: list[str]) -> None:
         text = Path(args.text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--text={args.text} cannot be read as UTF-8 text: {error}") from error
+    start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
+    if start == len(text):
+        raise ValueError(f"--text={args.text} has nothing to type behind --context={args.context}: use less of it")
     if args.out_dir:
         completer, _ = apart(load_completer, "resume", args.out_dir, "auto", args.dtype, args.quantize)
     else:
         completer = apart(lambda: Completer(make_ready(sure_model(), CPU, args.dtype, args.quantize), ByteTokenizer()))
-    start = len(text.encode()[: args.context].decode("utf-8", "ignore"))
     times = type_into_editor(completer, text[:start], text[start : start + args.keys])
     rows = []
     for name, seconds in times.items():
-        p50, p95, most = np.percentile(seconds or [math.nan], [50, 95, 100]) * 1000
+        p50, p95, most = np.percentile(seconds, [50, 95, 100]) * 1000 if seconds else [None] * 3
         rows.append({"from the key to": name, "keys": len(seconds), "p50 ms": p50, "p95 ms": p95, "most ms": most})
     print_table("complete", rows, args.json)
 
@@ -122,19 +123,18 @@ def line_accuracy(argv: list[str]) -> None:
     made = parser("lines", line_accuracy.__doc__)
     add = made.add_argument
     add("--out_dir", required=True, help="a run's folder")
-    add("--dataset", help="(default: the one the model was trained on)")
-    add("--lines", type=int, default=500, help="lines to try (default: 500)")
+    add("--dataset", help="whose val split has the lines (default: the model's)")
+    add("--lines", type=at_least(1), default=500, help="lines to try (default: 500)")
     add("--seed", type=int, default=1, help="of the choice of lines and places (default: 1)")
     add("--min_confidence", type=float, default=MIN_CONFIDENCE, help="of a suggestion (default: the editor's)")
-    add("--device", default="auto", help="(default: auto)")
+    add("--device", default="auto", help="as in complete.py (default: auto)")
     args = made.parse_args(argv)
-    if args.lines < 1:
-        raise ValueError(f"--lines={args.lines}: expected at least 1")
 
     from tqdm import tqdm
 
-    completer, trained_on = load_completer("resume", args.out_dir, args.device)
-    dataset = open_dataset(args.dataset or trained_on)
+    _, state = open_trained("resume", args.out_dir)
+    dataset = open_matching_dataset(args.dataset, state)
+    completer, _ = load_completer("resume", args.out_dir, args.device)
     places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)
     found, n_characters = [], 0  # per place: next token right, rest right, suggestion shown, suggestion right
     for before, rest in tqdm(places, desc="lines", disable=None):

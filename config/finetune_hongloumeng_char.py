@@ -1,4 +1,4 @@
-# 红楼梦 by character, by a model that has read other novels once before. RESULTS.md says what that is worth.
+# 红楼梦 by character, by a model after one pass over other novels. RESULTS.md says what that is worth.
 #     python data/hongloumeng/prepare.py
 #     python data/hongloumeng/prepare.py --input NOVEL... --clean --vocabulary=hongloumeng --out_dir=data/novels
 #     python train.py config/speed_hongloumeng_char.py --dataset=novels --out_dir=out-novels --dropout=0

@@ -1,11 +1,11 @@
 # Fine-tunes GPT-2's own weights on Tiny Shakespeare; a few minutes on a GPU.
-#     python data/shakespeare/prepare.py && python train.py config/finetune_shakespeare.py --init_from=gpt2
+#     python data/shakespeare/prepare.py && python train.py config/finetune_shakespeare.py
 
 import time
 
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
-init_from = "gpt2-xl"  # the largest; gpt2, gpt2-medium and gpt2-large need less memory
+init_from = "gpt2"  # nanoGPT has gpt2-xl, whose weights, gradients and AdamW take 25 GB
 
 eval_interval = 5
 eval_iters = 40

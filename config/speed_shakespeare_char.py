@@ -7,7 +7,7 @@ out_dir = "out-speed-shakespeare-char"
 dataset = "shakespeare_char"
 
 max_iters = 2000
-eval_interval = 1000000  # at the end only
+eval_interval = 1000000  # besides step 0, at the end only
 eval_iters = 110  # more than the validation split has, so all of it is read
 log_interval = 50
 

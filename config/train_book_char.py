@@ -2,6 +2,7 @@
 # times. RESULTS.md says how it was chosen, and what it gives for three books.
 #     python data/hongloumeng/prepare.py && python train.py config/train_book_char.py
 # Other books: python data/text/prepare.py --input BOOK.txt --clean --tokenizer=char, then --dataset=text.
+# To read all of a larger validation split: a larger --eval_iters (150 for ten novels).
 # On a faster machine, or with more time, a larger model learns more:
 #     python plan.py config/train_book_char.py --minutes=10 --sweep
 

@@ -1,13 +1,13 @@
 """Figures in the pages: read from docs/figures.json, the one place that has them.
 
     python docs/figures.py          # writes the figures into README*.md and docs/*/*.md
-    python docs/figures.py --check  # only names the pages whose figures differ
+    python docs/figures.py --check  # only names the pages whose figures differ; then the exit status is 1
 
 What it fills in, in a page's source (GitHub shows none of the comments):
 
     <!--RUN.FIGURE-->3.83<!--/-->       a figure of a run
     <!--sample RUN--> ... <!--/-->      its sample
-    <!--times RUN--> ... <!--/-->       the run's time on the CPUs it was measured on, and estimates for GPUs
+    <!--times RUN--> ... <!--/-->       the run's time on the CPUs where it was measured, and estimates for GPUs
 
 An estimate is the steps times the larger of two: a step's FLOPs / (SHARE x peak), and LAUNCH seconds a micro-batch. The
 peak is the vendor's for 16-bit products with 32-bit sums (system/device.py); SHARE is what GPTs commonly reach of it;
@@ -128,18 +128,20 @@ def duration(seconds: float, language: str) -> str:
     return f"{float(f'{seconds / sizes[i]:.2g}'):,g} {LANGUAGES[language]['units'][i]}"
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args(argv)
-    figures = known_figures()
+    figures, differ = known_figures(), False
     for path, language in pages().items():
         old = path.read_text(encoding="utf-8")
         new = fill_page(old, language, figures)
         if new != old:
+            differ = True
             print(f"{path.relative_to(ROOT).as_posix()}: {'differs' if args.check else 'written'}")
             if not args.check:
                 path.write_text(new, encoding="utf-8", newline="\n")
+    return int(differ and args.check)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ its own: TYPED is typed into it, and what it then shows is drawn, the suggestion
 """
 
 import argparse
+import fcntl
 import os
 import pty
 import select
@@ -14,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from itertools import groupby
 from pathlib import Path
@@ -45,15 +47,15 @@ def film(command: list[str], typed: tuple[str, ...]) -> pyte.Screen:
         os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
         os.execv(command[0], command)
     try:
-        import fcntl
-        import termios
-
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         watch(terminal, stream, first=60)
         for keys in typed:
             os.write(terminal, keys.encode())
             watch(terminal, stream, first=5)
         return screen
+    except OSError:  # the program has ended
+        words = " ".join(line.strip() for line in screen.display)
+        raise ValueError(f"{command[1]} ended early: {words.strip()}") from None
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)

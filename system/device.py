@@ -16,14 +16,17 @@ import torch
 from system.cpu import keep_memory, limit_threads, measured_flops
 from system.dtypes import DTYPES
 
-# Dense bf16 (V100, T4: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first key
-# that is in the device's name as words counts. MI250X: one of the two devices on a card.
+# Dense bf16 (V100, T4, RTX 20: fp16) tensor TFLOP/s with float32 accumulation, from the vendors' data sheets; the first
+# key that is in the device's name as words counts. MI250X: one of the two devices on a card.
 PEAK_TFLOPS = {
     "GB300": 2500, "GB200": 2500, "B300": 2250, "B200": 2250, "GH200": 989, "H200 NVL": 835, "H200": 989,
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148, "A100": 312, "A800": 312,
     "L40S": 362, "L40": 181, "L20": 120, "L4": 121, "A40": 150, "A30": 165, "A10G": 70, "A10": 125, "V100": 125,
-    "T4": 65, "RTX 6000 Ada": 364, "RTX A6000": 155, "5090": 209, "5080": 113, "5070 Ti": 88, "5070": 62, "4090": 165,
-    "4080": 97, "3090": 71, "3080": 60, "3070": 41, "3060": 25,
+    "T4": 65, "RTX 6000 Ada": 364, "RTX A6000": 155,
+    "5090": 209, "5080": 113, "5070 Ti": 88, "5070": 62, "5060 Ti": 47, "5060": 38, "4090": 165, "4080 SUPER": 104,
+    "4080": 97, "4070 Ti SUPER": 88, "4070 Ti": 80, "4070 SUPER": 71, "4070": 58, "4060 Ti": 44, "4060": 30,
+    "3090 Ti": 80, "3090": 71, "3080 Ti": 68, "3080": 60, "3070 Ti": 44, "3070": 41, "3060 Ti": 32, "3060": 25,
+    "3050": 18, "2080 Ti": 54, "2080": 40, "2070": 30, "2060": 26,
     "MI355X": 2517, "MI350X": 2307, "MI325X": 1307, "MI300X": 1307, "MI300A": 981, "MI250X": 192, "MI210": 181,
 }  # fmt: skip
 OTHER_MODELS = r"(?! (Ti|SUPER|D)\b)"  # after a GeForce's number, these name another GPU

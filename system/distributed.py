@@ -41,11 +41,12 @@ class Ranks:
         self.sharded = False  # FSDP2
 
     def start(self, backend: str, device: torch.device) -> None:
-        """Joins the process group. backend: 'nccl', 'gloo', …, or 'auto' for nccl on CUDA and gloo elsewhere."""
+        """Joins the process group. backend: 'nccl', 'gloo', …, or 'auto' for nccl on CUDA and gloo elsewhere
+        (Windows has no nccl)."""
         if not self.under_torchrun:
             return
         if backend == "auto":
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            backend = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         if backend == "nccl" and device.type != "cuda":
             raise ValueError(f"backend=nccl needs CUDA, but device is {device.type}: use --backend=gloo")
         options = {"rank": self.rank, "world_size": self.world_size}

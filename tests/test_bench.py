@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import write_dataset
 
 import bench
 import train
-from benchmarks import gpu
+from benchmarks import gpu, inference, report, runs
 from benchmarks.gpu import STEPS, words_of
 from configurator import configure
 from system.distributed import Ranks
@@ -73,10 +74,11 @@ def ran(monkeypatch) -> tuple[list[list[str]], dict[str, int]]:
     return commands, statuses
 
 
-def test_ctrl_c_ends_the_gpu_list(ran):
+@pytest.mark.parametrize("found, status", [(130, 130), (-15, 143)])  # a script that has saved; one that SIGTERM ended
+def test_a_signal_ends_the_gpu_list(ran, found, status):
     commands, statuses = ran
-    statuses["bench.py"] = 130  # as a script that has saved
-    assert bench.main(["gpu", "--only", "Python", "generation"]) == 130 and len(commands) == 1
+    statuses["bench.py"] = found
+    assert bench.main(["gpu", "--only", "Python", "generation"]) == status and len(commands) == 1
 
 
 def test_the_gpu_list_goes_on_after_a_step_that_failed_and_each_step_starts_by_itself(ran, tmp_path, capsys):
@@ -114,8 +116,10 @@ def test_a_dry_run_goes_through_every_step_for_a_gpu():
 
 
 def test_options_of_time_to_loss_go_to_the_plain_recipe_too(letters, monkeypatch, capsys):
-    """Whose own dropout of 0 must not undo --dropout=0.2."""
+    """Whose own dropout of 0 must not undo --dropout=0.2. It has float32 on a CPU, even if the machine has a GPU."""
     commands = []
+    devices = {"auto": torch.device("cuda"), "cpu": torch.device("cpu")}
+    monkeypatch.setattr("benchmarks.recipes.pick_device", devices.get)
 
     def run_train(command, kind):
         commands.append(configure(train.TrainConfig, command)[0])
@@ -123,10 +127,37 @@ def test_options_of_time_to_loss_go_to_the_plain_recipe_too(letters, monkeypatch
 
     monkeypatch.setattr("benchmarks.recipes.run_train", run_train)
     options = [CONFIG, *SMALL, f"--dataset={letters}", "--dropout=0.2", "--max_iters=9"]
-    bench.main(["time_to_loss", *options, "--target=1", "--baseline", "--plain=--max_iters=7"])
+    bench.main(["time_to_loss", *options, "--target=1", "--baseline", "--plain=--max_iters=7 --wandb_run_name='a b'"])
     plain, ours = commands
+    assert (plain.dtype, ours.dtype) == ("float32", "auto") and plain.wandb_run_name == "a b"
     assert plain.dropout == ours.dropout == 0.2 and (plain.max_iters, ours.max_iters) == (7, 9)
     assert (plain.optimizer, plain.pos, ours.optimizer) == ("adamw", "learned", "muon")
+
+
+def test_a_run_that_fails_does_not_take_the_others_with_it(letters, monkeypatch, capsys):
+    def run_train(command, kind):
+        config = configure(train.TrainConfig, command)[0]
+        if config.optimizer in failing:
+            raise ValueError("train.py: ended by SIGKILL")
+        loss = 1.0 if config.optimizer == "muon" else 1.25
+        return [{"iter": 9, "tokens": 1, "seconds": 1.0, "eval_seconds": 0.5, "val_loss": loss}]
+
+    monkeypatch.setattr("benchmarks.recipes.run_train", run_train)
+    monkeypatch.setattr("benchmarks.recipes.with_whole_split", list)
+    options = [CONFIG, *SMALL, f"--dataset={letters}"]
+    for failing, changed, config, worse in (
+        (["adamw"], "as it is", "speed_shakespeare_char", 0.0),
+        (["muon"], "optimizer: adamw", "plain recipe", None),
+    ):
+        rows = rows_of(capsys, "ablation", *options, "--seeds", "1", "2")
+        assert ("optimizer: adamw" in {row["with"] for row in rows}) == (failing == ["muon"])
+        assert (rows[0]["with"], rows[0]["worse by"]) == (changed, worse)
+        rows = rows_of(capsys, "time_to_loss", *options, "--target=2", "--baseline")
+        assert [row["run"] for row in rows] == [config]
+    failing = ["adamw", "muon"]
+    with pytest.raises(ValueError, match="nothing was measured"):
+        bench.main(["time_to_loss", *options, "--target=2", "--baseline"])
+    assert "note: plain recipe with seed 1337 is left out: train.py: ended by SIGKILL" in capsys.readouterr().err
 
 
 def test_tokenizers_are_compared_at_the_same_cost(tmp_path, capsys):
@@ -208,9 +239,87 @@ def test_train_and_profile_and_loss_measure_something(capsys):
     assert [row["n_layer"] for row in rows] == ["1", "2"]
     for row in rows:
         assert row["tokens/s"] == pytest.approx(4 * 16 * 1000 / row["ms/iter"])
+        blocks = int(row["n_layer"]) * (12 * 16**2 + 2 * 16)  # matrices, and the norms' gains
+        assert row["parameters"] == blocks + 16 + 2 * 65 * 16  # the last norm, embedding and head
         assert row["share"] == pytest.approx(row["ms/iter"] / row["plain ms/iter"])
     parts = rows_of(capsys, "profile", CONFIG, *SMALL, "--vocab_size=65")
     assert [row["part"] for row in parts] == ["forward", "backward", "clip", "optimizer"]
     assert sum(row["%"] for row in parts) == pytest.approx(100)
     rows = rows_of(capsys, "loss", "--vocab_size=50", "--rows=64", "--n_embd=16")
     assert rows[-1]["loss"] == "LinearCrossEntropy" and all(row["ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["train", "profile"])
+def test_a_model_is_measured_only_where_its_vocabulary_is_known(name, tmp_path):
+    with pytest.raises(ValueError, match="no dataset .*--vocab_size=N"):
+        bench.main([name, CONFIG, *SMALL, f"--dataset={tmp_path / 'none'}"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("code, reason", [
+    ("print('error: one'); print('two'); sys.exit(2)", "one"),
+    ("print('note: one', flush=True); os.kill(os.getpid(), 9)", "ended by SIGKILL, as the system does for lack of"),
+    ("print('one'); sys.stderr.buffer.write('内存'.encode('gbk')); sys.exit(3)", "\ufffd"),
+    ("sys.exit(3)", "exit status 3"),
+])  # fmt: skip
+def test_a_command_that_fails_is_reported_with_the_reason(code, reason):
+    with pytest.raises(ValueError, match=f"^x.py: {reason}"):
+        runs.run_python("x.py", ["-c", f"import os, sys; {code}"])
+
+
+def test_measured_runs_are_logged_nowhere_else(tmp_path, monkeypatch):
+    (tmp_path / "log.py").write_text("wandb_log = swanlab_log = tensorboard_log = True", encoding="utf-8")
+    commands = []
+    monkeypatch.setattr(runs, "run_python", lambda name, words: commands.append(words))
+    assert runs.run_train([str(tmp_path / "log.py")]) == []
+    config, _ = configure(train.TrainConfig, commands[0][1:])
+    assert (config.wandb_log, config.swanlab_log, config.tensorboard_log) == (False, False, False)
+
+
+def test_a_dataset_with_other_ids_or_too_few_is_refused(letters, tmp_path):
+    out_dir, other = f"--out_dir={tmp_path / 'out'}", write_dataset(tmp_path / "other", "xyz, zyx. " * 40)
+    assert train.main([CONFIG, *SMALL, f"--dataset={letters}", out_dir, "--max_iters=1", "--eval_iters=1"]) == 0
+    with pytest.raises(ValueError, match="other .* does not match the checkpoint"):
+        bench.main(["lines", out_dir, f"--dataset={other}", "--device=cpu"])
+    with pytest.raises(ValueError, match="has 164 tokens, --given=4 and --new=160 need 165"):
+        bench.main(["repetition", out_dir, f"--scorer={tmp_path / 'out'}", "--given=4"])
+
+
+@pytest.mark.parametrize("words, message", [
+    (["ablatoin"], "the nearest is 'ablation'"),
+    (["generate", "--tokens=1"], "found 1, expected at least 2"),
+    (["generate", "--repeats=0"], "found 0, expected at least 1"),
+    (["generate", "--peer=llama.cpp", "--batch=4"], "leave out --device, --batch and --formats"),
+    (["complete", "--text={short}"], "nothing to type behind --context=500"),
+    (["prepare", "--input", "{short}"], "has 9 characters, expected at least 250,000"),
+    (["profile", CONFIG, "--lora_rank=4"], "leave out --lora_rank and --distill_from"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_refused(words, message, tmp_path):
+    (tmp_path / "short.txt").write_text("some text", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        bench.main([word.format(short=tmp_path / "short.txt") for word in words])
+
+
+def test_generation_is_measured_in_the_formats_that_a_device_has(monkeypatch):
+    assert inference.formats_on(torch.device("cpu"), None) == ["float32", "bfloat16", "int8"]
+    for native in (torch.bfloat16, torch.float16):
+        monkeypatch.setattr(inference, "pick_dtype", lambda name, device, native=native: native)
+        name = str(native).removeprefix("torch.")
+        assert inference.formats_on(torch.device("cuda"), None) == ["float32", name, f"{name} compiled"]
+    with pytest.raises(ValueError, match="--formats int8: expected some of float32, float16"):
+        inference.formats_on(torch.device("cuda"), ["int8"])
+
+
+def test_a_clock_waits_for_the_gpu_and_threads_for_a_containers_cores(monkeypatch):
+    waited, chosen = [], []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append("cuda"))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for name in ("cpu", "mps", "cuda"):
+        report.synchronize(torch.device(name))
+    assert waited == ["mps", "cuda"]
+    monkeypatch.setattr("system.cpu.cpu_quota", lambda: 2.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    report.parser("name", "description")
+    assert chosen == [2]

@@ -322,6 +322,7 @@ def run_main(tmp_path, body, wait=0, **env):
     [
         ("return None", {}, 0, ""),
         ("return 143", {}, 143, ""),
+        ("configurator.answer_early(lambda argv: 0); return 7", {}, 7, ""),  # whatever it returns, the command runs
         ("return 7 * (argv == ['--a=1'])", {}, 7, ""),
         ("raise ValueError('one\\n  two')", {}, 2, "error: one two\n"),
         ("raise ValueError", {}, 2, "error: ValueError\n"),
@@ -346,6 +347,18 @@ def run_main(tmp_path, body, wait=0, **env):
             {},
             2,
             "error: cannot read or write no/such.txt: No such file or directory\n",
+        ),
+        (
+            "import errno; raise OSError(errno.EROFS, 'Read-only file system', '/mnt/a.bin')",
+            {},
+            2,
+            "error: cannot read or write /mnt/a.bin: Read-only file system\n",
+        ),
+        (
+            "import errno; raise OSError(errno.EDQUOT, 'Disk quota exceeded', 'out/last.pt')",
+            {},
+            2,
+            "error: cannot write out/last.pt: Disk quota exceeded\n",
         ),
         (
             "raise MemoryError",

@@ -95,9 +95,12 @@ def test_compile_is_off_with_a_note_where_python_h_is_missing(monkeypatch, capsy
     [("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 PCIe", 756), ("NVIDIA L40S", 362),
      ("NVIDIA GeForce RTX 3060", 25), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA RTX A4000", None),
      ("NVIDIA RTX A1000", None), ("NVIDIA T400", None), ("NVIDIA H200 NVL", 835), ("NVIDIA GH200 480GB", 989),
-     ("NVIDIA GB200", 2500), ("NVIDIA B200", 2250), ("AMD Instinct MI300X", 1307), ("NVIDIA GeForce RTX 3080 Ti", None),
-     ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4080 SUPER", None), ("NVIDIA GeForce RTX 5070 Ti", 88),
-     ("NVIDIA GeForce RTX 5070", 62), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
+     ("NVIDIA GB200", 2500), ("NVIDIA B200", 2250), ("AMD Instinct MI300X", 1307), ("NVIDIA GeForce RTX 3080 Ti", 68),
+     ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4080 SUPER", 104), ("NVIDIA GeForce RTX 5070 Ti", 88),
+     ("NVIDIA GeForce RTX 5070", 62), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA GeForce RTX 3050", 18),
+     ("NVIDIA GeForce RTX 4070", 58), ("NVIDIA GeForce RTX 4070 SUPER", 71), ("NVIDIA GeForce RTX 4070 Ti", 80),
+     ("NVIDIA GeForce RTX 4070 Ti SUPER", 88), ("NVIDIA GeForce RTX 4060 Laptop GPU", None),
+     ("NVIDIA GeForce RTX 2080 Ti", 54), ("NVIDIA GeForce RTX 2080 SUPER", None), ("NVIDIA GeForce RTX 5060 Ti", 47)],
 )  # fmt: skip
 def test_the_peak_is_known_or_not_told(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)

@@ -687,3 +687,15 @@ def test_the_slurm_script_saves_before_the_time_limit_queues_again_and_goes_on(d
     again = subprocess.run([*command, f"--max_iters={done + 2}"], cwd=tmp_path, capture_output=True, text=True,
                            env={**environment, "SLURM_RESTART_COUNT": "1"})  # fmt: skip
     assert again.returncode == 0 and f"steps {done} to {done + 2}" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("has_nccl, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "cpu:gloo,cuda:gloo")])
+def test_gpus_talk_by_gloo_where_there_is_no_nccl(monkeypatch, has_nccl, backend):
+    """As on Windows."""
+    used = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: has_nccl)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: used.append(backend))
+    Ranks().start("auto", torch.device("cuda", 0))
+    assert used == [backend]

@@ -25,7 +25,7 @@ TRAINING = ("--max_iters=3 --eval_interval=2 --eval_iters=1 --batch_size=2 --blo
 STORIES = "stories.txt --tokenizer=bpe --vocab_size=400 --val_fraction=0.2"
 LIMITS = {
     "train.py": TRAINING,
-    "plan.py": "--minutes=0.01 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
+    "plan.py": "--minutes=0.1 --sizes 1x8 --eval_iters=1 --batch_size=2 --block_size=16 --device=cpu",
     "sample.py": "--num_samples=1 --max_new_tokens=5 --device=cpu",
     "eval.py": "--stride=8",
     "data/classics/prepare.py": "--input books --encoding=auto --vocab_size=400",
@@ -222,6 +222,25 @@ def test_figures_are_those_of_one_place():
     for path, language in figures.pages().items():
         text = path.read_text(encoding="utf-8")
         assert figures.fill_page(text, language, known) == text, f"{path}: run python docs/figures.py"
+
+
+def test_every_figure_is_on_a_page():
+    marks = re.findall(r"<!--([\w. -]+)-->", "".join(path.read_text(encoding="utf-8") for path in figures.pages()))
+    known = figures.known_figures()["runs"]
+    kept = {f"{run}.{name}" for run, found in known.items() for name in found.get("figures", {})}
+    kept |= {f"{kind} {run}" for run, found in known.items() for kind in ("sample", "times") if kind in found}
+    assert kept == {*marks}
+
+
+def test_a_check_of_the_figures_fails_where_a_page_differs_and_writes_nothing(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("loss <!--run.loss-->1.9<!--/-->", encoding="utf-8")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "pages", lambda: {page: "en"})
+    monkeypatch.setattr(figures, "known_figures", lambda: {"runs": {"run": {"figures": {"loss": "1.8"}}}})
+    assert figures.main(["--check"]) == 1 and "1.9" in page.read_text(encoding="utf-8")
+    assert figures.main([]) == 0 and "1.8" in page.read_text(encoding="utf-8")
+    assert figures.main(["--check"]) == 0
 
 
 def test_no_line_begins_with_a_figure():

@@ -45,6 +45,24 @@ def test_the_notebook_trains_goes_on_and_exports(tmp_path, monkeypatch):
     assert model.config.model_type == "llama" and model.config.hidden_size == 16
 
 
+def test_the_notebook_opened_in_its_own_folder_uses_that_project_and_a_placeholder_is_no_address(tmp_path):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "notebooks", project / "data", elsewhere):
+        folder.mkdir(parents=True)
+    (project / "train.py").touch()
+    (project / "requirements.txt").write_text("torch==0\n", encoding="utf-8")
+    notebook = nbformat.read(ROOT / "notebooks/train.ipynb", as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
+    notebook.cells.append(nbformat.v4.new_code_cell("print(f'{Path.cwd()}, {START}')"))
+    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(project / "notebooks")}})
+    client.execute()
+    assert notebook.cells[-1].outputs[0]["text"] == f"{project}, {project}\n"
+    assert not list(project.glob("requirements-*"))  # quickstart.py would install again
+    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(elsewhere)}})
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="the first cell needs the project's address"):
+        client.execute()
+
+
 def test_the_notebook_keeps_no_outputs():
     notebook = nbformat.read(ROOT / "notebooks/train.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)

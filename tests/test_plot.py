@@ -81,3 +81,12 @@ def test_wrong_input_is_one_message_and_writes_no_picture(write, tmp_path):
             plot.main(argv)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_characters_that_a_font_lacks_come_from_the_next_that_is_installed(monkeypatch):
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager, "get_font_names", lambda: ["SimHei", "Arial", "DejaVu Sans"])
+    (axes,) = plot.draw({"out-红楼梦": RUN}, "iter").axes
+    for text in axes.get_legend().get_texts():
+        assert text.get_fontfamily() == ["DejaVu Sans", "SimHei"]

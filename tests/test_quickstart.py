@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": call, "run": call}))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.txt").write_text("torch", encoding="utf-8")
+    (tmp_path / "requirements-test.txt").write_text("pytest", encoding="utf-8")
     return tmp_path, commands
 
 
@@ -60,6 +61,36 @@ def test_everything_is_done_once_and_then_used_again(folder):
     assert quickstart.main([]) == 0
     assert scripts(commands) == ["pip", "pip", "train.py", "plot.py", "quickstart.py"]
     assert commands[2].endswith("--init_from=resume")
+
+
+def test_files_that_others_leave_there_are_no_reason_to_install_again(folder):
+    tmp_path, commands = folder
+    assert quickstart.main([]) == 0
+    commands.clear()
+    (tmp_path / "requirements-mine.txt").write_text("pandas", encoding="utf-8")
+    assert quickstart.main([]) == 0 and scripts(commands) == ["quickstart.py"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a .venv there has a copy of Python")
+def test_an_environment_whose_python_is_gone_is_made_anew(folder):
+    tmp_path, commands = folder
+    assert quickstart.main([]) == 0
+    commands.clear()
+    quickstart.VENV_PYTHON.unlink()
+    quickstart.VENV_PYTHON.symlink_to(tmp_path / "python-that-was-removed")
+    (tmp_path / ".venv" / "old").touch()
+    assert quickstart.main([]) == 0
+    assert scripts(commands) == ["venv", "pip", "pip", "quickstart.py"] and not (tmp_path / ".venv" / "old").exists()
+
+
+def test_where_pip_fails_a_line_says_what_to_try(folder, monkeypatch, capsys):
+    def fail(*command):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(quickstart, "run", fail)
+    assert quickstart.main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: pip could not install") and "PIP_INDEX_URL" in error and error.count("\n") == 1
 
 
 def test_a_failing_step_ends_it_with_that_steps_status(folder, monkeypatch):
