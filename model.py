@@ -375,7 +375,7 @@ class GPT(nn.Module):
             return self.logits(self.transformer.ln_f(x)), None
         x, flat, device = self.transformer.ln_f(x), targets.reshape(-1), x.device.type
         count = (flat != -1).sum().clamp(min=1)
-        is_fused = device != "cpu" and torch.compiler.is_compiling()  # with the head, by the compiler
+        is_fused = torch.compiler.is_compiling()  # by the compiler, with the head
         if not return_logits and not is_fused and isinstance(self.lm_head, nn.Linear):  # not packed, not int8
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
             rows, grad = x.reshape(-1, x.size(-1)), torch.is_grad_enabled()
