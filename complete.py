@@ -86,9 +86,9 @@ def main(argv: list[str]) -> int:
         from completion.editor import edit, find_lexer  # only here: the rest works without prompt_toolkit and Pygments
 
         find_lexer(config.language, config.file, "")  # a mistake is found before the model is loaded
-    model, name = (config.init_from, config.out_dir, config.device), Path(config.file or "").as_posix()
-    model = (*model, config.dtype, config.quantize, config.block_size)
-    completer, dataset = apart(load_completer, *model, "" if name == "." else name)
+    source = [config.init_from, config.out_dir, config.device, config.dtype, config.quantize, config.block_size]
+    name = Path(config.file or "").as_posix()
+    completer, dataset = apart(load_completer, *source, "" if name == "." else name)
     if config.threads != "auto":  # now: a device is picked with what a container's quota allows
         torch.set_num_threads(config.threads)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}

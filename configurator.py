@@ -234,8 +234,8 @@ class ReportedByRankZero(ValueError):
 def exit_on_error(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs main(sys.argv[1:]) and exits with what it returns (None is 0).
 
-    A ValueError, a full disk or a file that cannot be opened is one line on stderr and exit status 2, Ctrl-C a silent
-    130. TRACEBACK=1 in the environment shows the traceback too.
+    A ValueError, a full disk, a file that cannot be opened or too little memory is one line on stderr and exit status
+    2, Ctrl-C a silent 130. TRACEBACK=1 in the environment shows the traceback too.
     """
     gc.freeze()  # what is imported stays to the end: the collector need not scan it again and again
     gc.enable()

@@ -139,9 +139,13 @@ def shape_of(layers: int, width: int, settings) -> dict:
 def trial(options: list[str], settings: SimpleNamespace, minutes: float) -> dict:
     """Parameters, memory and speed of a size, in a run of some seconds, and how far it would get in `minutes`."""
     few = min(settings.eval_iters, TRIAL_BATCHES)
-    limits = {"max_minutes": min(TRIAL_SECONDS / 60, minutes / 10), "max_iters": 10**6, "log_interval": 1}
-    records = run_train([*options, *as_options(limits | {"eval_interval": 10**6, "eval_iters": few})])
-    steps_made = [record for record in records if record["kind"] == "train"]
+    fixed = {"log_interval": 1, "eval_interval": 10**6, "eval_iters": few}
+    by_time = {"max_minutes": min(TRIAL_SECONDS / 60, minutes / 10), "max_iters": 10**6}
+    for limits in (by_time, {"max_minutes": None, "max_iters": 4}):  # the second where the time is too short for steps
+        records = run_train([*options, *as_options(fixed | limits)])
+        steps_made = [record for record in records if record["kind"] == "train"]
+        if len(steps_made) > 2:
+            break
     seconds = statistics.median(record["time_ms"] for record in steps_made[len(steps_made) // 2 :]) / 1000
     dataset = open_dataset(settings.dataset, settings.vocab_size)
     whole, part = (windows_read(dataset, settings, n) for n in (settings.eval_iters, few))

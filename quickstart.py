@@ -24,6 +24,7 @@ VENV_PYTHON = ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bi
 DATASET, OUT_DIR = "data/quickstart", "out-quickstart"
 PREPARE = ("--vocab_size=4096", "--val_fraction=0.05")  # RESULTS.md has the other choices
 SAMPLING = ("--temperature=0.7", "--top_p=0.9")
+join = subprocess.list2cmdline if os.name == "nt" else shlex.join  # a command to paste
 PROMPTS = ("def read_file(path", "class Parser:\n    def __init__(self", "    for key, value in")
 
 
@@ -64,7 +65,7 @@ def fail(message: str) -> int:
 
 def run(*command: str) -> None:
     """Prints a command, so that it can be repeated by hand, and runs it with the environment's Python."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
+    print(f"\n$ python {join(command)}", flush=True)
     process = subprocess.Popen([VENV_PYTHON, *command])
     while process.returncode is None:
         with suppress(KeyboardInterrupt):  # the command got the Ctrl-C too, and may still finish and save
@@ -127,7 +128,7 @@ loss curve       {Path(OUT_DIR, "loss.png")}""",
     )
     for prompt in PROMPTS:
         command = [f"--out_dir={OUT_DIR}", f"--start={prompt}", "--num_samples=1", "--max_new_tokens=80", *SAMPLING]
-        print(f"\n$ python {shlex.join(['sample.py', *command])}", flush=True)
+        print(f"\n$ python {join(['sample.py', *command])}", flush=True)
         status = subprocess.run([sys.executable, ROOT / "sample.py", *command]).returncode
         if status:
             return status

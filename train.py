@@ -101,10 +101,10 @@ class TrainConfig:
     max_iters: int = 600000  # steps
     max_tokens: float | None = None  # training tokens
     max_epochs: float | None = None  # passes over the training split
-    max_minutes: float | None = None  # wall-clock minutes, with evaluations and all resumes, without compiling
+    max_minutes: float | None = None  # wall-clock minutes, counting evaluations and all resumes but not compilation
     compute: float | None = None  # parameters times training tokens, in units of 10^12
     # System
-    backend: str = "auto"  # torch.distributed's: 'nccl' or 'gloo'; auto = nccl on CUDA, where there is one
+    backend: str = "auto"  # torch.distributed's: 'nccl' or 'gloo'; auto = nccl on CUDA where available
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # auto = bfloat16 where the processor supports it natively
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto = on CUDA
@@ -317,7 +317,7 @@ def warm_up(run: Run, local_model: torch.nn.Module, objective, batches: Batches,
     take minutes; and DDP lays out its buckets anew after a first backward. Float sums over three or more ranks depend
     on that layout, so else the first step after a resume would differ from an uninterrupted run's."""
     settles = run.ranks.world_size > 2 and not run.fsdp
-    if run.config.eval_only or not (settles or run.compiles):
+    if run.config.eval_only or run.iter_num >= run.limit or not (settles or run.compiles):
         return
     x, y, _ = batches.peek()
     with autocast:
@@ -329,6 +329,8 @@ def warm_up(run: Run, local_model: torch.nn.Module, objective, batches: Batches,
         with torch.no_grad(), autocast:
             local_model(x, y, return_logits=False)
         local_model.train()
+        if run.config.optimizer == "muon":
+            run.optimizer.try_shapes()
 
 
 def record_evaluation(

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
 
-from benchmarks.report import BY_TRAIN, median_seconds, parser, print_table, synchronize
+from benchmarks.report import BY_TRAIN, median_seconds, note_errors, parser, print_table, synchronize
 from benchmarks.runs import as_options, model_of, random_dataset, run_python, run_train, settings_of, vocab_size_of
 from checkpoints.saver import Saver
 from data.dataset import id_dtype
@@ -52,7 +52,8 @@ def step_time(argv: list[str]) -> None:
     rows = []
     for value in values.split(","):
         swept = {key: value} if key else {}
-        rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
+        with note_errors(f"{key}={value}" if key else Path(args.config).stem):
+            rows.append({"run": Path(args.config).stem, **swept, **measure_run(args, options, **swept)})
     print_table("train", rows, args.json, BY_TRAIN)
 
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.publish import beside, discard, replace_path, saved_checkpoints
-from system.files import lock_file
+from system.files import lock_file, replace
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -96,7 +96,7 @@ def set_aside(folder: Path) -> Path | None:
         previous.mkdir()
         for file in files:
             if file.exists():
-                os.replace(file, previous / file.name)
+                replace(file, previous / file.name)
     except OSError as error:
         raise ValueError(f"cannot move the earlier run to {previous}: {error}: choose another out_dir") from error
     return previous

@@ -7,7 +7,6 @@ those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from checkpoints.gguf_tokenizer import Vocabulary, gguf_vocabulary, special_id_f
 from checkpoints.huggingface import architecture
 from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig, scale_frequencies
-from system.files import sync_file
+from system.files import replace, sync_file
 
 FILE_TYPES = {
     "f32": "ALL_F32",
@@ -85,7 +84,7 @@ def write_gguf(
         writer.close()
         sync_file(temporary)
         n_bytes = temporary.stat().st_size
-        os.replace(temporary, path)
+        replace(temporary, path)
     return kind, n_bytes
 
 

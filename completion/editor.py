@@ -70,7 +70,7 @@ class Editor:
     deletions and movements do not. After run(), which returns the exit status, `text` is the edited text. lexer: a
     Pygments class. Options as in Completer.suggest. Other threads may only call `found`."""
 
-    HELP = "Tab accept  Ctrl-Z undo  Esc leave and save  Ctrl-C don't save"
+    HELP = "Tab accept  Ctrl-Z undo  Esc leave, save  Ctrl-C leave unsaved"
 
     def __init__(self, completer: Completer, text: str, lexer: type, input=None, output=None, **options):
         self.ghost, self.ghost_at = "", None  # the suggestion, and the texts around the cursor it was made for
@@ -278,8 +278,9 @@ def find_lexer(language: str, file: str | None, dataset: str) -> type:
     """The Pygments lexer of that name; 'auto': by the file's name, else the dataset's."""
     if language == "auto":
         by_name = find_lexer_class_for_filename(file) if file else None
-        is_python = "py" in dataset or "quickstart" in dataset
-        return by_name or find_lexer_class_by_name("cpp" if "cpp" in dataset else "python" if is_python else "text")
+        name = Path(dataset).name
+        is_python = name.startswith(("py", "quickstart")) or "python" in name
+        return by_name or find_lexer_class_by_name("cpp" if "cpp" in name else "python" if is_python else "text")
     try:
         return find_lexer_class_by_name(language)
     except ClassNotFound:

@@ -77,8 +77,9 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> str:
     if error.object.startswith(BINARY_MARKS):
         return not_text(name)
     found = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-    how = "in Notepad by Save as, with Encoding UTF-8; elsewhere by iconv -f GBK -t UTF-8"
-    return f"{name} is not UTF-8 text ({found}): convert it first, {how}"
+    source = "UTF-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "GBK"
+    how = f"in Notepad, Save as with Encoding UTF-8; elsewhere, iconv -f {source} -t UTF-8"
+    return f"{name} is not UTF-8 text ({found}): convert it first: {how}"
 
 
 def not_text(name: str) -> str:

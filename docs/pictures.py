@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from configurator import exit_on_error
 
 TYPED = ("import os", "\r", "\r", "def check(x):", "\r", '"""Refuses numbers."""', "\r", "if not isinstance(x, ")
-COLUMNS, LINES = 76, 8
+COLUMNS, LINES = 80, 8
 CELL = 8.4, 18  # pixels of a character
 COLOURS = {  # those that a terminal names, and those of Pygments' style that are too dark for this picture
     "default": "#d4d4d4", "black": "#808080", "red": "#f48771", "green": "#89d185", "brown": "#dcdcaa",

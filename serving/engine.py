@@ -251,8 +251,8 @@ class Engine:
             self.copy(slot, oldest)
 
     def leave(self, slot: int) -> None:
-        """Removes a row, whose text may go on later; the last one takes its place in the cache, and the joining one the
-        last one's."""
+        """Removes a row, whose text may go on later, so it is kept unless the batch is full; the last one takes its
+        place in the cache, and the joining one the last one's."""
         last = len(self.rows) - 1
         vacated = last + bool(self.joining)
         self.used[slot] = next(self.clock)

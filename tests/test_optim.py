@@ -165,6 +165,19 @@ def test_loading_a_state_keeps_moments_and_takes_new_settings():
         assert torch.equal(new.state[p]["exp_avg"], old.state[p]["exp_avg"]) and new.state[p]["step"] == 1
 
 
+def test_all_shapes_of_a_step_can_be_tried_without_changing_anything():
+    model = model_with_gradients()
+    optimizer, shapes = make_optimizer(model, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02), []
+    optimizer.orthogonalize = lambda x: shapes.append(x.shape) or orthogonalize(x)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer.try_shapes()
+    tried = set(shapes)
+    assert tried and not optimizer.state and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    shapes.clear()
+    optimizer.step()
+    assert set(shapes) == tried
+
+
 def test_a_state_of_other_groups_is_refused():
     model = model_with_gradients()
     muon = make_optimizer(model, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)

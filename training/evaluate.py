@@ -38,6 +38,8 @@ def estimate_loss(model: torch.nn.Module, run: Run, autocast) -> dict[str, float
             total += loss * valid
             count += valid
         total, count = ranks.sum([total.item(), count])
-        losses[split] = total / max(1, count)
+        if not count:
+            raise ValueError(f"{dataset.folder}: {split} has no token to learn in the {len(windows)} windows evaluated")
+        losses[split] = total / count
     model.train()
     return losses

@@ -31,7 +31,8 @@ def start_loggers(config: dict) -> dict:
             loggers[name] = start_logger(name, module, config)
         except Exception as error:  # of the package's own kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            remedy = f"log in (`{name} login`), or use --{name}_log=False"
+            offline = " or set WANDB_MODE=offline" * (name == "wandb")
+            remedy = f"log in (`{name} login`){offline}, or use --{name}_log=False"
             raise ValueError(f"{name}_log=True, but {name} does not start: {reason}; {remedy}") from error
     return loggers
 
@@ -52,10 +53,10 @@ class Metrics:
         self.path = out_dir / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if happened(r, iter_num, last_eval_iter)] if iter_num else []
         self.wandb, self.swanlab, self.tensorboard = (loggers.get(name) for name in LOGGERS)
-        if self.tensorboard is not None:
-            self.tensorboard = self.tensorboard.SummaryWriter(str(out_dir / "tensorboard"))
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
+            if self.tensorboard is not None:
+                self.tensorboard = self.tensorboard.SummaryWriter(str(out_dir / "tensorboard"))
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
             sync_file(temporary)
             replace(temporary, self.path)

@@ -52,8 +52,17 @@ class MuonAdamW(AdamW):
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
         weights = [local(p) for p in parameters]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        move = self.move_shards if any(map(is_shard, parameters)) else self.move
-        move(parameters, weights, directions, group["lr"])
+        self.mover(parameters)(parameters, weights, directions, group["lr"])
+
+    @torch.no_grad()
+    def try_shapes(self) -> None:
+        """Calls orthogonalize with all shapes of a step, so that it is compiled for them, and changes nothing."""
+        for parameters in (group["params"] for group in self.param_groups if group["muon"]):
+            copies = [local(p).clone() for p in parameters]
+            self.mover(parameters)(parameters, copies, [torch.ones_like(copy) for copy in copies], 0.0)
+
+    def mover(self, parameters: list) -> Callable:
+        return self.move_shards if any(map(is_shard, parameters)) else self.move
 
     def move(self, parameters: list, weights: list, directions: list, lr: float) -> None:
         """Moves whole weights. Each process orthogonalizes its share of the matrices of a shape, and all exchange the
