@@ -268,7 +268,7 @@ def test_a_prompt_from_standard_input_is_utf8(out_dir, capsys, monkeypatch):
 
 def test_a_prompt_in_another_encoding_is_refused_with_the_way_to_convert_it(tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_bytes("宝玉".encode("gbk"))
-    expected = r"is not UTF-8 text \(byte 0xb1 at offset 0\): convert it first, in Notepad .* iconv -f GBK -t UTF-8$"
+    expected = r"is not UTF-8 text \(byte 0xb1 at offset 0\): convert it first: in Notepad, .* iconv -f GBK -t UTF-8$"
     for option in (f"--start=FILE:{tmp_path / 'p.txt'}", f"--prompts={tmp_path / 'p.txt'}", "--start=-"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("宝玉".encode("gbk")), encoding="ascii"))
         with pytest.raises(ValueError, match=expected):
