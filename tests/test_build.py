@@ -387,7 +387,7 @@ def forked(out, n):
                 if n < 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(watch)
-        sys.stdout, os.fsync = open(os.devnull, "w"), int
+        sys.stdout, os.fsync = open(os.devnull, "w", encoding="utf-8"), int
         run(out, 1, 5, 2)
         os._exit(0)
     return os.waitpid(child, 0)[1]
