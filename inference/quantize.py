@@ -42,29 +42,28 @@ class Int8Linear(nn.Module):
             self.weight, self.scale = weight, scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = self.bias
+        y = self.multiply_integers(x.float()) if self.round_inputs else self.multiply_floats(x)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+    def multiply_integers(self, x: torch.Tensor) -> torch.Tensor:
+        """With one scale per row of x, so that rows are independent; sums of integers are exact in any order."""
+        if x.numel() == x.size(-1):  # one row's scale, given as a number, saves three operations of some 5 us each
+            low, high = x.aminmax()
+            scale = max(-low.item(), high.item(), 1e-30) / LEVELS
+            return ROUNDED_LINEAR(x, scale, LEVELS + 1, self.packed)
+        scale = x.abs().amax(dim=-1, keepdim=True).div_(LEVELS)  # 0 / 0 gives some integers, which are multiplied by 0
+        y = ROUNDED_LINEAR(x.div(scale), 1.0, LEVELS + 1, self.packed)
+        return y.mul_(scale) if self.bias is None else torch.lerp(self.bias, y, scale)  # bias is in y, not to be scaled
+
+    def multiply_floats(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.view(-1, x.size(-1))  # (M, K)
-        if self.round_inputs:
-            # one scale per row, so that rows are independent; sums of integers are exact in any order
-            rows = rows.float()
-            if rows.size(0) == 1:  # given as a number it saves three operations, each some 5 us of a product's 50
-                low, high = rows.aminmax()
-                scale = max(-low.item(), high.item(), 1e-30) / LEVELS
-                y = ROUNDED_LINEAR(rows, scale, LEVELS + 1, self.packed)
-            else:
-                scale = rows.abs().amax(dim=1, keepdim=True).div_(LEVELS)  # 0 / 0 gives some integers, times 0
-                y = ROUNDED_LINEAR(rows.div(scale), 1.0, LEVELS + 1, self.packed)  # (M, N), sums * weight scale + bias
-                y = y.mul_(scale) if bias is None else torch.lerp(bias, y, scale)  # scales all but the bias
+        on_cpu = x.device.type == "cpu"
+        if on_cpu and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # otherwise it crashes
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale)
         else:
-            weight, scale = self.weight, self.scale
-            if x.device.type == "cpu" and rows.size(0) <= FEW_ROWS and rows.size(1) % 32 == 0:  # otherwise it crashes
-                y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
-            else:
-                dtype = torch.bfloat16 if HAS_BFLOAT16 and x.device.type == "cpu" else rows.dtype
-                y = F.linear(rows.to(dtype), weight.to(dtype)) * scale
-            y = y if bias is None else bias + y
-        y = y if y.dtype == x.dtype else y.to(x.dtype)
-        return y.view(*x.shape[:-1], -1)
+            dtype = torch.bfloat16 if HAS_BFLOAT16 and on_cpu else rows.dtype
+            y = F.linear(rows.to(dtype), self.weight.to(dtype)) * self.scale
+        return (y if self.bias is None else self.bias + y).view(*x.shape[:-1], -1)
 
 
 def prepack(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None):
