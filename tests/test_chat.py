@@ -148,6 +148,42 @@ def test_all_usual_shapes_give_the_same_messages(tmp_path):
         assert read(path) == ([want] * 6, []), path
 
 
+def test_the_history_of_a_row_is_its_earlier_turns(tmp_path):
+    pairs = {"instruction": "and", "input": "you", "output": "mat"}, {"prompt": "and\nyou", "response": "mat"}
+    history = [["what", "cat"], ["sat", "hat"]]
+    rows = [{**pair, "history": history, "system": "say"} for pair in pairs]
+    want = turns("what", "cat", "sat", "hat", "and\nyou", "mat", system="say")
+    assert read(write_rows(tmp_path / "a.jsonl", rows)) == ([want] * 2, [])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet") == ([want], [])
+    assert (
+        read(write_rows(tmp_path / "c.jsonl", [{**pairs[0], "history": none} for none in ([], "", None)]))[0]
+        == [turns("and\nyou", "mat")] * 3
+    )
+    bad = ["what", [["what"]], ["what", "cat"], {"what": "cat"}, [[{"what": 1}, "cat"]], [[["what"], "cat"]]]
+    found, refused = read(write_rows(tmp_path / "d.jsonl", [{**pairs[0], "history": history} for history in bad]))
+    assert not found and [reason for _, reason in refused] == [
+        *["history is not a list of [question, answer]"] * 4, *["content is not text"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_system_turn_without_words_is_none(tmp_path):
+    for system in ("", " \n"):
+        messages = [{"role": "system", "content": system}, *turns("what", "cat")]
+        assert read(write_rows(tmp_path / "a.jsonl", [{"messages": messages}])) == ([turns("what", "cat")], [])
+    assert read(write_rows(tmp_path / "b.jsonl", [{"messages": messages[:1]}])) == (
+        [], [(f"{tmp_path / 'b.jsonl'}:1", "no assistant turn")],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding, source", [("gbk", "GBK"), ("utf-16", "UTF-16")])
+def test_conversations_in_another_encoding_are_to_be_converted(tmp_path, encoding, source):
+    rows = json.dumps([{"instruction": "你好", "output": "好"}], ensure_ascii=False)
+    (tmp_path / "a.json").write_bytes(rows.encode(encoding))
+    with pytest.raises(ValueError, match=f"a.json is not UTF-8 text .* iconv -f {source} -t UTF-8"):
+        read(tmp_path / "a.json")
+
+
 def test_bad_rows_are_counted_by_reason_with_file_and_line(base, tmp_path, capsys):
     good = {"messages": turns("what", "cat")}
     bad = {
@@ -173,6 +209,20 @@ def test_bad_rows_are_counted_by_reason_with_file_and_line(base, tmp_path, capsy
     with pytest.raises(ValueError, match="no conversation that can be used"):
         prepare.main(["--input", str(only_bad), f"--init_from={base}", f"--out_dir={tmp_path / 'none'}"])
     assert not (tmp_path / "none" / "meta.json").exists()
+
+
+def test_rows_that_cannot_be_encoded_have_one_reason_and_the_first_says_why(base, tmp_path, capsys):
+    good = {"messages": turns("what", "cat")}
+    lacking = [{"messages": turns("what", f"cat {chr(0x6000 + i)}")} for i in range(30)]
+    path = write_rows(tmp_path / "a.jsonl", [good] * 60 + lacking)
+    val = write_rows(tmp_path / "val.jsonl", [{"messages": turns("you", "cat")}])
+    options = [f"--input={path}", f"--val_input={val}", f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"]
+    prepare.main(options)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert line.startswith(f"left out 30 rows: the tokenizer cannot encode the text (first: {path}:61: 1 distinct")
+    assert "U+6000" in line
+    with pytest.raises(ValueError, match=r"a.jsonl:61: 1 distinct character.*U\+6000"):
+        prepare.main([*options, "--bad_rows=stop"])
 
 
 def test_a_question_of_val_input_is_not_trained_on(base, tmp_path, capsys):
