@@ -32,7 +32,15 @@ from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
 from data.dataset import DatasetWriter, open_dataset
-from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
+from data.fim import FIM_MARKERS
+from data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    ExtendedTokenizer,
+    JsonTokenizer,
+    tokenizer_from_json,
+)
 from data.windows import batch, conversation_edges, eval_batch, eval_windows, windows_per_epoch
 from inference.chat import Chat, answer_all, chat_tokenizer_of, reply
 from inference.repetition import Repetition
@@ -235,6 +243,15 @@ def test_a_question_of_val_input_is_not_trained_on(base, tmp_path, capsys):
     dataset = open_dataset(out_dir)
     texts = [dataset.tokenizer.decode(dataset.array(split)) for split in ("train", "val")]
     assert "what" not in texts[0] and "you" in texts[0] and "sat" in texts[0] and "what" in texts[1]
+
+
+def test_options_without_effect_are_refused(base, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    options = [f"--input={rows}", f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"]
+    with pytest.raises(ValueError, match="--val_fraction=0.2 and --val_input both name the validation split"):
+        prepare.main([*options, f"--val_input={rows}", "--val_fraction=0.2"])
+    with pytest.raises(ValueError, match="--text_share=0.9 needs --text; pass both or neither"):
+        prepare.main([*options, "--text_share=0.9"])
 
 
 def test_a_full_disk_is_no_bad_row(base, tmp_path, monkeypatch, capsys):
@@ -446,7 +463,7 @@ def export_of(tmp_path, tokenizer, messages) -> tuple[Path, dict]:
 
 
 def some_folders():
-    """Tokenizers of whole folders: with bos, a first space, byte fallback."""
+    """Tokenizers of whole folders: with bos, a first space, byte fallback, markers added before."""
     library = LibraryTokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), *((c, -3.0) for c in "▁" + TEXT)], 0))
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     library.decoder = decoders.Metaspace()
@@ -454,7 +471,8 @@ def some_folders():
     always = library.to_str()
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     library.post_processor = processors.TemplateProcessing("<s> $0", special_tokens=[("<s>", 1)])
-    return {"always": JsonTokenizer(always, 1, []), "first, with bos": JsonTokenizer(library.to_str(), 1, [])}
+    found = {"always": JsonTokenizer(always, 1, []), "first, with bos": JsonTokenizer(library.to_str(), 1, [])}
+    return found | {f"{name}, twice": ExtendedTokenizer(base, FIM_MARKERS) for name, base in found.items()}
 
 
 @pytest.mark.parametrize("kind", [*TOKENIZERS, *some_folders()])
@@ -469,6 +487,8 @@ def test_ids_and_mask_are_those_of_transformers_with_the_exported_template(kind,
         want = theirs.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ((ids, mask),), _ = pieces_of_conversation(messages, ours, 1000)
         assert ids.tolist() == want["input_ids"]
+        decoder = ours.decoder()
+        assert "".join(map(decoder.push, ids)) + decoder.finish() == ours.decode(ids)
         assert mask.astype(int).tolist() == want["assistant_masks"]
         prompt = theirs.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True)
         assert chat_prompt(messages[:-1], ours, 1000) == prompt["input_ids"]

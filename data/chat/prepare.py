@@ -86,8 +86,11 @@ class Counts:
 
 
 def main(argv: list[str]) -> None:
-    args = prepare_options().parse_args(argv)
-    check_held_out(args)
+    parser = prepare_options()
+    args = parser.parse_args(argv)
+    check_held_out(parser, args)
+    if args.text_share != parser.get_default("text_share") and not args.text:
+        parser.error(f"--text_share={args.text_share} needs --text; pass both or neither")
     state = load_pretrained(args.init_from)
     tokenizer, longest = chat_tokenizer(find_tokenizer(state)), state["model_args"]["block_size"]
     block_size = args.block_size or longest
