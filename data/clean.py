@@ -18,7 +18,7 @@ RULES = {  # rule: what it does, in order of application
     "bom": "a byte-order mark at the start of the document",
     "newlines": "CRLF becomes LF",
     "control": "control characters, zero-width spaces, and byte-order marks at the start of other lines",
-    "html": "tags and entities of web pages, and the text hidden in them",
+    "html": "tags and entities of web pages, and the text hidden in them; tags that end a line become its end",
     "ads": "lines and brackets that advertise a site",
     "urls": "addresses starting with http:// or www.",
     "spaces": "full-width spaces: removed as indents, one ordinary space elsewhere",
@@ -29,7 +29,8 @@ CODE_RULES = {  # of data/cppcode/prepare.py, after those
     "tables": "in a run of lines of numbers, all but the first 32",
 }
 FLOOD = 32  # blank lines and comments neither count nor end a row, and go where the lines around them go
-WHITE = ("bom", "newlines", "spaces", "blank")  # these remove no text, so reports only count them
+LINE_ENDS = "html (line ends)"  # as what tags that become line ends are reported
+WHITE = ("bom", "newlines", LINE_ENDS, "spaces", "blank")  # these remove no text, so reports only count them
 DEFINE = re.compile(r"#\s*define\s+\w.*(?<!\\)$", re.ASCII)
 NOT_IN_TABLES = re.compile(r"[^\s\w{}()+\-.,;*/]|\b[A-Za-z_]")  # 0x1F begins with a digit
 LONGEST_LINE = 1 << 20  # characters: a longer line is cleaned in pieces
@@ -39,8 +40,10 @@ BOM = re.compile("^\ufeff+")
 # C0 and C1 without tab and newlines, zero-width space, word joiner, noncharacters; not the joiners of emoji
 CONTROL_CHARS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufffe\uffff"
 CONTROL = re.compile(f"[{CONTROL_CHARS}]+")
+COMMENT = re.compile(r"<!--.{0,300}?-->")
+BREAK = re.compile(r"</?br(?:\s[^<>]{0,300})?/?>|</(?:p|div|li|tr|h[1-6])\s*>", re.IGNORECASE)
 TAG = re.compile(
-    r"<!--.{0,300}?-->|</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|details|"
+    r"</?(?:a|abbr|article|aside|b|bdi|bdo|big|blockquote|body|br|center|cite|code|dd|del|details|"
     r"dfn|div|dl|dt|em|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|ins|kbd|label|li|link|main|mark|meta|"
     r"nav|ol|p|pre|q|s|samp|script|section|small|span|strike|strong|style|sub|summary|sup|table|tbody|td|th|title|tr|"
     r"tt|u|ul|var)(?:\s[^<>]{0,300})?/?>",
@@ -141,13 +144,16 @@ class Cleaner:
         *lines, rest = text.split("\n")
         kept = []
         for line in lines:
-            cleaned = self.clean_line(line, not self.midway)
-            if cleaned is not None:
+            for cleaned in self.clean_line(line, not self.midway):
                 kept += (f"{line}\n" for line in self.without_floods(cleaned))
             self.line, self.midway = self.line + 1, False
         if ends or len(rest) > LONGEST_LINE:
-            last = self.clean_line(rest, not self.midway and bool(rest)) or ""
-            kept.append("\n".join([*self.without_floods(last), *self.held]))
+            last = [
+                line
+                for cleaned in self.clean_line(rest, not self.midway and bool(rest)) or [""]
+                for line in self.without_floods(cleaned)
+            ]
+            kept.append("\n".join([*last, *self.held]))
             self.length, self.held = 0, []
             rest, self.midway = "", True
         return "".join(kept), rest
@@ -172,29 +178,36 @@ class Cleaner:
             self.report(number, kind, removed)
         return []
 
-    def clean_line(self, line: str, is_whole: bool) -> str | None:
-        """A line without its newline, cleaned; None if its newline goes too."""
+    def clean_line(self, line: str, is_whole: bool) -> list[str]:
+        """The lines that one becomes, cleaned: several if tags end some, none if nothing is left of it."""
         had_text = bool(line) and not line.isspace()
-        if had_text and (SUSPECT.search(line) or PHRASE.match(line.lstrip())):
-            line = self.clean_text(line, is_whole)
-            if not line or line.isspace():
-                return None if is_whole else ""
-        elif is_whole and not had_text:
+        if is_whole and not had_text:
             if self.blank and "blank" in self.rules:
                 self.report(self.line, "blank", line + "\n")
-                return None
+                return []
             self.blank = True
-            return self.cut("spaces", INDENT, line) if "spaces" in self.rules else line
-        self.blank = False
-        return line
+            return [self.cut("spaces", INDENT, line) if "spaces" in self.rules else line]
+        lines = [line]
+        if had_text and (SUSPECT.search(line) or PHRASE.match(line.lstrip())):
+            lines = self.without_markup(line, is_whole).split("\n")
+            lines = [self.clean_text(line, bool(i) or is_whole) for i, line in enumerate(lines)]
+            # tags beside tags, and at either end of the line, end no line of their own
+            lines = [line for i, line in enumerate(lines) if line.strip() or not (i or is_whole)]
+        self.blank = self.blank and not lines
+        return lines
 
-    def clean_text(self, line: str, is_whole: bool) -> str:
+    def without_markup(self, line: str, is_whole: bool) -> str:
+        """The line with newlines in place of the tags that end lines."""
         if "control" in self.rules:
             line = self.cut("control", CONTROL, self.cut("control", BOM, line) if is_whole else line)
         if "html" in self.rules and ("<" in line or "&" in line):
             line = self.cut("html", HIDDEN, line, lambda match: "" if HIDDEN_MARK.search(fold(match[2])) else match[0])
+            line = self.cut(LINE_ENDS, BREAK, self.cut("html", COMMENT, line), "\n")
             line = self.cut("html", TAG, line)
             line = self.cut("html", ENTITY, line, lambda match: html.unescape(match[0]))
+        return line
+
+    def clean_text(self, line: str, is_whole: bool) -> str:
         if "ads" in self.rules:
             if is_whole and is_advertisement(line):
                 self.report(self.line, "ads", line)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data.encodings import not_utf8
 from data.extended import ExtendedTokenizer
 from data.formats import cannot_read, import_pyarrow, kind_of, parquet_errors
 from data.plain import Tokenizer
@@ -78,7 +79,9 @@ def rows_of(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, json_line(line)
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(not_utf8(str(path), error)) from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(cannot_read(path, error)) from error
 
 
@@ -102,9 +105,20 @@ def messages_in(row: Any) -> Messages:
             asked = [row[key] for key in (question, *more) if row.get(key)]
             if not all(isinstance(text, str) for text in asked):
                 raise ValueError("content is not text")
-            turns = {"role": "user", "content": "\n".join(asked)}, {"role": "assistant", "content": row[answer]}
+            exchanges = [*earlier_exchanges(row), ("\n".join(asked), row[answer])]
+            roles = ("user", "assistant") * len(exchanges)
+            texts = [text for said in exchanges for text in said]
+            turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
             return [message_of(turn) for turn in [*system, *turns]]
     raise ValueError("no field messages, conversations, instruction and output, or prompt and response")
+
+
+def earlier_exchanges(row: dict) -> list:
+    """The [question, answer] of a row's history, as LLaMA-Factory's alpaca format has it."""
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(said, list) and len(said) == 2 for said in history):
+        raise ValueError("history is not a list of [question, answer]")
+    return history
 
 
 def message_of(turn: Any) -> dict[str, str]:
@@ -122,9 +136,11 @@ def message_of(turn: Any) -> dict[str, str]:
 
 
 def check_messages(messages: Messages) -> None:
-    """ValueError unless these are a system turn or none, then user and assistant in turn, all with words. A last turn
-    of the user's, which nobody answers, is removed."""
+    """ValueError unless these are a system turn or none, then user and assistant in turn, all with words. A system turn
+    without words and a last turn of the user's, which nobody answers, are removed."""
     roles = [message["role"] for message in messages]
+    if roles[:1] == ["system"] and not messages[0]["content"].strip():
+        del messages[0], roles[0]
     if roles[-1:] == ["user"]:
         del messages[-1], roles[-1]
     if "assistant" not in roles:
@@ -179,7 +195,7 @@ def pieces_of_conversation(
     """((ids, mask) of at most `longest` ids each, the number of exchanges that are longer and left out).
 
     A conversation that is too long is cut before a user's turn; each piece begins with the system turn. So every
-    answer is learned once, with the whole turns before it that fit.
+    answer is learned once, with the turns of its piece before it.
     """
     n_first = int(messages[0]["role"] == "system")
     head, head_mask = encode_turns(messages[:n_first], tokenizer)

@@ -79,10 +79,11 @@ def download_file(urls: Sequence[str], sha256: str | None, dest: Path) -> None:
     """Fetch `dest` from the first address that delivers the file with this sha256, resuming an earlier attempt.
 
     Without a sha256, the one the Hugging Face hub states for large files is used; if none is stated either, a file of
-    the announced length is trusted. Partial downloads stay in dest + '.part'. ValueError if every address fails: what
-    failed where, where to put the file, and how to pass it.
+    the announced length is trusted, but no part of an earlier attempt. Partial downloads stay in dest + '.part'.
+    ValueError if every address fails: what failed where, where to put the file, and how to pass it.
     """
-    failures = fetch_first([address for url in urls for address in addresses_of(url)], sha256, dest)
+    addresses = dict.fromkeys(address for url in urls for address in addresses_of(url))  # two may have one mirror
+    failures = fetch_first([*addresses], sha256, dest)
     if failures:
         raise ValueError(
             f"could not download {dest.name}: {'; '.join(failures)}. Get the file from one of these addresses by other "
@@ -126,7 +127,7 @@ def fetch(url: str, sha256: str | None, part: Path) -> None:
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            stated = fetch_rest(url, part, before)
+            stated = fetch_rest(url, part, before, is_trusted=bool(sha256) or not resumed)
         except OSError:
             if not part.exists() or part.stat().st_size <= before:
                 raise
@@ -141,10 +142,11 @@ def fetch(url: str, sha256: str | None, part: Path) -> None:
         resumed = False
 
 
-def fetch_rest(url: str, part: Path, offset: int) -> str | None:
+def fetch_rest(url: str, part: Path, offset: int, is_trusted: bool) -> str | None:
     """Append to `part` everything after its first `offset` bytes; the whole file if the server cannot resume.
 
-    Returns the sha256 of the whole file if the server states it, as the Hugging Face hub does.
+    Returns the sha256 of the whole file if the server states it, as the Hugging Face hub does. If it does not, a part
+    that is not trusted stays as it is.
     """
     import requests
 
@@ -158,6 +160,8 @@ def fetch_rest(url: str, part: Path, offset: int) -> str | None:
             return stated
         if reply.status_code not in (200, 206):
             raise OSError(f"HTTP {reply.status_code}")
+        if not is_trusted and not stated:  # no need to fetch the rest: the part will be thrown away
+            return None
         if reply.status_code == 200:  # the server ignored the range
             offset = 0
         size = offset + int(reply.headers.get("Content-Length", 0)) or None

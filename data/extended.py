@@ -31,6 +31,8 @@ class ExtendedTokenizer(Tokenizer):
         self.special_tokens = base.special_tokens | {name: base.vocab_size + i for i, name in enumerate(added)}
         self.eot, self.begin, self.lossy, self.first_space = base.eot, base.begin, base.lossy, base.first_space
         self.max_chars_per_token = base.max_chars_per_token
+        under = getattr(base, "_library_base", None)  # tokens may have been added before
+        self._library_base = base if isinstance(base, JsonTokenizer) else under
         self._own_ends = list(ends)
         self._ends = [*base.ends, *(self.special_tokens[name] for name in ends)]
         if not self.lossy:
@@ -58,7 +60,7 @@ class ExtendedTokenizer(Tokenizer):
         return self.base.decode(ids[ids < self.base.vocab_size])
 
     def decoder(self, before: Iterable[int] = ()):
-        return WindowDecoder(self, before) if isinstance(self.base, JsonTokenizer) else super().decoder(before)
+        return WindowDecoder(self, before) if self._library_base else super().decoder(before)
 
     def is_open(self, id: int) -> bool:
         """As JsonTokenizer's."""
@@ -71,11 +73,13 @@ class ExtendedTokenizer(Tokenizer):
     def space_after_special(self) -> bool:
         """Whether the library puts a space before a text that follows a special token, as it does before a whole text:
         of the tokenizers with a first space some do, others not."""
-        if not (isinstance(self.base, JsonTokenizer) and self.special_tokens):
+        if not (self._library_base and self.special_tokens):
             return False
         name, id = list(self.special_tokens.items())[-1]
-        library = load_library(self.base.to_json()["tokenizer"], "tokenizer.json")
-        library.add_special_tokens(self.added)
+        library = load_library(self._library_base.to_json()["tokenizer"], "tokenizer.json")
+        library.add_special_tokens(
+            [name for name, id in self.special_tokens.items() if id >= self._library_base.vocab_size]
+        )
         for text in ("a", "0", "中"):
             with suppress(Exception):  # a vocabulary without unknown tokens has no ids for the text
                 return library.encode(name + text, add_special_tokens=False).ids == [id, *self.base.encode(text)]

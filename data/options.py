@@ -46,14 +46,16 @@ class PrepareParser(Parser):
         for flag in ("spm_rate", "fim_chars"):
             if getattr(args, flag) != self.get_default(flag) and not args.fim_rate:
                 self.error(f"--{flag}={getattr(args, flag)} needs --fim_rate; pass both or neither")
-        check_held_out(args)
+        check_held_out(self, args)
         if args.vocab_size is None:
             args.vocab_size = args.default_vocab_size
         return args
 
 
-def check_held_out(args: argparse.Namespace) -> None:
-    """ValueError if the splits that are held out leave nothing to train on."""
+def check_held_out(parser: Parser, args: argparse.Namespace) -> None:
+    """ValueError if the splits that are held out leave nothing to train on, or are named in two ways."""
+    if args.val_input and args.val_fraction != parser.get_default("val_fraction"):
+        parser.error(f"--val_fraction={args.val_fraction} and --val_input both name the validation split; drop one")
     if held_out(args) >= 1:
         raise ValueError(
             f"--test_fraction={args.test_fraction} and --val_fraction={args.val_fraction} leave no text to train on: "

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from data.clean import Cleaner, Report
-from data.formats import UNIT, UNKNOWN, Part, Passage, Reading, documents
+from data.formats import EMPTY, UNIT, UNKNOWN, Part, Passage, Reading, documents
 from data.options import held_out
 from data.source import printable
 from data.tokenizer import find_cut
@@ -102,12 +102,12 @@ def pieces_of(
 ) -> Iterator[Piece]:
     """The documents of a part, cleaned, in pieces cut where a tokenizer allows it."""
     cleaner = Cleaner(part.rules, report and (lambda *removal: report.add(document, *removal)), not part.first)
-    buffer, begun, taken = "", not part.first, True
+    buffer, begun, taken, had_text = "", not part.first, True, False
     if report:
         report.begin(part.path, part.name)
     for document, text, ends in in_slices(documents(part, reading, left_out)):
         document = printable(document)  # it may be a member of a compressed archive
-        start = max(PIECE, len(buffer))  # there is no cut before it
+        start, had_text = max(PIECE, len(buffer)), had_text or bool(text)  # there is no cut before start
         text = cleaner.feed(text, ends) if part.rules else text
         buffer += only_known(text, reading.known, left_out)
         while len(buffer) > PIECE and (at := cut_in(buffer, start)):
@@ -116,10 +116,12 @@ def pieces_of(
                 yield Piece(document, buffer[:at], False, part.split, not begun)
             buffer, begun, start = buffer[at:], True, PIECE
         if ends:
+            if had_text and not begun and not buffer and left_out is not None:  # cleaning left nothing
+                left_out[EMPTY, ROW_NUMBER.sub("", document)] += 1
             taken = taken if begun else bool(buffer) and is_taken(buffer, part, reading)
             if taken:
                 yield Piece(document, buffer, True, part.split, not begun)
-            buffer, begun, taken = "", False, True
+            buffer, begun, taken, had_text = "", False, True, False
     lines = cleaner.line - 1
     rest = cleaner.feed("", True)  # a last line without a newline, at a cut
     buffer += only_known(rest, reading.known, left_out)

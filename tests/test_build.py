@@ -244,7 +244,7 @@ def test_a_test_split_takes_its_documents_from_train_alone(tmp_path):
 def test_a_test_split_is_a_share_of_the_other_documents_where_validation_is_given(tmp_path, capsys):
     documents = novel(60)
     given = [Unit("v", (Piece("v", "validation", True, "val"), Piece("w", documents["book7"], True, "val")))]
-    shares = {"val_fraction": 0.9, "test_fraction": 0.25, "val_input": [tmp_path]}
+    shares = {"val_fraction": 0.1, "test_fraction": 0.25, "val_input": [tmp_path]}
     tested = split_of_each(run(tmp_path / "a", given + units_of(documents), **shares))
     plain = split_of_each(run(tmp_path / "b", units_of(documents), val_fraction=0.25))
     assert tested.pop("validation") == "val" and len(tested) == 60

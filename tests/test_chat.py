@@ -32,7 +32,15 @@ from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_prompt, chat_tokenizer, encode_turns, pieces_of_conversation, read_conversations
 from data.dataset import DatasetWriter, open_dataset
-from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer, tokenizer_from_json
+from data.fim import FIM_MARKERS
+from data.tokenizer import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    ExtendedTokenizer,
+    JsonTokenizer,
+    tokenizer_from_json,
+)
 from data.windows import batch, conversation_edges, eval_batch, eval_windows, windows_per_epoch
 from inference.chat import Chat, answer_all, chat_tokenizer_of, reply
 from inference.repetition import Repetition
@@ -148,6 +156,42 @@ def test_all_usual_shapes_give_the_same_messages(tmp_path):
         assert read(path) == ([want] * 6, []), path
 
 
+def test_the_history_of_a_row_is_its_earlier_turns(tmp_path):
+    pairs = {"instruction": "and", "input": "you", "output": "mat"}, {"prompt": "and\nyou", "response": "mat"}
+    history = [["what", "cat"], ["sat", "hat"]]
+    rows = [{**pair, "history": history, "system": "say"} for pair in pairs]
+    want = turns("what", "cat", "sat", "hat", "and\nyou", "mat", system="say")
+    assert read(write_rows(tmp_path / "a.jsonl", rows)) == ([want] * 2, [])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet") == ([want], [])
+    assert (
+        read(write_rows(tmp_path / "c.jsonl", [{**pairs[0], "history": none} for none in ([], "", None)]))[0]
+        == [turns("and\nyou", "mat")] * 3
+    )
+    bad = ["what", [["what"]], ["what", "cat"], {"what": "cat"}, [[{"what": 1}, "cat"]], [[["what"], "cat"]]]
+    found, refused = read(write_rows(tmp_path / "d.jsonl", [{**pairs[0], "history": history} for history in bad]))
+    assert not found and [reason for _, reason in refused] == [
+        *["history is not a list of [question, answer]"] * 4, *["content is not text"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_system_turn_without_words_is_none(tmp_path):
+    for system in ("", " \n"):
+        messages = [{"role": "system", "content": system}, *turns("what", "cat")]
+        assert read(write_rows(tmp_path / "a.jsonl", [{"messages": messages}])) == ([turns("what", "cat")], [])
+    assert read(write_rows(tmp_path / "b.jsonl", [{"messages": messages[:1]}])) == (
+        [], [(f"{tmp_path / 'b.jsonl'}:1", "no assistant turn")],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding, source", [("gbk", "GBK"), ("utf-16", "UTF-16")])
+def test_conversations_in_another_encoding_are_to_be_converted(tmp_path, encoding, source):
+    rows = json.dumps([{"instruction": "你好", "output": "好"}], ensure_ascii=False)
+    (tmp_path / "a.json").write_bytes(rows.encode(encoding))
+    with pytest.raises(ValueError, match=f"a.json is not UTF-8 text .* iconv -f {source} -t UTF-8"):
+        read(tmp_path / "a.json")
+
+
 def test_bad_rows_are_counted_by_reason_with_file_and_line(base, tmp_path, capsys):
     good = {"messages": turns("what", "cat")}
     bad = {
@@ -175,6 +219,20 @@ def test_bad_rows_are_counted_by_reason_with_file_and_line(base, tmp_path, capsy
     assert not (tmp_path / "none" / "meta.json").exists()
 
 
+def test_rows_that_cannot_be_encoded_have_one_reason_and_the_first_says_why(base, tmp_path, capsys):
+    good = {"messages": turns("what", "cat")}
+    lacking = [{"messages": turns("what", f"cat {chr(0x6000 + i)}")} for i in range(30)]
+    path = write_rows(tmp_path / "a.jsonl", [good] * 60 + lacking)
+    val = write_rows(tmp_path / "val.jsonl", [{"messages": turns("you", "cat")}])
+    options = [f"--input={path}", f"--val_input={val}", f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"]
+    prepare.main(options)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert line.startswith(f"left out 30 rows: the tokenizer cannot encode the text (first: {path}:61: 1 distinct")
+    assert "U+6000" in line
+    with pytest.raises(ValueError, match=r"a.jsonl:61: 1 distinct character.*U\+6000"):
+        prepare.main([*options, "--bad_rows=stop"])
+
+
 def test_a_question_of_val_input_is_not_trained_on(base, tmp_path, capsys):
     asked = [{"messages": turns(text, "cat")} for text in ("what", "you", "sat")]
     rows = write_rows(tmp_path / "rows.jsonl", [*asked, {"messages": turns("what", "mat")}])
@@ -185,6 +243,15 @@ def test_a_question_of_val_input_is_not_trained_on(base, tmp_path, capsys):
     dataset = open_dataset(out_dir)
     texts = [dataset.tokenizer.decode(dataset.array(split)) for split in ("train", "val")]
     assert "what" not in texts[0] and "you" in texts[0] and "sat" in texts[0] and "what" in texts[1]
+
+
+def test_options_without_effect_are_refused(base, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    options = [f"--input={rows}", f"--init_from={base}", f"--out_dir={tmp_path / 'out'}"]
+    with pytest.raises(ValueError, match="--val_fraction=0.2 and --val_input both name the validation split"):
+        prepare.main([*options, f"--val_input={rows}", "--val_fraction=0.2"])
+    with pytest.raises(ValueError, match="--text_share=0.9 needs --text; pass both or neither"):
+        prepare.main([*options, "--text_share=0.9"])
 
 
 def test_a_full_disk_is_no_bad_row(base, tmp_path, monkeypatch, capsys):
@@ -396,7 +463,7 @@ def export_of(tmp_path, tokenizer, messages) -> tuple[Path, dict]:
 
 
 def some_folders():
-    """Tokenizers of whole folders: with bos, a first space, byte fallback."""
+    """Tokenizers of whole folders: with bos, a first space, byte fallback, markers added before."""
     library = LibraryTokenizer(models.Unigram([("<unk>", 0.0), ("<s>", 0.0), *((c, -3.0) for c in "▁" + TEXT)], 0))
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     library.decoder = decoders.Metaspace()
@@ -404,7 +471,8 @@ def some_folders():
     always = library.to_str()
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     library.post_processor = processors.TemplateProcessing("<s> $0", special_tokens=[("<s>", 1)])
-    return {"always": JsonTokenizer(always, 1, []), "first, with bos": JsonTokenizer(library.to_str(), 1, [])}
+    found = {"always": JsonTokenizer(always, 1, []), "first, with bos": JsonTokenizer(library.to_str(), 1, [])}
+    return found | {f"{name}, twice": ExtendedTokenizer(base, FIM_MARKERS) for name, base in found.items()}
 
 
 @pytest.mark.parametrize("kind", [*TOKENIZERS, *some_folders()])
@@ -419,6 +487,8 @@ def test_ids_and_mask_are_those_of_transformers_with_the_exported_template(kind,
         want = theirs.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ((ids, mask),), _ = pieces_of_conversation(messages, ours, 1000)
         assert ids.tolist() == want["input_ids"]
+        decoder = ours.decoder()
+        assert "".join(map(decoder.push, ids)) + decoder.finish() == ours.decode(ids)
         assert mask.astype(int).tolist() == want["assistant_masks"]
         prompt = theirs.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True)
         assert chat_prompt(messages[:-1], ours, 1000) == prompt["input_ids"]

@@ -77,7 +77,14 @@ def test_a_story_stays(line):
         ("\ufeff第一回\n\ufeff第二回\ufeff\n", "control", "第一回\n第二回\ufeff\n"),
         ("一\r\n二\r三\n", "newlines", "一\n二\r三\n"),
         ("a\x00b\x1b[1m\x7f\x85c\td\u200b e👩‍👩‍👧\r\n", "control", "ab[1mc\td e👩‍👩‍👧\r\n"),
-        ("<p class='x'>&nbsp;&ldquo;好&rdquo;<br/>&amp;lt;</p>a<b", "html", "\xa0“好”&lt;a<b"),
+        ("<p class='x'>&nbsp;&ldquo;好&rdquo;<br/>&amp;lt;</p>a<b", "html", "\xa0“好”\n&lt;\na<b"),
+        (
+            "<p>一</p><p>二</p>三<br/><BR>四</br>五<h1>六</h1>七<ul><li>八</li></ul>",
+            "html",
+            "一\n二\n三\n四\n五六\n七八",
+        ),
+        ("<div>\n<p>一</p>\n\n<p>二<br>\n</p><td>三</td>四</div>五<!-- <br>\n", "html", "一\n\n二\n三四\n五<!-- \n"),
+        ("一<!-- </p> -->二</tr >三<br class='x' />四<p>五<brx>", "html", "一二\n三\n四五<brx>"),
         ("作品<bdi>?９９lｉb.</bdi>价<s></s>值<tt>藏书网</tt>的<u>不同</u>", "html", "作品价值的不同"),
         ("他<!--script>认识主<script-->走了", "html", "他走了"),
         ("“<b>。</b><i>?</i>”", "html", "“。?”"),
@@ -96,12 +103,26 @@ def test_a_story_stays(line):
 )
 def test_each_rule_by_itself(text, rule, result):
     assert clean(text, [rule]) == result
-    assert {name for _, name, _ in removed(text, [rule])} <= {rule}
+    assert {name.partition(" ")[0] for _, name, _ in removed(text, [rule])} <= {rule}
 
 
 def test_a_line_of_which_nothing_is_left_goes_and_blank_lines_around_it_become_one():
     assert clean("一\n\n<hr />\n\n二\n") == "一\n\n二\n"
     assert clean("一\n\n\u200b\n二") == "一\n\n二"
+
+
+def test_lines_that_tags_end_are_lines_to_the_other_rules():
+    text = f"<p>　　第一段</p><p>&nbsp;</p><p>{ADVERTISEMENTS[1]}</p><p>　　第二段　。</p>\n\n<br>\n\n三<br><br>四"
+    assert clean(text) == "第一段\n第二段 。\n\n三\n四"
+    assert (1, "ads", ADVERTISEMENTS[1]) in removed(text)
+    assert [line for line, rule, what in removed(text) if what == "<br>"] == [3, 5, 5]
+
+
+def test_a_long_line_of_a_page_ends_where_its_tags_end_lines(monkeypatch):
+    monkeypatch.setattr("data.clean.LONGEST_LINE", 100)
+    cleaner = Cleaner(RULES)
+    text = "".join(cleaner.feed("<p>" + "字" * 50 + "</p>" + "言" * 60, ends=False) for _ in range(9))
+    assert text + cleaner.feed("<br>\n完<br>", ends=True) == ("字" * 50 + "\n" + "言" * 60) * 9 + "\n完"
 
 
 def test_the_web_copy_of_xiyouji_loses_its_advertisements_and_no_story(shared_data):
@@ -128,7 +149,8 @@ def test_shakespeare_and_code_are_left_alone(shared_data):
 
 
 LINES = st.lists(
-    st.text(max_size=5) | st.sampled_from([*ADVERTISEMENTS[:4], *STORIES[:3], "", "\u3000", "\r", "x<br>", "\ufeff"])
+    st.text(max_size=5)
+    | st.sampled_from([*ADVERTISEMENTS[:4], *STORIES[:3], "", "\u3000", "\r", "x<br>", "<p>x</p>y<br>", "\ufeff"])
 )
 
 
@@ -173,19 +195,21 @@ def test_the_report_shows_all_text_that_goes_and_counts_what_takes_none_out(caps
     for name in ("a.txt", "b.txt"):
         report.begin(name, name)
         cleaner = Cleaner(RULES, lambda *removal, name=name: report.add(name, *removal))
-        cleaner.feed("\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\r\n" * 900 + "\n\n\x00y", ends=True)
+        text = "\ufeff一\n" + ADVERTISEMENTS[1] + "\n" + "\u3000x\r\n" * 900 + "\n\n\x00y<br>z</p>"
+        cleaner.feed(text, ends=True)
     report.summary()
     lines = capsys.readouterr().out.splitlines()
     for name, shown in (("a.txt", lines[:3]), ("b.txt", lines[3:6])):
         assert shown == [
             f"clean  {name}:2: ads: {ADVERTISEMENTS[1]!r}",
             rf"clean  {name}:905: control: '\x00'",
-            f"clean  {name}: newlines: 900 times, bom: 1 times, spaces: 900 times, blank: 1 times",
+            f"clean  {name}: newlines: 900 times, bom: 1 times, spaces: 900 times, blank: 1 times, "
+            "html (line ends): 2 times",
         ]
     assert lines[6:] == [
         "clean  newlines: 1,800 times, 1,800 characters, bom: 2 times, 2 characters, ads: 2 times, "
         f"{2 * len(ADVERTISEMENTS[1])} characters, spaces: 1,800 times, 1,800 characters, "
-        "blank: 2 times, 2 characters, control: 2 times, 2 characters"
+        "blank: 2 times, 2 characters, control: 2 times, 2 characters, html (line ends): 4 times, 16 characters"
     ]
 
 

@@ -278,7 +278,27 @@ def test_without_a_checksum_the_one_that_the_hub_states_is_used(tmp_path, server
     check(tmp_path)
 
 
-def test_without_any_checksum_an_earlier_part_is_not_trusted(tmp_path, server):
+@pytest.mark.parametrize("name", ["good", "plain"])
+def test_without_any_checksum_an_earlier_part_is_not_trusted_nor_its_rest_fetched(tmp_path, server, monkeypatch, name):
+    from requests import Response
+
+    pieces, received = Response.iter_content, []
+
+    def counted(reply, size):
+        for piece in pieces(reply, size):
+            received.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(Response, "iter_content", counted)
     (tmp_path / "input.txt.part").write_bytes(b"x" * 1000)
-    download_file([server.url("good")], None, tmp_path / "input.txt")
+    download_file([server.url(name)], None, tmp_path / "input.txt")
     check(tmp_path)
+    assert sum(received) == len(BODY)
+
+
+def test_two_addresses_that_one_mirror_replaces_are_tried_once(tmp_path, server, monkeypatch):
+    mirror = server.url("mirror")
+    monkeypatch.setenv("HF_ENDPOINT", mirror)
+    with pytest.raises(ValueError, match="HTTP 404") as error:
+        download_file(["https://huggingface.co/a/gone", f"{mirror}/a/gone"], None, tmp_path / "input.txt")
+    assert str(error.value).count(mirror) == len(server.requests) == 1

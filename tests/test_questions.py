@@ -13,11 +13,14 @@ from test_train import ROOT
 from data.dataset import DatasetWriter
 from data.fim import Fim, with_markers
 from data.questions import MIN_TIMES, QUESTIONS, by_ending, common_words, count_words, exchange_words, row_of
-from data.tokenizer import BPETokenizer
+from data.tokenizer import BPETokenizer, ByteTokenizer
 
 spec = importlib.util.spec_from_file_location("make_chat", ROOT / "data" / "chat" / "make.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
+spec = importlib.util.spec_from_file_location("prepare_pycode", ROOT / "data" / "pycode" / "prepare.py")
+prepare_code = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prepare_code)
 
 
 def rows(kind, text, common=frozenset(), seed=0):
@@ -196,6 +199,44 @@ def test_rows_come_from_their_split_and_what_is_in_both_is_not_held_out(corpus, 
     for row in train + val:
         name = re.search(r"def (\w)", row["messages"][0]["content"])[1]
         assert name in ("fc" if row in train else "g") and row["kind"] in ("body", "explain")
+
+
+def test_every_book_is_asked_about_even_if_one_has_enough(tmp_path, monkeypatch):
+    tokenizer, signs = ByteTokenizer(255), "abcdefgh"
+    books = ["".join(f"The {a * 3} was at number {i}. The {a * 3} sat there.\n\n" for i in range(400)) for a in signs]
+    with DatasetWriter(tmp_path, tokenizer, {}) as writer:
+        for split, texts in (("train", books), ("val", books[:1])):
+            for text in texts:
+                writer.write(split, make.np.array([*tokenizer.encode(text).tolist(), tokenizer.eot]), len(text))
+    options = ("--kinds", "continue", "--max_rows=40", "--max_val_rows=1")
+    train, _ = made((tmp_path, tokenizer), tmp_path, *options)
+
+    def asked_about(found):
+        return {re.search(r"The (\w)", row["messages"][0]["content"])[1] for row in found}
+
+    assert len(train) == 40 and asked_about(train) == set(signs)
+    assert len(rows("continue", books[0])[0]) > 40
+    monkeypatch.setattr(make, "SPREAD", 3)  # of many more texts, no more are read than are needed
+    few, _ = made((tmp_path, tokenizer), tmp_path, *options)
+    assert len(few) == 40 and len(asked_about(few)) == 3
+
+
+def test_the_name_of_a_file_is_no_part_of_its_text(tmp_path):
+    """The folder's name is no Python."""
+    for split, texts in CORPUS.items():
+        (tmp_path / f"{split}.1").mkdir()
+        for j, text in enumerate(texts):
+            (tmp_path / f"{split}.1" / f"m{j}.py").write_text(text)
+    found = []
+    for names in ([], ["--file_names"]):
+        folder = tmp_path / f"data{len(names)}"
+        prepare_code.main([
+            f"--input={tmp_path / 'train.1'}", f"--val_input={tmp_path / 'val.1'}", "--tokenizer=byte",
+            f"--out_dir={folder}", *names,
+        ])  # fmt: skip
+        assert b"m7.py" in (folder / "train.bin").read_bytes()[::2] or not names
+        found.append(made((folder, None), folder, "--kinds", "body", "explain", "continue"))
+    assert found[0] == found[1] and {row["kind"] for row in found[0][0]} == {"body", "explain", "continue"}
 
 
 def test_texts_that_were_rearranged_for_filling_in_are_asked_nothing(tmp_path):

@@ -9,6 +9,7 @@ import pickle
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from data import formats, source, units
 from data.download import hash_file
+from data.formats import EMPTY
 from data.options import prepare_parser, reading_of, tokenizer_of
 from data.source import download_inputs, find_parts, origin, split_of
 from data.tokenizer import find_cut
@@ -222,6 +224,23 @@ def test_empty_files_and_members_are_named_and_count_as_nothing_read(tmp_path, c
         made(parse(tmp_path, "--input", tmp_path / "none"))
 
 
+def test_documents_of_which_cleaning_leaves_nothing_are_left_out_as_empty(tmp_path):
+    texts = {"a.txt": "a", "bom.txt": "\ufeff", "tags.txt": "<p></p>\n<hr>", "blank.txt": " \n"}
+    paths = [write(tmp_path / "in" / name, text) for name, text in texts.items()]
+    lines = ["b", "<br>", "c", "<p>", "<td>"]
+    paths.append(write(tmp_path / "in" / "rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in lines)))
+    reports = {}
+    for clean in ((), ("--clean",)):
+        _, found = made(parse(tmp_path, "--input", *paths, *clean))
+        left_out = Counter()
+        reports[clean] = {piece.document for unit in found for piece in unit.pieces(left_out=left_out)}, left_out
+    assert reports[()] == ({*texts, *(f"rows.jsonl:{i}" for i in range(1, 6))}, {})
+    assert reports["--clean",] == (
+        {"a.txt", "blank.txt", "rows.jsonl:1", "rows.jsonl:3"},
+        {(EMPTY, "bom.txt"): 1, (EMPTY, "tags.txt"): 1, (EMPTY, "rows.jsonl"): 3},
+    )
+
+
 def test_only_the_known_file_itself_is_normalized_unasked(tmp_path, capsys):
     known, other = write(tmp_path / "known", "\ufeff\r\nA"), write(tmp_path / "other", "\r\nB")
     asked = parse(tmp_path, "--input", known, "--normalize")
@@ -293,6 +312,7 @@ def test_a_missing_download_is_only_announced_in_a_dry_run(tmp_path, capsys):
         (["--test_fraction=1"], "test_fraction: 1 is not from 0 to below 1"),
         (["--test_fraction=nan"], "test_fraction"),
         (["--val_fraction=0.6", "--test_fraction=0.4"], "leave no text to train on: their sum must be below 1"),
+        (["--val_input=x", "--val_fraction=0.3"], "--val_fraction=0.3 and --val_input both name the validation split"),
         (["--encoding=gb-18"], "unknown encoding 'gb-18'"),
         (["--clean=adverts"], "no cleaning rule adverts"),
         (["--imput=x"], "imput"),
@@ -522,7 +542,7 @@ def test_three_splits_cut_no_word_in_two_and_train_is_that_of_a_larger_val_fract
 
 def test_with_validation_given_the_end_of_the_other_text_is_test(tmp_path):
     a, b = write(tmp_path / "a.txt", "a" * 100), write(tmp_path / "b.txt", "b" * 10)
-    args = parse(tmp_path, "--input", a, "--val_input", b, "--test_fraction=0.2", "--val_fraction=0.95")
+    args = parse(tmp_path, "--input", a, "--val_input", b, "--test_fraction=0.2")
     reading = reading_of(args)
     assert documents(by_position(args, find_parts(args, reading), reading)) == {
         ("b.txt", "val"): "b" * 10,

@@ -33,10 +33,11 @@ import numpy as np
 
 from configurator import exit_on_error
 from data.dataset import SPLITS, Dataset, display_path, open_dataset
-from data.fim import find_markers
+from data.fim import FILE_SEP, find_markers
 from data.options import Parser, closed_fraction, nonnegative, positive
 from data.questions import MOST_WORDS, QUESTIONS, by_ending, common_words, count_words, exchange_words
 
+SPREAD = 100  # documents that rows are drawn from, if there are as many, even where one alone has enough
 LONG_ANSWER = 40  # characters: no two passages have such an answer by chance
 
 
@@ -120,10 +121,11 @@ def rows_of_split(
     passes: int = 1,
     others: dict[str, list[str]] | None = None,
 ) -> dict[str, list[dict]]:
-    """By kind the rows of documents in random order, until a kind has `most`; every question once."""
+    """By kind the rows of the first SPREAD documents, and of more until a kind has `most`; every question once. The
+    order of documents is random."""
     rows, asked = {kind: [] for kind in args.kinds}, set()
     for number, text in enumerate(documents_of(dataset, split, Random(args.seed))):
-        wanted = [kind for kind in args.kinds if len(rows[kind]) < most]
+        wanted = [kind for kind in args.kinds if number < SPREAD or len(rows[kind]) < most]
         for kind in wanted:
             rng = Random(f"{args.seed} {split} {number} {kind}")
             for _ in range(passes):
@@ -141,15 +143,18 @@ def rows_of_split(
 
 
 def documents_of(dataset: Dataset, split: str, rng: Random | None = None) -> Iterator[str]:
-    """The texts of a split, in its own order or, with rng, a random one."""
+    """The texts of a split without their files' names, in its own order or, with rng, a random one."""
     ids, eot, markers = dataset.array(split), dataset.tokenizer.eot, find_markers(dataset.tokenizer) or ()
+    before_name, n_begin = dataset.tokenizer.special_tokens.get(FILE_SEP), len(dataset.tokenizer.begin)
     ends = np.array([], np.int64) if eot is None else np.flatnonzero(ids == eot)
     bounds = [*zip([0, *(ends + 1).tolist()], [*ends.tolist(), len(ids)], strict=True)]
     if rng:
         rng.shuffle(bounds)
     for start, stop in bounds:
         if stop > start and np.isin(ids[start:stop], markers).sum() == 0:  # rearranged texts are no longer texts
-            yield dataset.tokenizer.decode(ids[start:stop])
+            text = dataset.tokenizer.decode(ids[start:stop])
+            is_named = before_name is not None and before_name in ids[start : start + n_begin + 1]
+            yield text.partition("\n")[2] if is_named else text
 
 
 def is_known(row: dict, asked: set[str], answered: set[str]) -> bool:

@@ -74,10 +74,11 @@ class Counts:
     def __init__(self, stop: bool):
         self.stop, self.reasons, self.first, self.too_long = stop, Counter(), {}, 0
 
-    def refuse(self, place: str, reason: str) -> None:
+    def refuse(self, place: str, reason: str, detail: str = "") -> None:
+        """detail: what differs from row to row."""
         if self.stop:
-            raise ValueError(f"{place}: {reason}; correct it, or leave such rows out with --bad_rows=skip")
-        self.leave_out(place, reason)
+            raise ValueError(f"{place}: {detail or reason}; correct it, or leave such rows out with --bad_rows=skip")
+        self.leave_out(f"{place}: {detail}" if detail else place, reason)
 
     def leave_out(self, place: str, reason: str) -> None:
         self.reasons[reason] += 1
@@ -85,8 +86,11 @@ class Counts:
 
 
 def main(argv: list[str]) -> None:
-    args = prepare_options().parse_args(argv)
-    check_held_out(args)
+    parser = prepare_options()
+    args = parser.parse_args(argv)
+    check_held_out(parser, args)
+    if args.text_share != parser.get_default("text_share") and not args.text:
+        parser.error(f"--text_share={args.text_share} needs --text; pass both or neither")
     state = load_pretrained(args.init_from)
     tokenizer, longest = chat_tokenizer(find_tokenizer(state)), state["model_args"]["block_size"]
     block_size = args.block_size or longest
@@ -130,7 +134,7 @@ def conversations(
                 try:
                     pieces, too_long = pieces_of_conversation(messages, tokenizer, block_size + 1)
                 except ValueError as error:  # a character the tokenizer lacks
-                    counts.refuse(place, str(error))
+                    counts.refuse(place, "the tokenizer cannot encode the text", str(error))
                     continue
                 counts.too_long += too_long
                 n_bytes = sum(len(message["content"].encode()) for message in messages)
