@@ -105,7 +105,11 @@ def main(argv: list[str]) -> int:
             before = sys.stdin.buffer.read().decode("utf-8-sig")  # Windows puts a mark before a text
         except UnicodeDecodeError as error:
             raise ValueError(not_utf8("standard input", error)) from error
-    print(whole_suggestion(completer, before, config.suffix, **options).text)
+    found = whole_suggestion(completer, before, config.suffix, **options).text
+    print(found)
+    if not found and sys.stdout.isatty():
+        least = f"is right with a probability of at least {config.min_confidence:g}"
+        print(f"note: no suggestion {least}; a lower --min_confidence shows more", file=sys.stderr)
     return 0
 
 

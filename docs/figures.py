@@ -9,9 +9,11 @@ What it fills in, in a page's source (GitHub shows none of the comments):
     <!--sample RUN--> ... <!--/-->      its sample
     <!--times RUN--> ... <!--/-->       the run's time on the CPUs where it was measured, and estimates for GPUs
 
-An estimate is the steps times the larger of two: a step's FLOPs / (SHARE x peak), and LAUNCH seconds a micro-batch. The
-peak is the vendor's for 16-bit products with 32-bit sums (system/device.py); SHARE is what GPTs commonly reach of it;
-LAUNCH is for models so small that a GPU waits for the next operation. None of it was measured.
+An estimate is the steps times the larger of two: a step's FLOPs / (share x peak), and LAUNCH seconds a micro-batch. The
+peak is the vendor's for 16-bit products with 32-bit sums (system/device.py); the share of it that GPTs commonly reach
+is higher on GeForce cards, whose sums are at half the rate of their products, and lower on a T4, which lacks bfloat16
+and PyTorch's flash attention; LAUNCH is for models so small that a GPU waits for the next operation. None of it was
+measured.
 """
 
 import argparse
@@ -31,8 +33,7 @@ from benchmarks.runs import model_of, settings_of
 from configurator import exit_on_error
 from system.device import PEAK_TFLOPS
 
-GPUS = {"RTX 3060": "3060", "T4": "T4", "RTX 4090": "4090", "H100": "H100"}
-SHARE = 0.3
+GPUS = {"RTX 3060": ("3060", 0.5), "T4": ("T4", 0.15), "RTX 4090": ("4090", 0.5), "H100": ("H100", 0.3)}  # and share
 LAUNCH = 0.02
 WIDTH = 100  # columns of a sample's lines
 MARKED = re.compile(r"<!--(?P<what>[\w. -]+)-->(?P<old>.*?)<!--/-->", re.DOTALL)
@@ -118,7 +119,8 @@ def estimates(options: tuple[str, ...], vocab_size: int, steps: int) -> dict[str
     micro_batches = settings.gradient_accumulation_steps
     tokens = settings.batch_size * settings.block_size * micro_batches
     floor = LAUNCH * micro_batches
-    return {name: steps * max(tokens * flops / (SHARE * PEAK_TFLOPS[key] * 1e12), floor) for name, key in GPUS.items()}
+    peaks = {name: share * PEAK_TFLOPS[key] * 1e12 for name, (key, share) in GPUS.items()}
+    return {name: steps * max(tokens * flops / peak, floor) for name, peak in peaks.items()}
 
 
 def duration(seconds: float, language: str) -> str:

@@ -415,6 +415,15 @@ def test_weights_are_rounded_where_that_is_fast_or_asked_for(out_dir, monkeypatc
     assert (PackedLinear in kinds) == (not expected and can_pack(loaded.model.transformer.wte.weight))
 
 
+def test_at_a_terminal_a_note_explains_that_nothing_is_suggested(out_dir, capsys, monkeypatch):
+    command = [f"--out_dir={out_dir}", "--device=cpu", "--prompt=import nu", "--min_confidence=1.0"]
+    for is_terminal in (False, True):
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
+        assert complete.main(command) == 0
+        out, err = capsys.readouterr()
+        assert out == "\n" and ("--min_confidence" in err) == is_terminal
+
+
 def test_a_shorter_context_suggests_the_same_of_a_short_text(out_dir, capsys):
     for options in ([], ["--block_size=32"]):
         assert complete.main([f"--out_dir={out_dir}", "--device=cpu", "--prompt=import num", *options]) == 0
