@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
         return
     reading = reading_of(args, named_splits=True, fraction=args.fraction)
     parts = find_parts(args, reading)
-    config = "config/train_tinystories_llama.py"
-    config += " --vocab_size=None" * (args.tokenizer != "llama2")  # it names the size of Llama 2's vocabulary
-    prepare_dataset(args, parts, make_units(args, parts, reading), config)
+    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_tinystories_llama.py")
 
 
 if __name__ == "__main__":
