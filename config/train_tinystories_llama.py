@@ -1,10 +1,9 @@
 # A small Llama on TinyStories: 19,532,032 parameters, 16,384,000 of them for Llama 2's 32,000 tokens; for a GPU.
 #     python data/tinystories/prepare.py --fraction=0.1 && python train.py config/train_tinystories_llama.py
-#     python train.py config/train_tinystories_llama.py --print_params
+#     python train.py config/train_tinystories_llama.py --print_params --vocab_size=32000
 
 out_dir = "out-tinystories"
 dataset = "tinystories"
-vocab_size = 32000
 
 eval_interval = 500
 eval_iters = 100

@@ -30,7 +30,7 @@ from data.scratch import folder_beside, work_folder
 from data.source import download_inputs, find_parts, origin
 from data.splits import DROPPED, NUMBERED, Ledger, Limits, find_limits, split_texts, total_bytes
 from data.tokenizer import Tokenizer, find_cut, fingerprint
-from data.units import Unit, by_position
+from data.units import Unit, by_position, make_units
 
 SLICE = 2**18  # ids copied at a time
 
@@ -38,6 +38,13 @@ SLICE = 2**18  # ids copied at a time
 def prepare_dataset(args: Namespace, parts: list[Part], units: list[Unit], config: str, where: str = "") -> None:
     """Encode the units made of `parts` as the command line says; `where` describes them in place of their names."""
     build(args, units, tokenizer_of(args), origin(args, parts, where), config)
+
+
+def prepare_documents(args: Namespace, config: str, where: str = "", **options) -> None:
+    """Prepare --input, whose documents go whole to one split; `options`: fields of Reading."""
+    reading = reading_of(args, **options)
+    parts = find_parts(args, reading)
+    prepare_dataset(args, parts, make_units(args, parts, reading), config, where)
 
 
 def prepare_text(args: Namespace, urls: list[str], sha256: str, config: str) -> None:

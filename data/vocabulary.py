@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.download import HUB_HOST, TIMEOUT, addresses_of, download_from_hub
+from data.download import HUB_HOST, addresses_of, download_from_hub, fetch_first
 
 FOLDERS = Path(__file__).resolve().parent  # data/<name>/ may hold the files of the tokenizer <name>
 OPENAI_HOST = "https://openaipublic.blob.core.windows.net"
@@ -61,15 +61,18 @@ def read_ranks(name: str, file: str | os.PathLike | None = None) -> list[bytes]:
             if found:
                 return _parse(*_known(found, [wanted]))
     urls = _addresses(needed[0])
-    remedy = f"get {needed[0]} from {' or '.join(urls)} by other means"
     if file:
-        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy} and put it there")
-    data, failures = _download(urls, PUBLISHED[needed[0]])
-    if data is None:
-        raise ValueError(
-            f"cannot download the vocabulary of {name} ({'; '.join(failures)}): {remedy} and save it as "
-            f"{home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, or pass it with --tokenizer_file"
-        )
+        remedy = f"get {needed[0]} from {' or '.join(urls)} by other means and put it there"
+        raise ValueError(f"{file} has none of {', '.join(needed)}, the vocabulary of {name}; {remedy}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, needed[0])
+        if failures := fetch_first(urls, PUBLISHED[needed[0]], path):
+            raise ValueError(
+                f"cannot download the vocabulary of {name}: {'; '.join(failures)}. Get {needed[0]} from one of these "
+                f"addresses by other means and save it as {home / needed[0]}, or in the folder of TIKTOKEN_CACHE_DIR, "
+                "or pass it with --tokenizer_file"
+            )
+        data = path.read_bytes()
     _keep(data, _cache() / _cache_key(needed[0]))
     return _parse(needed[0], data)
 
@@ -115,26 +118,6 @@ def _addresses(file: str) -> list[str]:
         return [f"{OPENAI_HOST}/encodings/{file}"]
     hub = addresses_of(f"{HUB_HOST}/openai-community/gpt2/resolve/main/{ALIASES[file]}")
     return [f"{OPENAI_HOST}/gpt-2/encodings/main/{file}", *hub]
-
-
-def _download(urls: list[str], sha256: str) -> tuple[bytes | None, list[str]]:
-    """The first response with the right sha256, and what went wrong before it. Each address is tried once."""
-    import requests
-
-    failures = []
-    for url in urls:
-        try:
-            answer = requests.get(url, timeout=TIMEOUT)
-            answer.raise_for_status()
-            if hashlib.sha256(answer.content).hexdigest() == sha256:
-                return answer.content, failures
-            problem = f"wrong contents, {len(answer.content)} bytes"
-        except requests.HTTPError as error:
-            problem = f"HTTP {error.response.status_code}"
-        except (requests.RequestException, ValueError) as error:  # ValueError: a malformed address
-            problem = type(error).__name__
-        failures.append(f"{url.split('/')[2]}: {problem}")
-    return None, failures
 
 
 def _keep(data: bytes, path: Path) -> None:

@@ -360,12 +360,28 @@ def test_the_config_it_recommends_is_for_the_tokenizer_and_fits_its_vocabulary(
     options = ["--vocab_size=270"] * (tokenizer == "bpe")
     out = tmp_path / "out"
     prepare(name, "--input", tmp_path / "in", f"--tokenizer={tokenizer}", "--out_dir", out, *options)
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    check_next_command(capsys.readouterr().out, config)
+
+
+def check_next_command(out, config):
+    """The model of the command that is printed has the ids of the dataset."""
+    command = shlex.split(out.splitlines()[-1])
     assert command[:4] == ["next", "python", "train.py", f"config/{config}.py"]
     settings, explicit = configure(TrainConfig, [str(DATA.parent / command[3]), *command[4:]])
     settings.device = "cpu"
     model = make_model(settings, explicit, None, dataset := open_dataset(settings.dataset, settings.vocab_size), "meta")
     assert model.config.vocab_size == dataset.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("options", [[], ["--fim_rate=0.5"], ["--trim"]])
+def test_the_model_has_the_ids_of_llama2s_tokenizer_with_markers_or_trimmed(tmp_path, capsys, options):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(MAKERS["Metaspace BPE, Llama-2's"]().to_str(), encoding="utf-8")
+    texts = "<|endoftext|>".join(f"Once upon a time, story {i}." for i in range(300))
+    (tmp_path / "stories.txt").write_text(texts, encoding="utf-8")
+    options = [*options, "--tokenizer=llama2", f"--tokenizer_file={file}", f"--out_dir={tmp_path / 'out'}"]
+    prepare("tinystories", f"--input={tmp_path / 'stories.txt'}", *options)
+    check_next_command(capsys.readouterr().out, "train_tinystories_llama")
 
 
 @pytest.mark.parametrize("name", ["shakespeare_char", "hongloumeng", "pycode"])

@@ -22,10 +22,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import config_for, prepare_dataset
-from data.options import prepare_parser, reading_of
-from data.source import find_parts
-from data.units import make_units
+from data.build import config_for, prepare_documents
+from data.options import prepare_parser
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hh", ".hpp", ".hxx", ".inl", ".ipp", ".zip", ".tar")
 
@@ -36,10 +34,8 @@ def main(argv: list[str]) -> None:
     if not args.input:
         torch = Path(importlib.util.find_spec("torch").origin).parent
         args.input, where = [torch / "include"], "the headers of PyTorch"
-    reading = reading_of(args, suffixes=SUFFIXES, lenient=True)
-    parts = find_parts(args, reading)
     config = config_for(args, "config/train_pycode.py", "config/train_cppcode_bytes.py")
-    prepare_dataset(args, parts, make_units(args, parts, reading), config, where)
+    prepare_documents(args, config, where, suffixes=SUFFIXES, lenient=True)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import prepare_documents
 from data.download import hub_urls
-from data.options import number, prepare_parser, reading_of
-from data.source import download_inputs, find_parts
-from data.units import make_units
+from data.options import number, prepare_parser
+from data.source import download_inputs
 
 SHARDS = 80
 shards = number(int, lambda n: 1 <= n <= SHARDS, f"a whole number from 1 to {SHARDS}")
@@ -35,11 +34,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     names = [f"train-{i:05}-of-{SHARDS:05}.parquet" for i in range(args.shards)]
     urls = {name: (hub_urls("Skylion007/openwebtext", f"plain_text/{name}"), None) for name in names}
-    if not download_inputs(args, urls):
-        return
-    reading = reading_of(args)
-    parts = find_parts(args, reading)
-    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
+    if download_inputs(args, urls):
+        prepare_documents(args, "config/train_gpt2.py")
 
 
 if __name__ == "__main__":

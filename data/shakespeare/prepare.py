@@ -20,9 +20,7 @@ from data.options import prepare_parser
 
 
 def main(argv: list[str]) -> None:
-    parser = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False)  # one running text
-    parser.add_argument("--gpt2_dir", type=Path, dest="tokenizer_file", help="an older name of --tokenizer_file")
-    args = parser.parse_args(argv)
+    args = prepare_parser(__doc__, HERE, tokenizer="gpt2", eot=False).parse_args(argv)  # one running text
     config = config_for(args, "config/train_shakespeare.py", "config/train_shakespeare_char.py")
     prepare_text(args, *TINY_SHAKESPEARE, config)
 

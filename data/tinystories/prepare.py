@@ -18,11 +18,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import prepare_documents
 from data.download import hub_urls
-from data.options import number, prepare_parser, reading_of
-from data.source import download_inputs, find_parts
-from data.units import make_units
+from data.options import number, prepare_parser
+from data.source import download_inputs
 
 STORIES = ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt")
 share = number(float, lambda x: 0 < x <= 1, "above 0 and at most 1")
@@ -33,13 +32,9 @@ def main(argv: list[str]) -> None:
     parser = prepare_parser(__doc__, HERE, vocab_size=32000, **defaults)
     parser.add_argument("--fraction", type=share, default=1.0, help="share of the training stories (default: 1, all)")
     args = parser.parse_args(argv)
-    if not download_inputs(args, {name: (hub_urls("roneneldan/TinyStories", name), None) for name in STORIES}):
-        return
-    reading = reading_of(args, named_splits=True, fraction=args.fraction)
-    parts = find_parts(args, reading)
-    config = "config/train_tinystories_llama.py"
-    config += " --vocab_size=None" * (args.tokenizer != "llama2")  # it names the size of Llama 2's vocabulary
-    prepare_dataset(args, parts, make_units(args, parts, reading), config)
+    if download_inputs(args, {name: (hub_urls("roneneldan/TinyStories", name), None) for name in STORIES}):
+        config = "config/train_tinystories_llama.py"
+        prepare_documents(args, config, named_splits=True, fraction=args.fraction)
 
 
 if __name__ == "__main__":

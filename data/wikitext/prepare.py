@@ -17,12 +17,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from configurator import exit_on_error
-from data.build import prepare_dataset
+from data.build import prepare_documents
 from data.download import hub_urls
 from data.formats import TEXT_SUFFIXES
-from data.options import prepare_parser, reading_of
-from data.source import download_inputs, find_parts
-from data.units import make_units
+from data.options import prepare_parser
+from data.source import download_inputs
 
 TRAIN_FILES = {"2": 1, "103": 2}
 
@@ -35,11 +34,9 @@ def main(argv: list[str]) -> None:
     n, folder = TRAIN_FILES[args.size], f"wikitext-{args.size}-raw-v1"
     names = [f"train-{i:05}-of-{n:05}.parquet" for i in range(n)] + ["validation-00000-of-00001.parquet"]
     urls = {f"{folder}-{name}": (hub_urls("Salesforce/wikitext", f"{folder}/{name}"), None) for name in names}
-    if not download_inputs(args, urls):
-        return
-    reading = reading_of(args, suffixes=(*TEXT_SUFFIXES, ".raw", ".tokens"), named_splits=True, joined=True)
-    parts = find_parts(args, reading)
-    prepare_dataset(args, parts, make_units(args, parts, reading), "config/train_gpt2.py")
+    if download_inputs(args, urls):
+        suffixes = (*TEXT_SUFFIXES, ".raw", ".tokens")
+        prepare_documents(args, "config/train_gpt2.py", suffixes=suffixes, named_splits=True, joined=True)
 
 
 if __name__ == "__main__":
