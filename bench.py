@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int | None:
         print(f"{__doc__}\nNAME: {names}")
         return 0
     if argv[0] not in BENCHMARKS:
-        nearest = "train" if argv[0].startswith("-") else difflib.get_close_matches(argv[0], BENCHMARKS, n=1, cutoff=0)[0]
+        nearest = difflib.get_close_matches(argv[0], BENCHMARKS, n=1, cutoff=0)[0]
+        nearest = "train" if argv[0].startswith("-") else nearest  # nanoGPT's bench.py has that one only
         raise ValueError(f"no benchmark {argv[0]!r}, the nearest is {nearest!r}: choose from {names}")
     file, function = BENCHMARKS[argv[0]]
     return getattr(importlib.import_module(f"benchmarks.{file}"), function)(argv[1:])  # --help need not wait for torch
