@@ -11,11 +11,12 @@ A row of .jsonl, .json or .parquet (also .gz, .xz, .bz2, .zst) has one of these 
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     {"instruction": "...", "input": "...", "output": "..."}       or "prompt" and "response"
 
-After a system turn or none, user and assistant take turns. Only the assistant's words, and the marker that ends them,
-are learned. Each conversation is a window of its own: it sees no other; one that is longer than the model's context is
-cut, but only before a user's turn. The first question decides whether it is train, val or, with --test_fraction, test,
-so the same question is never in two of them. With --text, some windows are plain text from the training split of the
-dataset that the model was trained on, so that it does not forget how to write.
+These last may have earlier questions and answers as "history": [["...", "..."], ...]. After a system turn or none, user
+and assistant take turns. Only the assistant's words, and the marker that ends them, are learned. Each conversation is a
+window of its own: it sees no other; one that is longer than the model's context is cut, but only before a user's turn.
+The first question decides whether it is train, val or, with --test_fraction, test, so the same question is never in two
+of them. With --text, some windows are plain text from the training split of the dataset that the model was trained on,
+so that it does not forget how to write.
 """
 
 import argparse
