@@ -316,7 +316,7 @@ def run_command(main: Callable[[list[str]], int | None]) -> int | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA's and numpy's errors are known by their types (by name: this file does without torch), MPS's and a CPU's by
     their words, which are the system's."""
-    words = "can't allocate memory", "not enough memory", "MPS backend out of memory"
+    words = "can't allocate memory", "Cannot allocate memory", "not enough memory", "MPS backend out of memory"
     is_known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return is_known or any(word in str(error) for word in words)
 

@@ -20,11 +20,12 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from configurator import configure, exit_on_error, read_early
 from system.dtypes import DTypeName
@@ -43,9 +44,7 @@ class SampleConfig:
     prompts: str | None = None  # a file of prompts instead, one per line; in a .jsonl file as {"prompt": "..."}
     num_samples: int = 10  # samples for each prompt
     max_new_tokens: int = 500  # maximum length of a sample, in tokens
-    special: Literal["auto", "text", "encode"] = (
-        "auto"  # special tokens in a prompt: text, or ids; auto = as in training
-    )
+    special: Literal["auto", "text", "encode"] = "auto"  # typed special tokens: text or ids; auto = as in training
     stop: str = ""  # end a sample before this string; for several, or a new line, a JSON list: '["\n\n", "def "]'
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
@@ -86,9 +85,11 @@ from data.fim import text_ids
 from inference.chat import (
     NO_REPEAT_NGRAM,
     Chat,
-    answer_questions,
+    answer_all,
+    chat_prompt,
     chat_tokenizer_of,
     read_questions,
+    room_for_prompt,
     talk,
     typed_lines,
 )
@@ -96,7 +97,7 @@ from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
 from inference.healing import begin_with, prefix_index
-from inference.load import find_tokenizer, make_ready, open_models, open_trained, special_of
+from inference.load import find_tokenizer, first_id_of, make_ready, open_models, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
 from model import GPT
@@ -115,7 +116,8 @@ def main(argv: list[str]) -> None:
     tokenizer = find_tokenizer(states[0])
     if config.special == "auto":
         config.special = special_of(states[0])
-    beginnings = [] if config.interactive else [Beginning(tokenizer, prompt, config.special) for prompt in prompts]
+    begin = partial(Beginning, tokenizer, special=config.special, bos=first_id_of(states[0]))
+    beginnings = [] if config.interactive else for_each(prompts, begin)
     if len(states) > 1 and config.compile is True:
         raise ValueError(f"--compile is for one model, not for the {len(states)} in {config.out_dir}: leave it out")
     models = [build_model(state, dropout=0.0) for state in states]
@@ -126,7 +128,7 @@ def main(argv: list[str]) -> None:
         make_ready(model, device, config.dtype, config.quantize, plain=config.compile is True)
     writer = Writer(config, join_models(models), tokenizer)
     if config.interactive:
-        converse(writer, prompts[0] if config.start != SampleConfig.start else "")
+        converse(writer, begin, *prompts.values() if config.start != SampleConfig.start else [""])
     else:
         write_all(writer, beginnings)
 
@@ -142,7 +144,7 @@ def refuse_options_of_texts(config: SampleConfig, explicit: set[str]) -> None:
 
 def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
     """--chat and --messages."""
-    questions = read_questions(Path(config.messages)) if config.messages else []
+    questions = read_questions(Path(config.messages)) if config.messages else {}
     _, state = open_trained(config.init_from, config.out_dir)
     tokenizer = chat_tokenizer_of(state)
     model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize)
@@ -150,14 +152,29 @@ def converse_in_turns(config: SampleConfig, device: torch.device) -> None:
     sampling = sampling_of(config)
     if config.chat:
         return talk(Chat(model, tokenizer, sampling, config.max_new_tokens), config.system, config.seed)
+    room = room_for_prompt(model.config.block_size, config.max_new_tokens)
+    prompts = for_each(questions, lambda messages: chat_prompt(messages, tokenizer, room))
+    asked, seeds = list(questions.values()), range(config.seed, config.seed + len(questions))
     to_file = config.output not in (None, "-")
     with open(config.output, "w", encoding="utf-8", newline="\n") if to_file else nullcontext(sys.stdout) as lines:
-        for first in range(0, len(questions), config.batch_size):
-            asked = questions[first : first + config.batch_size]
-            seeds = [config.seed + first + i for i in range(len(asked))]
-            for record in answer_questions(model, tokenizer, asked, sampling, config.max_new_tokens, seeds):
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for first in range(0, len(asked), config.batch_size):
+            part = slice(first, first + config.batch_size)
+            answers = answer_all(model, tokenizer, prompts[part], sampling, config.max_new_tokens, seeds[part])
+            for messages, (text, finish, n) in zip(asked[part], answers, strict=True):
+                record = {"messages": [*messages, {"role": "assistant", "content": text}], "finish": finish}
+                lines.write(json.dumps(record | {"num_tokens": n}, ensure_ascii=False) + "\n")
             lines.flush()
+
+
+def for_each(items: dict[str, Any], make: Callable) -> list:
+    """make(item) for each item by its place, which stands in front of a ValueError's message."""
+    made = []
+    for place, item in items.items():
+        try:
+            made.append(make(item))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}" if place else str(error)) from error
+    return made
 
 
 def can_compile(device: torch.device) -> bool:
@@ -282,7 +299,7 @@ def write_all(writer: Writer, beginnings: list[Beginning]) -> None:
         raise ValueError(f"{where} cannot be written: {error.strerror}") from error
 
 
-def converse(writer: Writer, text: str) -> None:
+def converse(writer: Writer, begin: Callable[[str], Beginning], text: str) -> None:
     """The user and the model write in turns, until the end of input."""
     print(HELP, file=sys.stderr)
     write(text)
@@ -292,7 +309,7 @@ def converse(writer: Writer, text: str) -> None:
             text = ""
             continue
         try:
-            beginning = Beginning(writer.tokenizer, text + line, writer.config.special)
+            beginning = begin(text + line)
         except ValueError as error:  # a character the tokenizer lacks
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -353,24 +370,24 @@ def read_stops(stop: str) -> list[str]:
     return [item for item in stops if item]
 
 
-def read_prompts(config: SampleConfig) -> list[str]:
-    """The prompts in --prompts or --start."""
+def read_prompts(config: SampleConfig) -> dict[str, str]:
+    """The prompts in --prompts or --start, by their place; --start has none."""
     if config.prompts is None:
-        return [read_start(config.start)]
-    text = read_file("--prompts=", config.prompts)
-    lines = {number: line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
+        return {"": read_start(config.start)}
+    text, place = read_file("--prompts=", config.prompts), f"--prompts={config.prompts}: line "
+    lines = {f"{place}{number}": line for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
         raise ValueError(f"--prompts={config.prompts} has no prompts: expected one per line")
     if Path(config.prompts).suffix != ".jsonl":
-        return list(lines.values())
-    prompts = []
-    for number, line in lines.items():
+        return lines
+    prompts = {}
+    for place, line in lines.items():
         try:
-            prompts.append(json.loads(line)["prompt"])
+            prompts[place] = json.loads(line)["prompt"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            prompts.append(None)
-        if not isinstance(prompts[-1], str):
-            raise ValueError(f'--prompts={config.prompts}: line {number} is {line[:80]}, not {{"prompt": "..."}}')
+            prompts[place] = None
+        if not isinstance(prompts[place], str):
+            raise ValueError(f'{place} is {line[:80]}, not {{"prompt": "..."}}')
     return prompts
 
 

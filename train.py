@@ -280,7 +280,8 @@ def train(run: Run) -> int:
                 raise
             return status
         # the rest is below: here the error's frames still hold the memory
-        loss, can_try = None, ranks.world_size == 1 and isinstance(error, torch.OutOfMemoryError)
+        loss, is_alone = None, ranks.world_size == 1 and not teachers
+        can_try = is_alone and isinstance(error, torch.OutOfMemoryError)
     finally:
         gc.unfreeze()
         stop.restore()

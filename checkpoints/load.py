@@ -4,6 +4,7 @@ from pathlib import Path
 
 from checkpoints.file import read_archive
 from checkpoints.sharded import load_sharded
+from configurator import is_out_of_memory
 
 FORMAT = 1
 
@@ -19,15 +20,17 @@ def load_checkpoint(path: str | Path, verify: bool = False, mapped: bool = True,
     mapped: map a file into memory, which makes reading one key cheap; False gives tensors memory of their own.
     meta: leave the tensors of a sharded checkpoint on the meta device, for load_shards.
 
-    Raises ValueError if the file is missing, of a newer format or not a GPT's; Damaged, which is one too, if it is
-    truncated, altered, or holds more than tensors and plain values.
+    Raises ValueError if the file cannot be read, is of a newer format or not a GPT's; Damaged, which is one too, if it
+    is truncated, altered, or holds more than tensors and plain values.
     """
     path = Path(path)
     try:
         state = load_sharded(path, verify, meta) if path.is_dir() else read_archive(path, verify, mapped)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except OSError as error:  # also of a mounted drive that is away for a moment: no damage
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
+        if is_out_of_memory(error):
+            raise
         message = str(error).rpartition("WeightsUnpickler error: ")[2].strip()  # what precedes it is advice to run code
         reason = message.splitlines()[0] if message else type(error).__name__
         raise Damaged(

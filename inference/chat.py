@@ -136,23 +136,10 @@ def answer_all(
     return list(zip(texts, finish, map(len, rows), strict=True))
 
 
-def answer_questions(
-    model: GPT, tokenizer: ExtendedTokenizer, asked: list[Messages], sampling: Sampling, most: int, seeds: list[int]
-) -> Iterator[dict]:
-    """For each conversation {"messages", with the answer, "finish", "num_tokens"}, as answer_all."""
-    room = room_for_prompt(model.config.block_size, most)
-    prompts = [chat_prompt(messages, tokenizer, room) for messages in asked]
-    found = answer_all(model, tokenizer, prompts, sampling, most, seeds)
-    for messages, (text, finish, n) in zip(asked, found, strict=True):
-        yield {
-            "messages": [*messages, {"role": "assistant", "content": text}], "finish": finish, "num_tokens": n,
-        }  # fmt: skip
-
-
-def read_questions(path: Path) -> list[Messages]:
-    """The conversations of a file, each up to a user's turn: an answer to the last one is left out. ValueError for a
-    row that is none, with its line."""
-    questions = []
+def read_questions(path: Path) -> dict[str, Messages]:
+    """The conversations of a file by their place, each up to a user's turn: an answer to the last one is left out.
+    ValueError for a row that is none, with its line."""
+    questions = {}
     for number, row in rows_of(path):
         try:
             if isinstance(row, ValueError):
@@ -163,7 +150,7 @@ def read_questions(path: Path) -> list[Messages]:
             check_messages([*messages, {"role": "assistant", "content": "an answer"}])
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}; expected turns of which the last is the user's") from None
-        questions.append(messages)
+        questions[f"{path}:{number}"] = messages
     if not questions:
         raise ValueError(f"{path} has no conversations")
     return questions
@@ -182,7 +169,7 @@ def talk(chat: Chat, system: str, seed: int) -> None:
         if command == "/reset":
             messages = list(start)
         elif command == "/save":
-            save_conversation(messages, name.strip())
+            save_conversation(messages if messages != start else [], name.strip())
         elif line.strip():
             reply(chat, messages, line, generator)
 
@@ -222,6 +209,8 @@ def reply(chat: Chat, messages: Messages, line: str, generator: torch.Generator)
 def save_conversation(messages: Messages, name: str) -> None:
     if not name:
         return print("error: /save needs the name of a file", file=sys.stderr)
+    if not messages:
+        return print("error: nothing has been said yet", file=sys.stderr)
     try:
         with open(name, "a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")

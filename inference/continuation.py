@@ -21,19 +21,20 @@ class Beginning:
 
     BPE joins white space with what follows it, so the tokens of white space at the end of a prompt are rarely those of
     a longer text. They are removed; `healed` is their text, with which the new tokens must begin ("token healing").
-    inside: the prompt continues another text.
+    inside: the prompt continues another text. bos: an id to put first (see inference.load.first_id_of).
     """
 
-    def __init__(self, tokenizer, prompt: str, special: str = "text", inside: bool = False):
+    def __init__(self, tokenizer, prompt: str, special="text", inside: bool = False, bos: int | None = None):
         self.prompt, self.healed = prompt, ""
-        ids = encode_prompt(tokenizer, prompt, special == "encode", inside)
+        has_ids = prompt or bos is None
+        ids = encode_prompt(tokenizer, prompt, special == "encode", inside) if has_ids else np.array([], np.int64)
         keep = len(ids)
         if prompt[-1:].isspace() and not tokenizer.lossy:  # such as WordPiece's: there are no tokens of white space
             for boundary, typed, _ in prefix_index(tokenizer).boundaries(ids):
                 with suppress(UnicodeDecodeError):  # incomplete characters stay
                     if prompt.endswith(text := typed.decode("utf-8")):  # without a space that was put before it
                         self.healed, keep = text, boundary
-        self.ids = torch.from_numpy(ids[:keep].astype(np.int64))
+        self.ids = torch.from_numpy(np.append([] if bos is None else [bos], ids[:keep]).astype(np.int64))
 
     @classmethod
     def of_ids(cls, ids: Sequence[int]) -> "Beginning":

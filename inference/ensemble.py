@@ -30,9 +30,6 @@ class Ensemble:
     def training(self) -> bool:
         return any(model.training for model in self.models)
 
-    def get_num_params(self, non_embedding: bool = True) -> int:
-        return sum(model.get_num_params(non_embedding) for model in self.models)
-
 
 def members(model: GPT | Ensemble) -> Sequence[GPT]:
     return model.models if isinstance(model, Ensemble) else [model]

@@ -68,7 +68,7 @@ class Completion(Reply):
             return Beginning.of_ids(served.ids(prompt))
         if as_is:
             return Beginning.of_ids(encode_prompt(served.tokenizer, prompt, served.special == "encode").tolist())
-        return Beginning(served.tokenizer, prompt, served.special)
+        return Beginning(served.tokenizer, prompt, served.special, bos=served.bos)
 
     def text_of(self, number: int) -> str:
         prompt = self.prompts[number]

@@ -621,10 +621,12 @@ def test_a_tuned_model_is_evaluated_on_its_bases_dataset(trained, tmp_path, caps
 
 
 def test_the_terminal_answers_saves_and_resets(trained, tmp_path, monkeypatch, capsys):
-    lines = f"what <|end|> cat\n你\n/save {tmp_path / 'a.jsonl'}\n/reset\nyou\n/save {tmp_path / 'a.jsonl'}\n"
+    save = f"/save {tmp_path / 'a.jsonl'}\n"
+    lines = f"{save}what <|end|> cat\n你\n{save}/reset\n{save}you\n{save}"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines.replace("<|end|>", "<|user|>")))
     sample.main([f"--out_dir={trained}", "--chat", "--system=say", "--max_new_tokens=9", "--device=cpu"])
-    assert "not in the vocabulary" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not in the vocabulary" in said and said.count("nothing has been said yet") == 2
     saved = [json.loads(line)["messages"] for line in (tmp_path / "a.jsonl").read_text("utf-8").splitlines()]
     assert [[turn["content"] for turn in messages if turn["role"] != "assistant"] for messages in saved] == [
         ["say", "what <|user|> cat"], ["say", "you"],
@@ -647,6 +649,11 @@ def test_a_file_of_questions_is_answered_and_bad_rows_are_named(trained, tmp_pat
     bad = write_rows(tmp_path / "bad.jsonl", [rows[0], {"messages": [{"role": "tool", "content": "x"}]}])
     with pytest.raises(ValueError, match="bad.jsonl:2: unknown role 'tool'"):
         sample.main([*options, f"--messages={bad}"])
+    before = (tmp_path / "a.jsonl").read_bytes()
+    long = write_rows(tmp_path / "long.jsonl", [*rows, {"messages": turns("what " * 200)}])
+    with pytest.raises(ValueError, match=r"long.jsonl:4: .* room for"):  # before anything is answered
+        sample.main([*options, f"--messages={long}", f"--output={tmp_path / 'a.jsonl'}", "--batch_size=1"])
+    assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
 def test_a_model_without_markers_is_refused(base, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from checkpoints.build import build_model, model_args_of
-from checkpoints.file import save_checkpoint
+from checkpoints.file import read_archive, save_checkpoint
 from checkpoints.folder import find_checkpoint, find_newest, lock_folder, set_aside, write_run_id
 from checkpoints.load import Damaged, load_checkpoint
 from checkpoints.saver import Saver
@@ -381,6 +381,25 @@ def test_a_damaged_last_pt_is_put_aside_for_the_one_before_it_and_that_is_said(t
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "last-1.pt", "last.pt.damaged"]
     save_checkpoint(last, numbered(4), keep=2)  # the good one is not replaced by the bad one
     assert find_newest(tmp_path) == last and steps(tmp_path / "last-1.pt") == 2
+
+
+@pytest.mark.parametrize("error, kind, said", [
+    (OSError(errno.EIO, "Input/output error"), ValueError, "last.pt cannot be read: Input/output error"),
+    (RuntimeError("unable to mmap 9 bytes: Cannot allocate memory"), RuntimeError, "Cannot allocate memory"),
+])  # fmt: skip
+def test_a_drive_that_is_away_and_too_little_memory_are_no_damage(tmp_path, monkeypatch, error, kind, said):
+    for iter_num in (1, 2):
+        save_checkpoint(tmp_path / "last.pt", numbered(iter_num), keep=2)
+
+    def read(path, verify, mapped, plain=read_archive):
+        if verify:
+            raise error
+        return plain(path, verify, mapped)
+
+    monkeypatch.setattr("checkpoints.load.read_archive", read)
+    with pytest.raises(kind, match=said):
+        find_newest(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["last-1.pt", "last.pt"]
 
 
 def test_if_none_is_whole_the_error_names_all_and_all_stay(tmp_path):

@@ -143,6 +143,13 @@ def test_a_distilled_run_resumes_bitwise(dataset, teachers, tmp_path):
     assert not torch.equal(plain["model"]["lm_head.weight"], whole["model"]["lm_head.weight"])
 
 
+def test_a_distilled_run_is_evaluated_without_its_teachers(dataset, teachers, tmp_path, monkeypatch):
+    options = (f"--distill_from={teachers}", "--dtype=float32", "--max_iters=2")
+    train_run(dataset, tmp_path / "out", *options)
+    monkeypatch.setattr("training.distill.open_models", lambda *_: pytest.fail("they are loaded"))
+    train_run(dataset, tmp_path / "out", "--init_from=resume", "--eval_only=True")
+
+
 def test_two_processes_distill_as_one(dataset, teachers, tmp_path):
     options = (f"--distill_from={teachers}", "--dtype=float32", "--max_iters=4", "--gradient_accumulation_steps=2")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -47,7 +47,7 @@ def test_what_json_cannot_say_is_left_out(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail) == {"kind": "train", "iter": 0, "loss": 1.5}
 
 
-def logged(tmp_path, monkeypatch, package: str, **config) -> tuple[dict, list[tuple]]:
+def logged(tmp_path, monkeypatch, package: str, iter_num: int = 0, **config) -> tuple[dict, list[tuple]]:
     """The settings, and the calls that a stand-in for a package gets of a run with two records."""
     calls, module = [], types.ModuleType(package)
 
@@ -57,11 +57,11 @@ def logged(tmp_path, monkeypatch, package: str, **config) -> tuple[dict, list[tu
     for name in ("init", "log", "finish"):
         setattr(module, name, note(name))
     writer = types.SimpleNamespace(add_scalar=note("add_scalar"), close=note("close"))
-    module.SummaryWriter = lambda folder: calls.append(("SummaryWriter", (folder,), {})) or writer
+    module.SummaryWriter = lambda *args, **options: calls.append(("SummaryWriter", args, options)) or writer
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(package, package), module)
     names = {"wandb_project": "owt", "wandb_run_name": "char", "swanlab_project": "红楼梦", "swanlab_run_name": None}
     config = CONFIG | names | {f"{package}_log": True, "n_layer": 2}
-    metrics = Metrics(tmp_path, start_loggers(config), 0, -1)
+    metrics = Metrics(tmp_path, start_loggers(config), iter_num, -1)
     metrics.write({"kind": "train", "iter": 3, "loss": 1.5, "mfu": None})
     metrics.write({"kind": "eval", "iter": 3, "val_loss": 2.5})
     metrics.close()
@@ -96,6 +96,11 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
         ("add_scalar", ("eval/val_loss", 2.5, 3), {}),
         ("close", (), {}),
     ]
+
+
+def test_tensorboard_forgets_what_followed_the_checkpoint_of_a_resume(tmp_path, monkeypatch):
+    _, calls = logged(tmp_path, monkeypatch, "tensorboard", iter_num=3)  # the evaluation at 3 is not repeated
+    assert calls[0] == ("SummaryWriter", (str(tmp_path / "tensorboard"),), {"purge_step": 4})
 
 
 @pytest.mark.parametrize("package", ["wandb", "swanlab", "tensorboard"])

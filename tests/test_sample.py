@@ -277,6 +277,18 @@ def test_a_prompt_in_another_encoding_is_refused_with_the_way_to_convert_it(tmp_
         sample.main(["--start=FILE:nowhere.txt"])
 
 
+def test_a_model_of_lines_sees_the_id_first_that_began_its_windows(tmp_path, capsys):
+    config = GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=2, n_embd=8)
+    model = GPT(config, torch.Generator().manual_seed(1)).eval()
+    state = {"model": model.state_dict(), "model_args": model_args_of(config), "tokenizer": ByteTokenizer().to_json()}
+    save_checkpoint(tmp_path / "ckpt.pt", state | {"config": {"sampling": "line"}})
+    for prompt in ("ab", ""):
+        (found,) = records(tmp_path, capsys, f"--start={prompt}", "--num_samples=1", "--temperature=0", "--logprobs")
+        n = found["num_tokens"]
+        expected = model.generate(torch.tensor([[0, *prompt.encode()]]), n, temperature=0)[0, -n:]
+        assert [token["id"] for token in found["tokens"]] == expected.tolist()
+
+
 @pytest.mark.parametrize("prompt, healed", [("on the ", " "), ("f(x):\n", "):\n"), ("the", ""), (" ", "")])
 def test_white_space_at_a_prompts_end_may_become_part_of_the_next_token(tmp_path, capsys, prompt, healed):
     """The ids are those of the prompt without its end, then any that begin with this end: text goes on as typed."""
@@ -326,7 +338,7 @@ def test_a_conversation_keeps_what_was_typed_and_written(out_dir, capsys, monkey
     asked = []
     plain = sample.Beginning
     monkeypatch.setattr(
-        sample, "Beginning", lambda tokenizer, text, special: (asked.append(text), plain(tokenizer, text))[1]
+        sample, "Beginning", lambda tokenizer, text, special, bos: (asked.append(text), plain(tokenizer, text))[1]
     )
     typed = "宝玉\n\nQ\n说\\n\n/new\n黛\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
@@ -452,6 +464,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     with pytest.raises(ValueError, match="no checkpoint"):
         sample.main(["--out_dir=none", f"--output={tmp_path / 'folder' / 'x.jsonl'}"])
     assert list((tmp_path / "folder").iterdir()) == [sealed]
+
+
+def test_a_line_of_prompts_that_cannot_be_encoded_is_named(out_dir, tmp_path):
+    (tmp_path / "p.txt").write_text("宝玉\n\nz\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="p.txt: line 3: .* not in the vocabulary"):
+        sample.main([f"--out_dir={out_dir}", f"--prompts={tmp_path / 'p.txt'}"])
 
 
 def test_a_line_of_prompts_that_is_no_prompt_is_named(out_dir, tmp_path):

@@ -40,7 +40,7 @@ def load_teachers(run: Run) -> list[GPT]:
     """The models of distill_from on this rank's device, in the run's number format. Raises ValueError for one whose ids
     or context do not fit, or that lies in this run's own out_dir."""
     names, student = run.config.distill_from, run.model.config
-    if not names:
+    if not names or run.config.eval_only:
         return []
     sources, states = run.ranks.on_all(lambda: open_models(names, ""))
     out_dir = run.out_dir.resolve()

@@ -56,7 +56,8 @@ class Metrics:
         temporary = self.path.with_name("metrics.jsonl.tmp")
         try:
             if self.tensorboard is not None:
-                self.tensorboard = self.tensorboard.SummaryWriter(str(out_dir / "tensorboard"))
+                forget = {"purge_step": iter_num + 1} if iter_num else {}  # what a stopped run did after its checkpoint
+                self.tensorboard = self.tensorboard.SummaryWriter(str(out_dir / "tensorboard"), **forget)
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
             sync_file(temporary)
             replace(temporary, self.path)
