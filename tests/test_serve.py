@@ -285,6 +285,12 @@ def test_what_would_repeat_itself_is_penalised_as_the_generator_does(server):
 # ---- OpenAI's client ---------------------------------------------------------------------------------------
 
 
+def test_texts_of_a_model_of_lines_begin_with_the_id_that_began_its_windows(server, monkeypatch):
+    monkeypatch.setattr(server.served, "bos", 7)
+    found = server.client.completions.create(model="wise", prompt="the cat", max_tokens=20, temperature=0)
+    assert found.choices[0].text == alone(server, [7, *TOKENIZER.encode("the cat").tolist()], 0, 20, temperature=0)
+
+
 def test_completions_are_the_generators_texts(server):
     prompts, stops = ["the cat", "宝玉", "def f(x):"], ["sat", "玉"]
     found = server.client.completions.create(
