@@ -163,7 +163,7 @@ def train(run: Run) -> int:
     ranks.say(
         f"{run.n_params / 1e6:.2f}M parameters on {device} in {str(run.dtype).removeprefix('torch.')}, "
         f"{ranks.world_size} process{'es' * (ranks.world_size > 1)}; {dataset.tokens('train'):,} training tokens, "
-        f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,}"
+        f"{run.tokens_per_iter:,} a step; steps {run.iter_num:,} to {run.limit:,} ({run.ends_by})"
     )
     # a step of trimmed conversations computes less than flops_per_iter says
     peak_flops = None if run.trims else peak_flops_of(device, run.dtype, config.peak_tflops)

@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(dataset, tm
     "option, steps",
     [("--max_tokens=1000", 8), ("--max_epochs=0.1", None), ("--compute=1e-6", None), ("--max_iters=3", 3)],
 )
-def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
+def test_the_first_limit_reached_ends_the_run_and_is_named(dataset, tmp_path, capsys, option, steps):
     state = run(dataset, tmp_path, option, *(["--max_iters=40"] if "iters" not in option else []))
     tokens = 2 * 4 * 16
     if "epochs" in option:
@@ -384,6 +384,7 @@ def test_the_first_limit_reached_ends_the_run(dataset, tmp_path, option, steps):
         n_params = sum(t.numel() for n, t in state["model"].items() if n != "lm_head.weight")
         steps = math.ceil(1e-6 * 1e12 / n_params / tokens)
     assert state["iter_num"] == steps
+    assert f"; steps 0 to {steps} ({option[2:].partition('=')[0]})\n" in capsys.readouterr().out
 
 
 def test_max_minutes_ends_the_run_with_the_learning_rate_run_out(dataset, tmp_path, monkeypatch):

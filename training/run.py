@@ -57,10 +57,12 @@ class Run:
         self.shift = self.progress.get("samples", self.iter_num * self.samples) - self.iter_num * self.samples
         config, seen = self.config, self.shift * self.config.block_size
         epochs = config.max_epochs and config.max_epochs * self.epoch_tokens
-        tokens = [config.max_tokens, epochs, config.compute and config.compute * 1e12 / self.n_params]
-        steps = [(limit - seen) / self.tokens_per_iter for limit in tokens if limit is not None]
-        # reaches the first limit, max_minutes aside
-        self.limit = max(0, math.ceil(min(config.max_iters, *steps, math.inf)))
+        tokens = {"max_tokens": config.max_tokens, "max_epochs": epochs}
+        tokens["compute"] = config.compute and config.compute * 1e12 / self.n_params
+        steps = {key: (limit - seen) / self.tokens_per_iter for key, limit in tokens.items() if limit is not None}
+        steps["max_iters"] = config.max_iters
+        self.ends_by = min(steps, key=steps.get)  # the limit that is reached first, max_minutes aside
+        self.limit = max(0, math.ceil(steps[self.ends_by]))
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
 
     def clock(self) -> float:
