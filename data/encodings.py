@@ -9,8 +9,8 @@ FREQUENT = frozenset(
     "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
     "你對对生能而子那得於于著着下自之年道"
 )
-# of .zip, .epub, .docx; .pdf; .doc; .rar; .7z
-BINARY_MARKS = (b"PK\3\4", b"%PDF", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf")
+# of .zip, .epub, .docx; .pdf; .doc; .rar; .7z; .parquet
+BINARY_MARKS = (b"PK\3\4", b"%PDF", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf", b"PAR1")
 
 
 def check_encoding(encoding: str) -> str:
@@ -83,7 +83,7 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> str:
 
 
 def not_text(name: str) -> str:
-    return f"{name} is an .epub, .docx, .pdf or another binary file, not text: save it as .txt first"
+    return f"{name} is an .epub, .docx, .pdf, .parquet or another binary file, not text: save it as .txt first"
 
 
 def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.encodings import not_utf8
 from evaluation.figures import exp
-
-CONVERT = "convert it first, for example with iconv -f gb18030 -t utf-8 OLD > NEW"
 
 
 def read_text(path: Path, any_bytes: bool = False) -> str:
@@ -25,8 +24,7 @@ def read_text(path: Path, any_bytes: bool = False) -> str:
     except OSError as error:
         raise ValueError(f"--input={path} cannot be read: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
-        byte = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        raise ValueError(f"--input={path} is not UTF-8: {byte} ({error.reason}); {CONVERT}") from error
+        raise ValueError(not_utf8(f"--input={path}", error)) from error
     if not text.strip():
         raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
     return text

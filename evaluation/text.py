@@ -67,7 +67,7 @@ def open_file(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[], 
     if ESCAPED.search(text):
         if tokenizer.eot is not None and "\udcff" in text:
             problem = "is not UTF-8 and has the byte 0xff, which is the checkpoint's end-of-text id and never text"
-            raise ValueError(f"--input={args.input} {problem}: {tasks.CONVERT}")
+            raise ValueError(f"--input={args.input} {problem}: convert it to UTF-8 first")
         name += AS_BYTES
     if args.join_rows:
         rows = io.StringIO(text, newline=None)  # any line ends

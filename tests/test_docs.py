@@ -41,6 +41,7 @@ ELSEWHERE = ("python3 quickstart.py", "torchrun --nnodes=2", "git clone", "cd ",
 ELSEWHERE += (
     "python sample.py --init_from=gpt2",
     "python eval.py --init_from=gpt2",
+    "torchrun --standalone --nproc_per_node=4 eval.py --init_from=gpt2",
     "python train.py config/finetune_shakespeare.py",
     "python train.py config/eval_gpt2",
     "python -m venv",

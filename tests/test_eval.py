@@ -269,7 +269,7 @@ def test_bytes_that_are_not_utf8_are_evaluated_as_they_are_where_tokens_are_byte
     assert "old.txt (not UTF-8: read as bytes)" in result["text"]
     assert not {"characters", "bits_per_character"} & result.keys()  # nobody knows them
     save(tmp_path, build(), CharTokenizer("abc"))
-    with pytest.raises(ValueError, match="old.txt is not UTF-8: byte .* at offset .*; convert it first.*iconv"):
+    with pytest.raises(ValueError, match="old.txt is not UTF-8 text .byte .* at offset .*: convert it first.*iconv"):
         run(capsys, f"--out_dir={tmp_path}", f"--input={tmp_path / 'old.txt'}")
 
 
@@ -556,8 +556,8 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
     (["--input={lambada}", "--split=val"], "leave --dataset and --split out"), (["--join_rows"], "--join_rows"),
     (["--definition=huggingface", "--per_document"], "--definition=huggingface"), (["--init_from=nothing"], "nothing"),
     (["--input={empty}"], "is empty"), (["--input={one}"], "1 tokens, a prediction needs 2"),
-    (["--input={image}"], "not UTF-8 and has the byte 0xff, which is .*end-of-text id.*iconv"),
-    (["--task=lambada", "--input={latin}"], "latin is not UTF-8: byte 0xe9 at offset 3 .*iconv -f gb18030"),
+    (["--input={image}"], "not UTF-8 and has the byte 0xff, which is .*end-of-text id.*UTF-8 first"),
+    (["--task=lambada", "--input={latin}"], "latin is not UTF-8 text .byte 0xe9 at offset 3.*iconv -f GBK"),
     (["--input={chars}"], "chars is a folder, expected a text file: name one, or prepare .*--dataset and --split"),
     (["--task=lambada", "--input={chars}"], "chars cannot be read: .*; expected a text file"),
     (["--task=lambada", "--input={broken}"], "broken, line 2: not JSON"), (["--dataset=nowhere"], "nowhere"),

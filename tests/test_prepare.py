@@ -894,6 +894,28 @@ def test_wikitext_is_the_same_running_text_from_a_zip_and_from_parquet(tmp_path,
         assert (text_of(dataset, "train"), text_of(dataset, "val")) == (text["train"], text["valid"])
 
 
+def test_wikitexts_download_leaves_the_test_text_as_it_was(tmp_path, monkeypatch, gpt2_stand_in):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    splits = ("train", "validation", "test")
+    text = {split: f" \n = {split} = \n \n" + " A line @-@ of text . \n" * 50 for split in splits}
+
+    def download(urls, sha256, path):
+        lines = next(text[split] for split in text if f"/{split}-" in urls[0]).splitlines(keepends=True)
+        rows = [line if line.strip() else "" for line in lines]
+        parquet.write_table(pyarrow.table({"text": rows}), path)
+
+    monkeypatch.setattr("data.source.download_file", download)
+    folder = tmp_path / "wikitext"
+    shutil.copytree(DATA / "wikitext", folder, ignore=shutil.ignore_patterns("*.parquet", "*.bin", "*.raw", "meta*"))
+    spec = importlib.util.spec_from_file_location("prepare", folder / "prepare.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(["--out_dir", str(tmp_path / "out"), *map(str, gpt2_stand_in)])
+    assert (tmp_path / "out" / "wiki.test.raw").read_bytes().decode() == text["test"]
+    assert text_of(open_dataset(tmp_path / "out"), "val") == text["validation"]
+
+
 @pytest.mark.parametrize("name", ["shakespeare", "hongloumeng", "classics", "tinystories", "openwebtext", "wikitext"])
 def test_a_dry_run_without_input_names_what_it_would_download(tmp_path, name, capsys, monkeypatch):
     monkeypatch.setattr("data.source.download_file", lambda *_: pytest.fail("downloaded"))
