@@ -33,7 +33,8 @@ from benchmarks.runs import model_of, settings_of
 from configurator import exit_on_error
 from system.device import PEAK_TFLOPS
 
-GPUS = {"RTX 3060": ("3060", 0.5), "T4": ("T4", 0.15), "RTX 4090": ("4090", 0.5), "H100": ("H100", 0.3)}  # and share
+# name on the pages: key of PEAK_TFLOPS, share of it
+GPUS = {"RTX 3060": ("3060", 0.5), "T4": ("T4", 0.15), "RTX 4090": ("4090", 0.5), "H100": ("H100", 0.3)}
 LAUNCH = 0.02
 WIDTH = 100  # columns of a sample's lines
 MARKED = re.compile(r"<!--(?P<what>[\w. -]+)-->(?P<old>.*?)<!--/-->", re.DOTALL)
