@@ -33,7 +33,7 @@ LIMITS = {
     "data/cppcode/prepare.py": "--input my_headers",
     "data/tinystories/prepare.py": f"--input {STORIES}",
     "data/openwebtext/prepare.py": f"--input {STORIES} --separator <|endoftext|>",
-    "data/wikitext/prepare.py": f"--input {STORIES}",
+    "data/wikitext/prepare.py": f"--input {STORIES} --separator <|endoftext|>",
     "data/shakespeare/prepare.py": "--tokenizer=bpe --vocab_size=400",
 }
 # not run here: they need the network, a second machine, a terminal, or all the time there is (CI runs quickstart.py)
