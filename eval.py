@@ -4,9 +4,10 @@
     python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
     python eval.py --out_dir=out-x --split=test                 # what no choice has seen: prepare.py --test_fraction
     python eval.py --out_dir=out-x --memorised                  # how much of its samples is copied
-    python eval.py --out_dir=out-x --input=novel.txt            # any UTF-8 text, with the checkpoint's tokenizer
+    python eval.py --out_dir=out-x --input=novel.txt            # any plain UTF-8 text, with the checkpoint's tokenizer
     torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
-    python eval.py --init_from=gpt2 --input=wiki.test.raw --join_rows --definition=huggingface --stride=512
+    python eval.py --init_from=gpt2 --input=data/wikitext/wiki.test.raw --join_rows --definition=huggingface \\
+        --stride=512
     python eval.py --init_from=gpt2 --task=hellaswag --input=hellaswag_val.jsonl
     python eval.py --init_from=gpt2 --task=lambada --input=lambada_test.jsonl
     python eval.py --out_dir=out-chat --task=chat               # answers in its dataset, or --input=chats.jsonl
@@ -56,7 +57,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--out_dir", default="out", help="folder of the run, or several as one: out-1,out-2 (default: out)")
     add("--dataset", help="name of a folder under data/, or a path (default: the one the run was trained on)")
     add("--split", help="of the dataset: val, train, or test if it was prepared with --test_fraction (default: val)")
-    text = "evaluate this text instead (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
+    text = "evaluate this plain text (UTF-8, or any bytes if the model's tokens are bytes), or the .jsonl of a --task"
     add("--input", type=Path, metavar="FILE", help=text)
     task = "the task in the .jsonl, in its official format; chat: conversations, as data/chat/prepare.py reads them; "
     task += "fim: gaps in a text, filled with and without the text after them"

@@ -9,8 +9,9 @@ FREQUENT = frozenset(
     "的一是不了在人有我他這这個个們们中來来上大為为和國国地到以說说時时要就出會会可也"
     "你對对生能而子那得於于著着下自之年道"
 )
-# of .zip, .epub, .docx; .pdf; .doc; .rar; .7z; .parquet
+# of .zip, .epub, .docx; .pdf; .doc; .rar; .7z; .parquet; .gz; .xz; .bz2; .zst
 BINARY_MARKS = (b"PK\3\4", b"%PDF", b"\xd0\xcf\x11\xe0", b"Rar!", b"7z\xbc\xaf", b"PAR1")
+BINARY_MARKS += (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"(\xb5/\xfd")
 
 
 def check_encoding(encoding: str) -> str:
@@ -83,7 +84,8 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> str:
 
 
 def not_text(name: str) -> str:
-    return f"{name} is an .epub, .docx, .pdf, .parquet or another binary file, not text: save it as .txt first"
+    kinds = ".epub, .docx, .pdf, .parquet, an archive or another binary file"
+    return f"{name} is an {kinds}, not plain text: unpack it, or save it as .txt first"
 
 
 def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:

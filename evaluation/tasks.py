@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.encodings import not_utf8
+from data.encodings import not_text, not_utf8
 from evaluation.figures import exp
 
 
 def read_text(path: Path, any_bytes: bool = False) -> str:
     """Raises ValueError for a file that is unreadable, empty or, unless any_bytes ("surrogateescape"), not UTF-8."""
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape" if any_bytes else "strict")
+        data = path.read_bytes()
+        text = data.decode("utf-8", "surrogateescape" if any_bytes else "strict")
     except OSError as error:
         raise ValueError(f"--input={path} cannot be read: {error.strerror or error}; expected a text file") from error
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(f"--input={path}", error)) from error
+    if data[257:262] == b"ustar":  # a .tar of UTF-8 files is valid UTF-8
+        raise ValueError(not_text(f"--input={path}"))
     if not text.strip():
         raise ValueError(f"--input={path} is empty: there is nothing to evaluate")
     return text

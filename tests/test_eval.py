@@ -3,12 +3,14 @@
 import bz2
 import gzip
 import importlib.util
+import io
 import json
 import lzma
 import math
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -558,6 +560,9 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
     (["--input={empty}"], "is empty"), (["--input={one}"], "1 tokens, a prediction needs 2"),
     (["--input={image}"], "not UTF-8 and has the byte 0xff, which is .*end-of-text id.*UTF-8 first"),
     (["--task=lambada", "--input={latin}"], "latin is not UTF-8 text .byte 0xe9 at offset 3.*iconv -f GBK"),
+    (["--task=lambada", "--input={parquet}"], "parquet is an .*parquet, an archive .*not plain text: unpack it"),
+    *[(["--task=lambada", f"--input={{{k}}}"], f"{k} is an .* not plain text") for k in ("gz", "xz", "bz2", "zst")],
+    (["--input={tar}"], "tar is an .* not plain text"),
     (["--input={chars}"], "chars is a folder, expected a text file: name one, or prepare .*--dataset and --split"),
     (["--task=lambada", "--input={chars}"], "chars cannot be read: .*; expected a text file"),
     (["--task=lambada", "--input={broken}"], "broken, line 2: not JSON"), (["--dataset=nowhere"], "nowhere"),
@@ -565,8 +570,13 @@ def test_long_contexts_lose_their_beginning_and_empty_ones_become_end_of_text():
     (["--task=hellaswag", "--input={unlabelled}"], "line 1: label ''"),
 ])  # fmt: skip
 def test_bad_requests_are_refused_in_one_line(bytes_run, questions_file, tmp_path, options, message):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
     files = {
         "empty": b" \n", "one": b"a", "latin": b"caf\xe9", "image": b"\xff\xd8\xff",
+        "parquet": b"PAR1\x15\x84", "gz": gzip.compress(b"text" * 99), "xz": lzma.compress(b"text" * 99),
+        "bz2": bz2.compress(b"text" * 99), "zst": b"(\xb5/\xfd\0", "tar": packed.getvalue(),
         "broken": b'{"text": "a b"}\n{"text": "a\n', "word": b'{"text": "word"}',
         "unlabelled": json.dumps(hellaswag_record(["a"], "")).encode(),
     }  # fmt: skip

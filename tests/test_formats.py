@@ -481,7 +481,7 @@ GOOD = b"".join(b"%d %x\n" % (i, i * i) for i in range(30_000))
         ("a.txt.gz", b"no gzip", "cannot read .*a.txt.gz: .*damaged"),
         ("a.txt.zst", b"no zstandard", "cannot read .*a.txt.zst: .*damaged|pip install zstandard"),
         ("a.txt.zst", zstd(GOOD)[:-2000], "cannot read .*a.txt.zst: .*end is missing.*damaged|pip install zstandard"),
-        ("a.txt", b"PK\3\4\x14\0\xb8" * 9, "a.txt is an .epub, .docx, .pdf, .parquet or another binary file, not"),
+        ("a.txt", b"PK\3\4\x14\0\xb8" * 9, "a.txt is an .epub, .docx, .pdf, .parquet, an archive or another"),
         ("a.zip", b"PK no zip", "cannot read .*a.zip: .*damaged"),
         ("a.tar", b"no tar" * 200, "cannot read .*a.tar: .*damaged"),
         ("a.tgz", tar({"x.txt": GOOD}, "w:gz")[:-2000], "cannot read .*a.tgz: .*damaged"),
