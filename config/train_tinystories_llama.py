@@ -22,7 +22,7 @@ n_embd = 256
 mlp = "swiglu"
 mlp_hidden = 768
 norm = "rmsnorm"
-pos = "rope"
+pos = "rope"  # rope_theta stays 10,000, enough for 512 tokens; Llama 3 has 500,000 for its 8,192
 tie_weights = False
 init = "kaiming"
 

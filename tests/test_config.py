@@ -155,6 +155,14 @@ def test_the_sizes_are_those_of_gpt2_nanogpt_and_the_users_llama():
     assert f"{small.get_num_params() / 1e6:.2f}M" == "10.65M"  # as nanoGPT counts: without positions
 
 
+@pytest.mark.parametrize("layers, width, steps", [(12, 768, 10_000), (4, 256, 265_000)])
+def test_the_budget_of_the_cppcode_config_and_not_max_iters_decides_the_steps(layers, width, steps):
+    config = load(ROOT / "config/train_cppcode_bytes.py")
+    n = count_by_hand(256, layers, layers, width, 512, "rope qk_norm")
+    decided = config.compute * 1e12 / n / (16 * 8 * 512)
+    assert decided == pytest.approx(steps, rel=0.01) and decided < config.max_iters
+
+
 @pytest.mark.parametrize(
     "name, vocab_size, low, high",
     [

@@ -387,12 +387,13 @@ def test_the_first_limit_reached_ends_the_run_and_is_named(dataset, tmp_path, ca
     assert f"; steps 0 to {steps} ({option[2:].partition('=')[0]})\n" in capsys.readouterr().out
 
 
-def test_max_minutes_ends_the_run_with_the_learning_rate_run_out(dataset, tmp_path, monkeypatch):
+def test_max_minutes_ends_the_run_with_the_learning_rate_run_out(dataset, tmp_path, monkeypatch, capsys):
     seconds = itertools.count()
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(seconds) / 20)
     run(dataset, tmp_path, "--max_minutes=0.06", "--max_iters=1000000", "--lr_decay_iters=1000000")
     rates = [r["lr"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert rates[-1] < 0.2 * max(rates)
+    assert "; steps 0 to 1,000,000 (max_iters, or sooner by max_minutes)\n" in capsys.readouterr().out
 
 
 def test_the_clock_goes_on_where_a_resumed_run_stopped(dataset, tmp_path, monkeypatch):

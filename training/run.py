@@ -61,8 +61,10 @@ class Run:
         tokens["compute"] = config.compute and config.compute * 1e12 / self.n_params
         steps = {key: (limit - seen) / self.tokens_per_iter for key, limit in tokens.items() if limit is not None}
         steps["max_iters"] = config.max_iters
-        self.ends_by = min(steps, key=steps.get)  # the limit that is reached first, max_minutes aside
+        self.ends_by = min(steps, key=steps.get)  # the first of those known in steps
         self.limit = max(0, math.ceil(steps[self.ends_by]))
+        if config.max_minutes is not None:
+            self.ends_by += ", or sooner by max_minutes"
         self.time_before, self.start_time = self.progress["seconds"], time.perf_counter()
 
     def clock(self) -> float:
