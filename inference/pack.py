@@ -27,8 +27,7 @@ class PackedLinear(nn.Module):
         self.activation, self.variant = "none", ""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.view(-1, x.size(-1))  # oneDNN is slower with three dimensions
-        return MULTIPLY.default(rows, self.packed, self.bias, self.activation, [], self.variant).view(*x.shape[:-1], -1)
+        return MULTIPLY.default(x, self.packed, self.bias, self.activation, [], self.variant)
 
 
 @torch.no_grad()
