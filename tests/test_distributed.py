@@ -304,6 +304,7 @@ def test_processes_that_share_muons_work_step_as_one(run, n_layer):
     alone, half = run(1, *options), run(2, "--max_iters=4", *options[1:])
     assert_close(alone, run(2, *options), 5e-3)  # a mix-up shows as 0.1, a gradient's last bit as 0.002
     assert_close(alone, run(1, *options, after=half), 5e-3)
+    assert "FutureWarning" not in (half / "log-0").read_text(encoding="utf-8")  # about what PyTorch will drop
 
 
 def move(rank: int, world_size: int, port: int, out: Path) -> None:

@@ -160,7 +160,9 @@ def share_out(function: Callable, stacked: torch.Tensor) -> torch.Tensor:
     if len(mine):
         part[: len(mine)] = function(mine)
     parts = torch.empty(n_ranks * share, *stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
-    dist.all_gather_into_tensor(parts, part)
+    # its name from PyTorch 2.13 on, where the earlier one warns
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(parts, part)
     return parts[: len(stacked)]
 
 
