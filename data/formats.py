@@ -3,8 +3,8 @@
     for part in parts_of(path, name, reading):                    # files, byte ranges, archive members, row groups
         for document, text, ends in documents(part, reading):     # their text, in order
 
-Rows are those of .jsonl, .json, .csv, .tsv (data/rows.py) and .parquet. What is left out is counted in a Counter of
-(why, name), which all that finds or reads files takes as `left_out`.
+Rows are those of .jsonl, .json, .csv, .tsv (data/rows.py) and .parquet; a book in .epub (data/epub.py) is one document.
+What is left out is counted in a Counter of (why, name), which all that finds or reads files takes as `left_out`.
 
 Text may be in any encoding; 'auto' detects it. .gz, .xz, .bz2 and .zst are decompressed whatever they contain, .zip and
 .tar are read member by member. A compressed file without a second suffix is inspected: OpenWebText's .xz are archives.
@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 
 from data.clean import NORMALIZE
 from data.encodings import detect_encoding, wrong_encoding
+from data.epub import chapters_of
 from data.rows import FIELDS, csv_rows, first_text, is_json_lines, json_rows, lines_of, text_of
 from data.streams import Window, decompressed, peek
 from data.tokenizer import CUT
@@ -47,7 +48,7 @@ FEW_REPLACED = 8  # undecodable bytes that are damage however short the file is
 LINE_SUFFIXES = (".jsonl", ".ndjson")  # a row in each line
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES)
-TEXT_SUFFIXES = (".txt", ".text", ".md", *ROW_SUFFIXES, ".parquet", ".zip", ".tar")  # read in a folder of texts
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".epub", *ROW_SUFFIXES, ".parquet", ".zip", ".tar")  # read in a folder
 COMPRESSED = {".gz": "", ".xz": "", ".bz2": "", ".zst": "", ".tgz": ".tar", ".txz": ".tar", ".tbz2": ".tar"}
 NOT_SOURCE = {"site-packages", "dist-packages", "__pycache__", "node_modules", "__MACOSX"}  # not the user's own source
 STRINGS = re.compile(r"(dictionary<values=)?((large_)?(string|binary)(_view)?)\b")  # parquet types of a text column
@@ -259,7 +260,11 @@ def parquet_parts(whole: Part, reading: Reading, _: Counter) -> list[Part]:
     return divided(whole, bounds, reading.joined)
 
 
-DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
+def epub_parts(whole: Part, reading: Reading, _: Counter) -> list[Part]:
+    return [whole]
+
+
+DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts, ".epub": epub_parts}
 
 
 def divided(whole: Part, bounds: list[int], is_one_document: bool) -> list[Part]:
@@ -392,6 +397,10 @@ def read_stream(
         return
     if kind in (".zip", ".parquet"):
         raise ValueError(f"{name}: cannot read a {kind} inside another file; unpack that first")
+    if kind == ".epub":
+        chunks = book_chunks(stream, part, reading, name)
+        yield from separated(chunks, reading.separator) if reading.separator else chunks
+        return
     encoding = part.encoding
     if encoding == "auto":
         head, stream = peek(stream, DETECTED_BYTES)
@@ -422,6 +431,16 @@ def read_tar(stream: BinaryIO, part: Part, reading: Reading, name: str, left_out
                     raise
                 report_skipped(str(error))
                 yield label, "", True  # ends the document, had it begun
+
+
+def book_chunks(stream: BinaryIO, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
+    """The text of an .epub."""
+    is_file = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
+    file = stream if is_file else io.BytesIO(stream.read())  # of an archive's member one cannot read the end first
+    name = part.name if name == part.label else name
+    for text in chapters_of(file, part.where if name == part.name else name, reading.errors):
+        yield name, text, False
+    yield name, "", True
 
 
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
@@ -646,8 +665,8 @@ def report_replaced(parts: list[Part], reading: Reading) -> list[Part]:
 def with_encoding(part: Part, reading: Reading) -> Part:
     """The part with 'auto' resolved, if it is a text; in compressed archives that happens on reading."""
     kind, compression = kind_of(part.member or part.path)
-    if reading.encoding != "auto" or not part.size or kind == ".tar" or not kind and compression or kind == ".parquet":
-        return part
+    if reading.encoding != "auto" or not part.size or not kind and compression or kind in (".tar", ".parquet", ".epub"):
+        return part  # nothing to decode yet, or it says its encoding itself
     with open_part(part) as stream:
         head, rest = peek(decompressed(stream, compression) if compression else stream, DETECTED_BYTES)
         if len(head) == DETECTED_BYTES and head.isascii():

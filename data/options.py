@@ -90,8 +90,8 @@ def prepare_parser(
 
 def add_text_options(add: Callable, clean: str) -> None:
     formats = (
-        "files, folders and archives: .txt .md, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz .bz2 "
-        ".zst of these; needs no network"
+        "files, folders and archives: .txt .md .epub, rows in .jsonl .json .csv .tsv .parquet, .zip .tar, and .gz .xz "
+        ".bz2 .zst of these; needs no network"
     )
     add("--input", nargs="+", type=Path, default=[], metavar="PATH", help=formats)
     add("--val_input", nargs="+", type=Path, default=[], metavar="PATH", help="the same for the validation split")

@@ -699,7 +699,7 @@ def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, c
     (folder / "a.json").write_text(json.dumps(rows), encoding="utf-8")
     quoted = "".join(f'{i},"{text}"\n' for i, text in enumerate(texts[11:])) + "9,\n9,\n"
     (folder / "b.csv").write_text("id,text\n" + quoted, encoding="gb18030")
-    for name in ("config.json", "a.pdf", "b.pdf", "c.epub", ".DS_Store"):
+    for name in ("config.json", "a.pdf", "b.pdf", "c.docx", ".DS_Store"):
         (folder / name).write_text("{}", encoding="utf-8")
     for options in (["--dry_run"], []):
         prepare(
@@ -708,7 +708,7 @@ def test_a_folder_says_what_it_leaves_out_and_why_whether_dry_or_not(tmp_path, c
         left_out = {line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")}
         assert left_out == {
             f"left out 2 as hidden: {folder}/.git, {folder}/.DS_Store",
-            f"left out 3 of another type (2 .pdf, 1 .epub): {folder}/a.pdf, {folder}/b.pdf, {folder}/c.epub",
+            f"left out 3 of another type (2 .pdf, 1 .docx): {folder}/a.pdf, {folder}/b.pdf, {folder}/c.docx",
             "left out 3 rows without text: books/a.json, books/b.csv (2)",
             "left out 1 as JSON that has no rows of text: books/config.json",
         }

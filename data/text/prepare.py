@@ -1,4 +1,4 @@
-"""Any books: files, folders and archives of text or of rows, compressed or not, in any tokens: data/text/.
+"""Any books: files, folders and archives of text, .epub or rows, compressed or not, in any tokens: data/text/.
 
     python data/text/prepare.py --input books/ --encoding=auto --clean --dry_run   # shows what would be done
     python data/text/prepare.py --input books/ --encoding=auto --clean

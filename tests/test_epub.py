@@ -1,0 +1,210 @@
+"""data/epub.py: the text of books that another library made, in reading order; bad books are named in one line."""
+
+import html
+import io
+import zipfile
+
+import pytest
+from ebooklib import epub
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml.html import document_fromstring
+from test_formats import read, tar, write, zipped
+from test_prepare import documents, prepare
+
+from data.epub import chapters_of
+
+CHAPTERS = {
+    "第一回 甄士隐": ["列位看官：你道此书从何而来？", "原来女娲氏炼石补天之时，炼成三万六千五百零一块。"],
+    "第二回 贾夫人": ["诗云：一局输赢料不真。", "却说封肃因听见公差传唤，忙出来陪笑启问。"],
+    "第三回 林黛玉": ["却说雨村忙回头看时，不是别人。", "乃是当日同僚一案参革的号张如圭者。"],
+}
+TEXT = "\n".join("".join(f"{line}\n" for line in (title, *lines)) for title, lines in CHAPTERS.items())
+
+
+def book_of(pages: dict[str, str], path):
+    """The file that EbookLib makes of {file name: body}: with a table of contents, a style sheet and a picture."""
+    book = epub.EpubBook()
+    book.set_identifier("id1")
+    book.set_title("红楼梦")
+    book.set_language("zh")
+    items = []
+    for name, body in pages.items():
+        item = epub.EpubHtml(title=f"目录里的{name}", file_name=name, lang="zh")
+        item.content = f"<html><head><title>不是正文</title></head><body>{body}</body></html>"
+        items.append(item)
+    for item in reversed(items):  # in the manifest; the spine has the reading order
+        book.add_item(item)
+    book.add_item(epub.EpubItem("style", "style/a.css", "text/css", b"p { color: red }"))
+    book.add_item(epub.EpubItem("cover", "cover.png", "image/png", b"\x89PNG"))
+    book.toc = items
+    book.add_item(epub.EpubNcx())
+    book.add_item(epub.EpubNav())
+    book.spine = ["nav", *items]
+    epub.write_epub(str(path), book)
+    return path
+
+
+def novel(path):
+    pages = {
+        f"text/{i} 回.xhtml": f"<h2>{title}</h2>\n" + "\n".join(f"<p>\u3000\u3000{line}</p>" for line in lines)
+        for i, (title, lines) in enumerate(CHAPTERS.items())
+    }
+    return book_of(pages, path)
+
+
+def text_of_body(body: str, tmp_path) -> str:
+    (text,) = read(book_of({"a.xhtml": body}, tmp_path / "a.epub")).values()
+    return text
+
+
+def changed(path, **members):
+    """The book with members replaced, added, or (None) left out; a name's dots and slashes are underscores."""
+    with zipfile.ZipFile(path) as book:
+        content = {name: book.read(name) for name in book.namelist()}
+    by_key = {name.replace("/", "_").replace(".", "_").replace("-", "_"): name for name in content}
+    for key, value in members.items():
+        name = by_key.get(key, key.replace("__", "/") + ".xml")
+        content[name] = value(content[name]) if callable(value) else value
+    return zipped(path, {name: value for name, value in content.items() if value is not None})
+
+
+def test_a_book_is_its_chapters_in_reading_order_a_paragraph_a_line(tmp_path):
+    path = novel(tmp_path / "红楼梦.epub")
+    indented = read(path)
+    assert {name: text.replace("\u3000", "") for name, text in indented.items()} == {"红楼梦.epub": TEXT}
+    assert indented["红楼梦.epub"].count("\n\u3000\u3000") == 6  # indents are text, which --clean removes
+
+
+def test_a_book_in_an_archive_reads_the_same(tmp_path):
+    content = novel(tmp_path / "a.epub").read_bytes()
+    (expected,) = read(tmp_path / "a.epub").values()
+    assert read(zipped(tmp_path / "b.zip", {"x/a.epub": content, "x/c.txt": b"other\n"})) == {
+        "b.zip/x/a.epub": expected,
+        "b.zip/x/c.txt": "other\n",
+    }
+    assert read(write(tmp_path / "b.tar", tar({"a.epub": content}))) == {"b.tar/a.epub": expected}
+    assert read(write(tmp_path / "b.tgz", tar({"a.epub": content}, "w:gz"))) == {"b.tgz/a.epub": expected}
+
+
+@pytest.mark.parametrize("encoding", ["auto", "gb18030"])
+def test_a_book_says_its_encoding_itself(tmp_path, encoding):
+    (text,) = read(novel(tmp_path / "a.epub"), encoding=encoding).values()
+    assert text.replace("\u3000", "") == TEXT
+    declared = {"gb2312": "宝玉“来”见镕", "utf-16": "宝玉", "utf-8": "\ufeff宝玉", "big5": "寶玉"}  # 镕 is in GBK only
+    for name, text in declared.items():
+        page = f'<?xml version="1.0" encoding="{name}"?><html><body><p>{text}</p></body></html>'
+        content = page.replace("\ufeff", "").encode({"gb2312": "gbk", "utf-8": "utf-8-sig"}.get(name, name))
+        path = changed(book_of({"a.xhtml": "<p>x</p>"}, tmp_path / "b.epub"), EPUB_a_xhtml=content)
+        assert read(path, encoding=encoding) == {"b.epub": text.removeprefix("\ufeff") + "\n"}
+
+
+@pytest.mark.parametrize(
+    "body, text",
+    [
+        ("<p>one\n  two\t three</p>", "one two three\n"),
+        ("<p>a<br/>b<br></br>c</p>", "a\nb\nc\n"),
+        ("<div><p>a</p>b<p>c</p></div>", "a\nb\nc\n"),
+        ("<p>1 &lt; 2 &amp; &#x4E00;&nbsp;&hellip;</p>", "1 < 2 & 一\xa0…\n"),
+        ("<p>宝<b>玉</b>来<i> 见</i></p>", "宝玉来 见\n"),
+        ("<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp>字<rt>じ</rt></ruby>です", "漢字です\n"),
+        ("<pre>def f():\n    return 1\n\nx</pre><p>a  b</p>", "def f():\n    return 1\nx\na b\n"),
+        ("<ul><li>a</li><li>b</li></ul><hr/>c", "a\nb\nc\n"),
+        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td></tr></table>", "a b\nc\n"),
+        ("<script>if (a &lt; b) x</script><style>p {}</style><p>a</p>", "a\n"),
+        ('<svg xmlns="http://www.w3.org/2000/svg"><text>x</text></svg><p>a<!-- no --></p>', "a\n"),
+        ("<p> </p><p>&#12288;</p><p>a</p>", "a\n"),
+    ],
+)
+def test_elements_become_lines(tmp_path, body, text):
+    assert text_of_body(body, tmp_path) == text
+
+
+WORDS = st.text(st.sampled_from("宝玉 ab&<>\n\u3000一"), max_size=8)
+TREES = st.recursive(
+    WORDS.map(html.escape),
+    lambda inner: st.tuples(
+        st.sampled_from(["p", "div", "b", "span", "blockquote", "h2", "li", "td", "em"]), st.lists(inner, max_size=4)
+    ).map(lambda pair: f"<{pair[0]}>{''.join(pair[1])}</{pair[0]}>"),
+    max_leaves=12,
+)
+
+
+@given(TREES)
+def test_no_character_of_the_text_is_lost(body):
+    """Beside lxml, an independent parser."""
+    page = f"<html><head><title>t</title></head><body><section>{body}</section></body></html>"
+    expected = document_fromstring(page).find("body").text_content()
+    container = '<container xmlns="urn:c"><rootfiles><rootfile full-path="c/o.opf"/></rootfiles></container>'
+    package = (
+        '<package><manifest><item id="a" href="a%20b.xhtml" media-type="application/xhtml+xml"/></manifest>'
+        '<spine><itemref idref="a"/></spine></package>'  # without namespaces, as some old books
+    )
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as book:
+        book.writestr("META-INF/container.xml", container)
+        book.writestr("c/o.opf", package)
+        book.writestr("c/a b.xhtml", page)
+    found = "".join(chapters_of(file, "a.epub"))
+    assert "".join(found.split()) == "".join(expected.split())
+
+
+def test_a_long_chapter_comes_in_parts(tmp_path):
+    body = "".join(f"<p>{'宝玉' * 500}{i}</p>" for i in range(300))
+    with open(book_of({"a.xhtml": body}, tmp_path / "a.epub"), "rb") as file:
+        parts = list(chapters_of(file, "a.epub"))
+    assert len(parts) > 5
+    assert "".join(parts) == "".join(f"{'宝玉' * 500}{i}\n" for i in range(300))
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"META_INF_container_xml": None}, "a.epub has no META-INF/container.xml, so it is not an .epub"),
+        ({"META_INF_container_xml": b"<container/>"}, "a.epub: META-INF/container.xml names no package document"),
+        ({"META_INF_container_xml": b"<container"}, "cannot read .*a.epub: .*; the book is damaged"),
+        ({"EPUB_content_opf": None}, "cannot read .*a.epub: .*content.opf.*; the book is damaged"),
+        ({"EPUB_a_xhtml": None}, "a.epub lacks its chapter EPUB/a.xhtml"),
+        ({"EPUB_a_xhtml": b"<p>\xff\xfe\xfd</p>"}, "a.epub/EPUB/a.xhtml is not utf-8: .* 0xff; --errors=replace"),
+        ({"EPUB_a_xhtml": b'<?xml encoding="klingon"?>'}, "a.xhtml says that it is in klingon, which is unknown here"),
+        (
+            {"META-INF__encryption": b'<e xmlns:c="urn:c"><c:CipherReference URI="EPUB/a.xhtml"/></e>'},
+            r"a.epub is encrypted \(EPUB/a.xhtml\)",
+        ),
+    ],
+)
+def test_a_bad_book_is_named_in_one_line(tmp_path, members, message):
+    path = changed(book_of({"a.xhtml": "<p>宝玉</p>"}, tmp_path / "a.epub"), **members)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_zip_is_no_book(tmp_path):
+    with pytest.raises(ValueError, match="cannot read .*a.epub: .*the file is damaged, get another copy"):
+        read(write(tmp_path / "a.epub", b"no book" * 100))
+
+
+def test_encrypted_fonts_and_bytes_to_replace_are_no_obstacle(tmp_path):
+    path = book_of({"a.xhtml": "<p>宝玉</p>"}, tmp_path / "a.epub")
+    fonts = b'<e xmlns:c="urn:c"><c:CipherReference URI="EPUB/font.otf"/></e>'
+    assert read(changed(path, **{"META-INF__encryption": fonts})) == {"a.epub": "宝玉\n"}
+    changed(path, EPUB_a_xhtml=b"<p>a\xffb</p>")
+    assert read(path, errors="replace") == {"a.epub": "a\ufffdb\n"}
+
+
+def test_separators_divide_a_book_too(tmp_path):
+    path = book_of({"a.xhtml": "<p>one</p><p>***</p><p>two</p>"}, tmp_path / "a.epub")
+    assert read(path, separator="***") == {"a.epub:1": "one", "a.epub:2": "two"}
+
+
+def test_a_folder_of_books_becomes_a_dataset(tmp_path):
+    folder = tmp_path / "books"
+    folder.mkdir()
+    novel(folder / "a.epub")
+    texts = {f"第{i}本书。\n" * 9 for i in range(9)}
+    for i, text in enumerate(sorted(texts)):
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    prepare("text", "--input", folder, "--clean", "--encoding=auto", "--tokenizer=byte", "--out_dir", tmp_path / "out")
+    found = documents(tmp_path / "out")
+    assert found["train"] | found["val"] == texts | {TEXT}
