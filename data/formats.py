@@ -398,7 +398,7 @@ def read_stream(
     if kind in (".zip", ".parquet"):
         raise ValueError(f"{name}: cannot read a {kind} inside another file; unpack that first")
     if kind == ".epub":
-        chunks = book_chunks(stream, part, reading, name)
+        chunks = book_chunks(stream, part, reading, name, left_out)
         yield from separated(chunks, reading.separator) if reading.separator else chunks
         return
     encoding = part.encoding
@@ -433,14 +433,18 @@ def read_tar(stream: BinaryIO, part: Part, reading: Reading, name: str, left_out
                 yield label, "", True  # ends the document, had it begun
 
 
-def book_chunks(stream: BinaryIO, part: Part, reading: Reading, name: str) -> Iterator[Passage]:
-    """The text of an .epub."""
+def book_chunks(stream: BinaryIO, part: Part, reading: Reading, name: str, left_out: Counter) -> Iterator[Passage]:
+    """The text of an .epub, which may be empty: one of pictures."""
     is_file = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
     file = stream if is_file else io.BytesIO(stream.read())  # of an archive's member one cannot read the end first
-    name = part.name if name == part.label else name
+    name, has_text = part.name if name == part.label else name, False
     for text in chapters_of(file, part.where if name == part.name else name, reading.errors):
         yield name, text, False
-    yield name, "", True
+        has_text = True
+    if has_text:
+        yield name, "", True
+    else:
+        left_out[EMPTY, name] += 1
 
 
 def text_chunks(stream: BinaryIO, encoding: str, part: Part, reading: Reading, name: str) -> Iterator[Passage]:

@@ -198,13 +198,15 @@ def test_separators_divide_a_book_too(tmp_path):
     assert read(path, separator="***") == {"a.epub:1": "one", "a.epub:2": "two"}
 
 
-def test_a_folder_of_books_becomes_a_dataset(tmp_path):
+def test_a_folder_of_books_becomes_a_dataset(tmp_path, capsys):
     folder = tmp_path / "books"
     folder.mkdir()
     novel(folder / "a.epub")
+    book_of({"a.xhtml": '<img src="cover.png"/>'}, folder / "b.epub")
     texts = {f"第{i}本书。\n" * 9 for i in range(9)}
     for i, text in enumerate(sorted(texts)):
         (folder / f"{i}.txt").write_text(text, encoding="utf-8")
     prepare("text", "--input", folder, "--clean", "--encoding=auto", "--tokenizer=byte", "--out_dir", tmp_path / "out")
     found = documents(tmp_path / "out")
     assert found["train"] | found["val"] == texts | {TEXT}
+    assert "left out 1 as empty: books/b.epub\n" in capsys.readouterr().out
