@@ -1,6 +1,8 @@
 """Which encoding a text is in, and what to say where it is another."""
 
 import codecs
+import zipfile
+from contextlib import suppress
 
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
@@ -86,6 +88,16 @@ def not_utf8(name: str, error: UnicodeDecodeError) -> str:
 def not_text(name: str) -> str:
     kinds = ".epub, .docx, .pdf, .parquet, an archive or another binary file"
     return f"{name} is an {kinds}, not plain text: unpack it, or save it as .txt first"
+
+
+def zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name. Macs write UTF-8 and Chinese Windows GBK without saying so, which Python decodes as CP437."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    for encoding in ("utf-8", "gb18030"):
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode(encoding)
+    return info.filename
 
 
 def beyond_ascii(data: bytes, encoding: str, whole: bool) -> list[str]:

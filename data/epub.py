@@ -1,175 +1,196 @@
 """The text of .epub books (EPUB 2 and 3, www.w3.org/TR/epub-33): chapters in reading order, a paragraph per line.
 
-    for text in chapters_of(file, "book.epub"): ...
+    for text in chapters_of(file, "book.epub", report=print): ...
 
-What is not read: the table of contents, pictures, the pronunciation above characters (ruby), styles and scripts.
+Many books come from careless converters, so names and encodings are taken for what they must mean, as reading programs
+do. Not read: EPUB 3's table of contents, pictures, the pronunciation above characters (ruby), styles and scripts.
 """
 
 import codecs
+import html
 import re
+import unicodedata
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from posixpath import dirname, join, normpath
 from typing import BinaryIO
 from urllib.parse import unquote
-from xml.etree import ElementTree
+
+from data.encodings import detect_encoding, zip_name
 
 CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
-TEXT_TYPES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document")
-PAGE_BYTES = 1 << 16  # of a chapter at a time
-DECLARED = re.compile(rb"""(?:encoding|charset)\s*=\s*["']?([\w.-]+)""")
+PAGE_SUFFIXES = (".xhtml", ".html", ".htm", ".xml")
+LARGEST_PAGE = 1 << 26  # bytes; a whole book has a few million
+PASSAGE = 1 << 14  # characters given on at a time
+DECLARED = re.compile(rb"""(?:encoding|charset)\s*=\s*["']?([\w.-]+)""", re.IGNORECASE)
+# what a page may contain beyond the encoding that it declares; as browsers read it
+SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949"}
+SUPERSETS |= {"iso8859-1": "cp1252", "ascii": "cp1252"}
+CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+DECLARATIONS = re.compile(r"<!--.*?-->|<!DOCTYPE[^>\[]*(?:\[.*?\]\s*)?>|<!\[[^>]*>", re.DOTALL | re.IGNORECASE)
 SPACES = re.compile(r"[ \t\r\n\f]+")  # HTML's white space, which Chinese indents (U+3000) are not
-NOT_SHOWN = {"head", "script", "style", "template", "svg", "rt", "rp"}
+ASIAN = r"[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60]"
+ASIAN_BREAK = re.compile(rf"(?<={ASIAN})[ \t]*\r?\n[ \t\r\n]*(?={ASIAN})")  # of a source line: no space in Chinese
+NOT_SHOWN = {"title", "script", "style", "template", "svg", "annotation", "rt", "rp"}
+RUBY = {"rb", "rt", "rtc", "rp"}  # each ends the one before it
 OWN_LINES = {  # elements that begin and end a line
-    *"address article aside blockquote body center dd div dl dt figcaption figure footer form header hr".split(),
-    *"h1 h2 h3 h4 h5 h6 li main nav ol p pre section table tbody thead tr ul".split(),
+    *"address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure".split(),
+    *"footer form h1 h2 h3 h4 h5 h6 header hr legend li main nav ol option p pre section summary table".split(),
+    *"tbody thead tr ul".split(),
 }
 
 
-class PlainText(HTMLParser):
-    """Collects the text of a web page in `lines`: one for each paragraph, without empty ones."""
+class Elements(HTMLParser):
+    """The elements of an XML file in `found`, (name without prefix, attributes) each, all names in lower case. Unlike
+    an XML parser it takes a bare & and undeclared prefixes."""
 
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.lines: list[str] = []
-        self.line = ""
-        self.hidden: str | None = None  # the element that we are in and leave out
-        self.preformatted = False
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(text)
+        self.close()
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag == "body":
-            self.hidden = None  # a head may lack its end
+        self.found.append((tag.rpartition(":")[2], {name: value or "" for name, value in attrs}))
+
+    def all(self, name: str) -> list[dict]:
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+class PlainText(HTMLParser):
+    """The text of a web page in `lines`: one for each paragraph, without empty ones."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.lines: list[str] = []
+        self.line: list[str] = []  # its parts
+        self.hidden: str | None = None  # the element that we are in and leave out
+        self.preformatted = False
+        self.feed(DECLARATIONS.sub("", CDATA.sub(lambda found: html.escape(found[1]), page)))
+        self.close()
+        self.end_line()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        tag = tag.rpartition(":")[2]
+        if tag in RUBY and self.hidden in RUBY:
+            self.hidden = None
         if self.hidden:
             return
         if tag in NOT_SHOWN:
             self.hidden = tag
         elif tag in OWN_LINES or tag == "br":
             self.end_line()
+            self.preformatted = self.preformatted or tag == "pre"
         elif tag in ("td", "th"):
-            self.line += " "
-        self.preformatted = self.preformatted or tag == "pre"
+            self.line.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
+        tag = tag.rpartition(":")[2]
         if self.hidden:
-            if tag == self.hidden or tag == "ruby":  # an rt may lack its end
+            if tag == self.hidden or tag == "ruby":
                 self.hidden = None
-            return
-        if tag in OWN_LINES:
+        elif tag in OWN_LINES:
             self.end_line()
-        self.preformatted = self.preformatted and tag != "pre"
+            self.preformatted = self.preformatted and tag != "pre"
 
     def handle_data(self, data: str) -> None:
-        if self.hidden:
-            return
-        if not self.preformatted:
-            self.line += SPACES.sub(" ", data)
-            return
-        *whole, rest = data.replace("\r\n", "\n").split("\n")
-        for part in whole:
-            self.line += part
-            self.end_line()
-        self.line += rest
+        if not self.hidden:
+            self.line.append(data)
 
     def end_line(self) -> None:
-        line = self.line.rstrip() if self.preformatted else re.sub(" {2,}", " ", self.line).strip(" ")
-        self.line = ""
-        if line.strip():
-            self.lines.append(line)
-
-    def take(self) -> str:
-        """The complete lines so far."""
-        text = "".join(f"{line}\n" for line in self.lines)
-        self.lines = []
-        return text
+        text, self.line = "".join(self.line), []
+        if self.preformatted:
+            lines = [line.rstrip() for line in text.split("\n")]
+        else:
+            lines = [SPACES.sub(" ", ASIAN_BREAK.sub("", text)).strip(" ")]
+        self.lines += [line for line in lines if line.strip()]
 
 
-def chapters_of(file: BinaryIO, name: str, errors: str = "strict") -> Iterator[str]:
-    """The text of a book, part by part, with an empty line between chapters. file: seekable; errors: as for decode().
-    ValueError, naming the book: no .epub, without its chapters, encrypted, or not in the encoding that it declares."""
+def chapters_of(
+    file: BinaryIO, name: str, errors: str = "strict", report: Callable[[str], None] = print
+) -> Iterator[str]:
+    """The text of a book in parts that are not empty, with an empty line between chapters. file: seekable; errors: as
+    for decode(); report is told of chapters that are missing. ValueError, naming the book: no .epub, without chapters,
+    encrypted, damaged."""
     try:
         with zipfile.ZipFile(file) as book:
-            between = ""
-            for path in reading_order(book, name):
-                for text in page_text(book, path, f"{name}/{path}", errors):
-                    yield between + text
-                    between = ""
-                between = "\n"
-    except (ElementTree.ParseError, KeyError, NotImplementedError, RuntimeError) as error:
+            before = after = ""
+            for path, info in reading_order(book, name, report):
+                if info.file_size > LARGEST_PAGE:
+                    raise ValueError(f"{name}/{path} has {info.file_size:,} bytes, expected at most {LARGEST_PAGE:,}")
+                lines = PlainText(page_text(book.read(info), f"{name}/{path}", errors)).lines
+                text = before + "".join(f"{line}\n" for line in lines) if lines else ""
+                yield from (text[start : start + PASSAGE] for start in range(0, len(text), PASSAGE))
+                after = "\n" if text else after
+                before = after
+    except (LookupError, AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"cannot read {name}: {error}; the book is damaged, get another copy") from error
 
 
-def reading_order(book: zipfile.ZipFile, name: str) -> list[str]:
-    """The members with the chapters, as the book's package document lists them."""
-    members = set(book.namelist())
-    if CONTAINER not in members:
+def reading_order(book: zipfile.ZipFile, name: str, report: Callable) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """The pages, (path, member) each, as the book's package document lists them."""
+    members = {key(zip_name(info)): info for info in book.infolist()}
+
+    def elements(path: str) -> Elements:
+        return Elements(page_text(book.read(members[key(path)]), f"{name}/{path}", "replace"))
+
+    if key(CONTAINER) not in members:
         raise ValueError(f"{name} has no {CONTAINER}, so it is not an .epub; if it is a .zip, rename it")
-    rootfile = ElementTree.fromstring(book.read(CONTAINER)).find(".//{*}rootfile")
-    if rootfile is None:
-        raise ValueError(f"{name}: {CONTAINER} names no package document; the book is damaged, get another copy")
-    package = rootfile.get("full-path", "")
-    root = ElementTree.fromstring(book.read(package))
-    items = {item.get("id"): item for item in root.iterfind(".//{*}manifest/{*}item")}
-    paths = []
-    for reference in root.iterfind(".//{*}spine/{*}itemref"):
-        item = items.get(reference.get("idref"))
-        if item is None or item.get("media-type") not in TEXT_TYPES or "nav" in item.get("properties", "").split():
+    packages = [root.get("full-path", "") for root in elements(CONTAINER).all("rootfile")]
+    package = next((path for path in packages if key(path) in members), None)
+    if package is None:
+        raise ValueError(f"{name} lacks its package document {packages}; the book is damaged, get another copy")
+    parts, paths = elements(package), []
+    items = {item.get("id"): item for item in parts.all("item")}
+    for item in (items.get(reference.get("idref"), {}) for reference in parts.all("itemref")):
+        href, kind = item.get("href", "").partition("#")[0].partition("?")[0], item.get("media-type", "").lower()
+        is_page = "html" in kind or not kind.startswith("image/") and href.lower().endswith(PAGE_SUFFIXES)
+        if is_page and "nav" not in item.get("properties", "").split():
+            paths.append(join(dirname(package.replace("\\", "/")), href.replace("\\", "/")))
+    if not paths:
+        raise ValueError(f"{name} lists no chapters in {package}; the book is damaged, get another copy")
+    encrypted = elements(ENCRYPTION).all("cipherreference") if key(ENCRYPTION) in members else []
+    encrypted = {key(reference.get("uri", "")) for reference in encrypted}  # of fonts, mostly
+    for path in dict.fromkeys(map(key, paths)):
+        info = members.get(path)
+        if info is None:
+            report(f"{name}: it lists a chapter {path} that it does not have")
             continue
-        path = normpath(join(dirname(package), unquote(item.get("href", "")).partition("#")[0]))
-        if path not in members:
-            raise ValueError(f"{name} lacks its chapter {path}; the book is damaged, get another copy")
-        paths.append(path)
-    refuse_encrypted(book, paths, name)
-    return paths
+        if path in encrypted or info.flag_bits & 1:
+            raise ValueError(
+                f"{name} is encrypted ({zip_name(info)}), as shops do: only their reading programs open it"
+            )
+        yield zip_name(info), info
 
 
-def refuse_encrypted(book: zipfile.ZipFile, paths: list[str], name: str) -> None:
-    """ValueError if chapters are encrypted. Fonts may be."""
-    encrypted = {path for path in paths if book.getinfo(path).flag_bits & 1}
-    if ENCRYPTION in book.namelist():
-        found = ElementTree.fromstring(book.read(ENCRYPTION)).iterfind(".//{*}CipherReference")
-        encrypted |= {unquote(reference.get("URI", "")) for reference in found} & {*paths}
-    if encrypted:
-        raise ValueError(f"{name} is encrypted ({min(encrypted)}), as shops do: only their reading programs open it")
+def key(path: str) -> str:
+    """What all spellings of a member's path have in common."""
+    path = normpath(unquote(path).replace("\\", "/")).lstrip("/")
+    return unicodedata.normalize("NFC", path).lower()
 
 
-def page_text(book: zipfile.ZipFile, path: str, name: str, errors: str) -> Iterator[str]:
-    """A chapter's lines, in parts that are not empty."""
-    parser, decoder, encoding = PlainText(), None, "utf-8"
-    with book.open(path) as stream:
-        while data := stream.read(PAGE_BYTES):
-            if decoder is None:
-                encoding = declared_encoding(data, name)
-                decoder = codecs.getincrementaldecoder(encoding)(errors)
-            parser.feed(decode(decoder, data, False, name, encoding))
-            if text := parser.take():
-                yield text
-    if decoder:
-        parser.feed(decode(decoder, b"", True, name, encoding))
-    parser.close()
-    parser.end_line()
-    if text := parser.take():
-        yield text
-
-
-def declared_encoding(head: bytes, name: str) -> str:
-    """As the page's first bytes say; else UTF-8."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    found = None if head.startswith(codecs.BOM_UTF8) else DECLARED.search(head[:1024])
+def page_text(data: bytes, name: str, errors: str) -> str:
+    encoding = page_encoding(data, name)
     try:
-        encoding = codecs.lookup(found[1].decode() if found else "utf-8").name
-    except LookupError:
-        raise ValueError(f"{name} says that it is in {found[1].decode()}, which is unknown here") from None
-    # its superset, as browsers do; and the byte-order mark is no text
-    return {"utf-8": "utf-8-sig", "gb2312": "gb18030", "gbk": "gb18030"}.get(encoding, encoding)
-
-
-def decode(decoder: codecs.IncrementalDecoder, data: bytes, final: bool, name: str, encoding: str) -> str:
-    try:
-        return decoder.decode(data, final)
+        return data.decode(encoding, errors)
     except UnicodeDecodeError as error:
-        found = f"{error.reason}, byte 0x{error.object[error.start]:02x}"
-        raise ValueError(
-            f"{name} is not {encoding.removesuffix('-sig')}: {found}; --errors=replace reads the rest of it"
-        ) from error
+        found = f"byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
+        message = f"{name} is not {encoding.removesuffix('-sig')}: {found}; --errors=replace reads the rest of it"
+        raise ValueError(message) from error
+
+
+def page_encoding(data: bytes, name: str) -> str:
+    """UTF-8 wherever it is valid, whatever the page declares; else what it declares, else what is detected."""
+    found = DECLARED.search(data[:1024])
+    try:
+        data.decode("utf-8")
+        return "utf-8-sig"  # the byte-order mark is no text
+    except UnicodeDecodeError:
+        try:
+            declared = codecs.lookup(found[1].decode() if found else "utf-8")
+        except LookupError:
+            declared = codecs.lookup("utf-8")
+    if not declared._is_text_encoding or declared.name.startswith("utf"):
+        return detect_encoding(data, name)
+    return SUPERSETS.get(declared.name, declared.name)

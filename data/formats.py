@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.clean import NORMALIZE
-from data.encodings import detect_encoding, wrong_encoding
+from data.encodings import detect_encoding, wrong_encoding, zip_name
 from data.epub import chapters_of
 from data.rows import FIELDS, csv_rows, first_text, is_json_lines, json_rows, lines_of, text_of
 from data.streams import Window, decompressed, peek
@@ -186,7 +186,8 @@ def parts_of(
         if not compression and kind in DIVIDED:
             return DIVIDED[kind](whole, reading, Counter() if left_out is None else left_out)
         whole = with_encoding(whole, reading)
-        return [whole] if compression or whole.encoding == "auto" else range_parts(whole, kind, reading)
+        is_one = compression or kind == ".epub" or whole.encoding == "auto"
+        return [whole] if is_one else range_parts(whole, kind, reading)
     except DAMAGE as error:
         raise ValueError(cannot_read(path, error)) from error
 
@@ -224,16 +225,6 @@ def member_part(whole: Part, reading: Reading, name: str, member: str, size: int
     return with_encoding(part, reading)
 
 
-def zip_name(info: zipfile.ZipInfo) -> str:
-    """A member's name. Chinese Windows writes GBK, which Python decodes as CP437."""
-    if info.flag_bits & 0x800 or info.filename.isascii():
-        return info.filename
-    try:
-        return info.filename.encode("cp437").decode("gb18030")
-    except UnicodeError:
-        return info.filename
-
-
 @lru_cache(maxsize=1)
 def open_zip(path: str, mtime_ns: int) -> zipfile.ZipFile:
     """Stays open for the members that follow: the directory of a large archive is slow to read."""
@@ -260,11 +251,7 @@ def parquet_parts(whole: Part, reading: Reading, _: Counter) -> list[Part]:
     return divided(whole, bounds, reading.joined)
 
 
-def epub_parts(whole: Part, reading: Reading, _: Counter) -> list[Part]:
-    return [whole]
-
-
-DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts, ".epub": epub_parts}
+DIVIDED = {".zip": zip_parts, ".tar": tar_parts, ".parquet": parquet_parts}
 
 
 def divided(whole: Part, bounds: list[int], is_one_document: bool) -> list[Part]:
@@ -438,7 +425,8 @@ def book_chunks(stream: BinaryIO, part: Part, reading: Reading, name: str, left_
     is_file = isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)
     file = stream if is_file else io.BytesIO(stream.read())  # of an archive's member one cannot read the end first
     name, has_text = part.name if name == part.label else name, False
-    for text in chapters_of(file, part.where if name == part.name else name, reading.errors):
+    where = part.where if name == part.name else name
+    for text in chapters_of(file, where, reading.errors, report_skipped):
         yield name, text, False
         has_text = True
     if has_text:
