@@ -212,6 +212,8 @@ def test_plain_ddp_and_fsdp_agree_over_20_steps(run, model):
 def test_compiled_fsdp_has_one_graph_for_all_blocks_and_one_for_the_loss(run):
     """The second begins at the blocks' output, so that the logits, which are what is largest, are inside it."""
     options = ("--max_iters=4", "--n_layer=12", "--parallel=fsdp", "--eval_iters=200")  # Dynamo stops after 8 versions
+    # the two losses round differently, which AdamW's first steps magnify where a gradient is nearly 0
+    options += ("--learning_rate=1e-3",)
     plain, compiled = run(2, *options), run(2, *options, work=work_compiled)
     lines = (compiled / "graphs-0").read_text(encoding="utf-8").splitlines()
     shapes = [json.loads(line) for line in lines]

@@ -140,7 +140,8 @@ def test_processes_send_each_other_the_number_format_they_compute_in(monkeypatch
         monkeypatch.setattr(muon.dist, "is_initialized", lambda n_ranks=n_ranks: n_ranks > 1)
         monkeypatch.setattr(muon.dist, "get_world_size", lambda n_ranks=n_ranks: n_ranks)
         monkeypatch.setattr(muon.dist, "get_rank", lambda: 0)
-        monkeypatch.setattr(muon.dist, "all_gather_into_tensor", all_gather)
+        is_new = hasattr(muon.dist, "all_gather_single")
+        monkeypatch.setattr(muon.dist, "all_gather_single" if is_new else "all_gather_into_tensor", all_gather)
         models.append(model_with_gradients())
         for block in models[-1].transformer.h:  # all alike, so that what is sent is what the other would compute
             block.load_state_dict(models[-1].transformer.h[0].state_dict())
