@@ -115,15 +115,14 @@ def chapters_of(
     encrypted, damaged."""
     try:
         with zipfile.ZipFile(file) as book:
-            before = after = ""
+            gap = ""
             for path, info in reading_order(book, name, report):
                 if info.file_size > LARGEST_PAGE:
                     raise ValueError(f"{name}/{path} has {info.file_size:,} bytes, expected at most {LARGEST_PAGE:,}")
                 lines = PlainText(page_text(book.read(info), f"{name}/{path}", errors)).lines
-                text = before + "".join(f"{line}\n" for line in lines) if lines else ""
-                yield from (text[start : start + PASSAGE] for start in range(0, len(text), PASSAGE))
-                after = "\n" if text else after
-                before = after
+                if lines:
+                    text, gap = gap + "".join(f"{line}\n" for line in lines), "\n"
+                    yield from (text[start : start + PASSAGE] for start in range(0, len(text), PASSAGE))
     except (LookupError, AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"cannot read {name}: {error}; the book is damaged, get another copy") from error
 

@@ -274,6 +274,12 @@ def test_a_bad_book_is_named_in_one_line(tmp_path, members, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_page_larger_than_any_book_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.epub.LARGEST_PAGE", 99)
+    with pytest.raises(ValueError, match=r"a.epub/EPUB/a.xhtml has [\d,]+ bytes, expected at most 99"):
+        read(book_of({"a.xhtml": "<p>宝玉</p>" * 99}, tmp_path / "a.epub"))
+
+
 def test_no_zip_is_no_book(tmp_path):
     with pytest.raises(ValueError, match="cannot read .*a.epub: .*the file is damaged, get another copy"):
         read(write(tmp_path / "a.epub", b"no book" * 100))
