@@ -66,7 +66,7 @@ def changed(path, **members):
     by_key = {name.replace("/", "_").replace(".", "_").replace("-", "_"): name for name in content}
     for key, value in members.items():
         name = by_key.get(key, key.replace("__", "/") + ".xml")
-        content[name] = value(content[name]) if callable(value) else value
+        content[name] = value
     return zipped(path, {name: value for name, value in content.items() if value is not None})
 
 
@@ -114,9 +114,9 @@ def test_a_page_says_its_encoding_itself_or_is_utf8(tmp_path, encoding, declared
     assert read(path, encoding=encoding) == {"a.epub": text + "\n"}
 
 
-def hand_made(path, package: str, pages: dict[str, str], container: str = "OEBPS/c.opf"):
+def hand_made(path, package: str, pages: dict[str, str]):
     """A book as careless converters make them; the package document is beside the pages' folder."""
-    rootfile = f'<container><rootfiles><rootfile full-path="{container}"/></rootfiles></container>'
+    rootfile = '<container><rootfiles><rootfile full-path="OEBPS/c.opf"/></rootfiles></container>'
     return zipped(path, {"META-INF/container.xml": rootfile, "OEBPS/c.opf": package, **pages})
 
 
@@ -278,6 +278,21 @@ def test_a_page_larger_than_any_book_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("data.epub.LARGEST_PAGE", 99)
     with pytest.raises(ValueError, match=r"a.epub/EPUB/a.xhtml has [\d,]+ bytes, expected at most 99"):
         read(book_of({"a.xhtml": "<p>宝玉</p>" * 99}, tmp_path / "a.epub"))
+
+
+def test_a_packing_that_python_lacks_is_named(tmp_path):
+    path = book_of({"a.xhtml": "<p>x"}, tmp_path / "a.epub")
+    with zipfile.ZipFile(path) as book:
+        headers = {info.header_offset + 8 for info in book.infolist()}
+        start = book.start_dir + 10
+    content = bytearray(path.read_bytes())
+    for at in headers:
+        content[at] = 97
+    while content[start - 10 : start - 6] == b"PK\1\2":  # the same in the archive's directory
+        content[start] = 97
+        start += 36 + sum(int.from_bytes(content[start + i : start + i + 2], "little") for i in (18, 20, 22)) + 10
+    with pytest.raises(ValueError, match="cannot read .*a.epub: .*compression.*; the book is damaged"):
+        read(write(path, bytes(content)))
 
 
 def test_no_zip_is_no_book(tmp_path):

@@ -157,10 +157,12 @@ def test_archives_in_archives_are_read_as_openwebtext_has_them(tmp_path, mode):
     assert len(found) == 60 and set(found.values()) == {f"page {i}" for i in range(30)}
 
 
-def test_names_that_chinese_windows_wrote_into_a_zip_are_readable(tmp_path):
-    path = zipped(tmp_path / "a.zip", {"xx.x": b"x"})
-    raw = path.read_bytes().replace(b"xx.x", "红.x".encode("gb18030"))  # without the flag for UTF-8
-    (tmp_path / "a.zip").write_bytes(raw)
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-8"])
+def test_names_that_chinese_windows_or_a_mac_wrote_into_a_zip_are_readable(tmp_path, encoding):
+    name = "红.x".encode(encoding)
+    stand_in = b"x" * (len(name) - 2) + b".x"
+    path = zipped(tmp_path / "a.zip", {stand_in.decode(): b"x"})
+    path.write_bytes(path.read_bytes().replace(stand_in, name))  # without the flag for UTF-8
     assert list(read(path, suffixes=(".x",))) == ["a.zip/红.x"]
 
 
