@@ -171,13 +171,12 @@ class CausalSelfAttention(nn.Module):
         qkv = self.c_attn(x).view(B, T, nh + 2 * nkv, hs).permute(2, 0, 1, 3)  # (heads, B, T, hs)
         if cache is None and x.device.type == "cpu":
             qkv = qkv.contiguous()  # copied once: what follows reads it in order, and RoPE takes a third of the time
-        q, k, v = qkv.split_with_sizes((nh, nkv, nkv))
+        qk, v = qkv.split_with_sizes((nh + nkv, nkv))
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            qk = torch.cat((self.q_norm(qk[:nh]), self.k_norm(qk[nh:])))
         if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        if q.dtype != v.dtype:  # both compute in float32
-            q, k = q.to(v.dtype), k.to(v.dtype)
+            qk = apply_rope(qk, rope)
+        q, k = qk.to(v.dtype).split_with_sizes((nh, nkv))  # both compute in float32
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)  # (B, nh, T, hs), (B, nkv, T, hs) twice
         y = self.attend(q, k, v) if cache is None else cache.attend(layer, q, k, v)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, nh * hs))
