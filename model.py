@@ -176,7 +176,7 @@ class CausalSelfAttention(nn.Module):
             qk = torch.cat((self.q_norm(qk[:nh]), self.k_norm(qk[nh:])))
         if rope is not None:
             qk = apply_rope(qk, rope)
-        q, k = qk.to(v.dtype).split_with_sizes((nh, nkv))  # both compute in float32
+        q, k = qk.to(v.dtype).split_with_sizes((nh, nkv))  # norms and RoPE may have computed in float32
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)  # (B, nh, T, hs), (B, nkv, T, hs) twice
         y = self.attend(q, k, v) if cache is None else cache.attend(layer, q, k, v)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, nh * hs))

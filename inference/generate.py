@@ -131,7 +131,7 @@ class Decoder:
                 logits = self.static(ids[:, None])[:, -1]
             else:
                 self.cache.reach = longest
-                with torch.inference_mode():  # 3 % faster: 140 operations keep no account of views and versions
+                with torch.inference_mode():  # 3 % faster: no operation keeps track of views and versions
                     logits = self.model(ids[:, None], cache=self.cache)[0][:, -1]
         if full:
             recent, half = torch.stack(tuple(self.recent), dim=1), self.recent.maxlen
