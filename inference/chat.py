@@ -95,6 +95,7 @@ class Chat:
         self.cache.length, self.cached = keep, self.cached[:keep]
         return self.advance(self.prompts[0, keep:])
 
+    @torch.inference_mode()
     def advance(self, ids: torch.Tensor) -> torch.Tensor:
         logits = self.model(ids[None], cache=self.cache)[0][:, -1]
         self.cached += ids.tolist()

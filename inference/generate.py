@@ -118,7 +118,7 @@ class Decoder:
         return self.encode([row[-self.block_size :] for row in self.prompts], slice(None))
 
     def advance(self, ids: torch.Tensor) -> torch.Tensor:
-        """Appends ids (B,) to the rows; returns the logits (B, V) after them."""
+        """Appends ids (B,) to the rows; returns the logits (B, V) after them, to be read only."""
         self.recent.append(ids)
         full = [row for row, length in enumerate(self.lengths) if length == self.block_size]
         if len(full) < len(self.lengths):
@@ -131,7 +131,7 @@ class Decoder:
                 logits = self.static(ids[:, None])[:, -1]
             else:
                 self.cache.reach = longest
-                with torch.inference_mode():  # 3 % faster: no operation keeps track of views and versions
+                with torch.inference_mode():  # 3 % faster than no_grad
                     logits = self.model(ids[:, None], cache=self.cache)[0][:, -1]
         if full:
             recent, half = torch.stack(tuple(self.recent), dim=1), self.recent.maxlen

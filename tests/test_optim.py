@@ -36,8 +36,10 @@ def test_adamw_equals_torchs_and_decays_matrices_only():
         torch.testing.assert_close(a, b, msg=name)
 
 
-def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart(monkeypatch):
-    monkeypatch.setattr(muon, "pick_dtype", lambda *_: torch.float32)  # torch's iterates in bfloat16
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-3), (torch.bfloat16, 2e-3)])
+def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart(monkeypatch, dtype, error):
+    """Steps are up to 0.02 long, and torch's are computed in bfloat16."""
+    monkeypatch.setattr(muon, "pick_dtype", lambda *_: dtype)
     ours, theirs = model_with_gradients(), model_with_gradients()
     optimizer = make_optimizer(ours, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
     queries, keys = CONFIG.n_embd, CONFIG.kv_heads * CONFIG.head_size
@@ -60,7 +62,7 @@ def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart(m
     optimizer.step()
     optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b[1], atol=1e-3, rtol=0, msg=name)
+        torch.testing.assert_close(a, b[1], atol=error, rtol=0, msg=name)
 
 
 def test_muons_momentum_rises_as_torchs_would_if_it_were_told_so():
@@ -104,9 +106,9 @@ def test_orthogonalize_is_the_iteration_however_small_the_singular_values(shape,
     torch.testing.assert_close(result.double(), u * expected @ vh, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(8, 64, 192), (4, 512, 128), (4, 128, 512), (8, 64, 64)])
+@pytest.mark.parametrize("shape", [(8, 64, 192), (4, 512, 128), (2, 256, 683), (8, 64, 64)])
 def test_orthogonalize_in_bfloat16_stays_close_to_the_iteration(shape):
-    """Singular values 1/i are hard on it: by five steps from one Gram matrix it is off by 2 to 30 times the result."""
+    """Singular values 1/i are hard on it: five steps from one Gram matrix are off by several times the result."""
     generator = torch.Generator().manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False)
     values = 1 / torch.arange(1, u.size(2) + 1, dtype=torch.float64)
@@ -164,8 +166,8 @@ def test_processes_send_each_other_the_number_format_they_compute_in(monkeypatch
                 p.grad = first.grad.clone()
             block.attn.c_proj.weight.grad = block.attn.c_attn.weight.grad[:16].clone()  # of the queries' shape
         optimizer = make_optimizer(models[-1], 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
-        # one at a time: small products in bfloat16 are rounded in another way when there are more
-        optimizer.orthogonalize = lambda matrices: torch.cat([orthogonalize(one) for one in matrices.split(1)])
+        if dtype == torch.bfloat16:  # one at a time: small products are rounded in another way when there are more
+            optimizer.orthogonalize = lambda matrices: torch.cat([orthogonalize(one) for one in matrices.split(1)])
         optimizer.step()
     assert set(sent) == {dtype}
     for one, two in zip(*(model.parameters() for model in models), strict=True):
