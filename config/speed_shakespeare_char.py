@@ -1,7 +1,7 @@
 # Tiny Shakespeare by character, as fast as two CPU cores can learn it: nanoGPT's laptop model, but with Muon, RoPE, an
 # untied head and a learning rate that decays to 0. RESULTS.md says what each part contributes.
 #     python data/shakespeare_char/prepare.py && python train.py config/speed_shakespeare_char.py
-# It overfits after some 2,500 steps. sprint_shakespeare_char.py has the loss of nanoGPT's laptop run in six to twelve.
+# It overfits after some 2,500 steps. sprint_shakespeare_char.py has nanoGPT's laptop loss in six to twelve seconds.
 
 out_dir = "out-speed-shakespeare-char"
 dataset = "shakespeare_char"

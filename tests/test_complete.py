@@ -370,8 +370,8 @@ def test_only_what_changed_is_encoded_again(byte_completer, monkeypatch):
     last(byte_completer, before + "i")  # the suggestion stays, and the cache holds it
     assert found.text.startswith("int_hello") and sum(passes) <= 1
     passes.clear()
-    last(byte_completer, before + "q", max_tokens=1)  # another character: only it, whatever may follow it
-    assert passes == [1]
+    last(byte_completer, before + "q", min_confidence=0.99)  # another character: only it and what follows it
+    assert set(passes) == {1}
     passes.clear()
     assert (
         last(byte_completer, before).text == found.text and len(passes) <= 2

@@ -36,10 +36,7 @@ def test_adamw_equals_torchs_and_decays_matrices_only():
         torch.testing.assert_close(a, b, msg=name)
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-3), (torch.bfloat16, 2e-3)])
-def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart(monkeypatch, dtype, error):
-    """Steps are up to 0.02 long, and torch's are computed in bfloat16."""
-    monkeypatch.setattr(muon, "pick_dtype", lambda *_: dtype)
+def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart():
     ours, theirs = model_with_gradients(), model_with_gradients()
     optimizer = make_optimizer(ours, 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
     queries, keys = CONFIG.n_embd, CONFIG.kv_heads * CONFIG.head_size
@@ -62,7 +59,7 @@ def test_muon_equals_torchs_on_every_matrix_of_the_blocks_with_q_k_and_v_apart(m
     optimizer.step()
     optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b[1], atol=error, rtol=0, msg=name)
+        torch.testing.assert_close(a, b[1], atol=1e-3, rtol=0, msg=name)  # both iterate in bfloat16
 
 
 def test_muons_momentum_rises_as_torchs_would_if_it_were_told_so():
@@ -106,7 +103,7 @@ def test_orthogonalize_is_the_iteration_however_small_the_singular_values(shape,
     torch.testing.assert_close(result.double(), u * expected @ vh, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(8, 64, 192), (4, 512, 128), (2, 256, 683), (8, 64, 64)])
+@pytest.mark.parametrize("shape", [(4, 128, 512), (4, 512, 128), (2, 256, 683), (8, 64, 192)])
 def test_orthogonalize_in_bfloat16_stays_close_to_the_iteration(shape):
     """Singular values 1/i are hard on it: five steps from one Gram matrix are off by several times the result."""
     generator = torch.Generator().manual_seed(0)
@@ -117,7 +114,7 @@ def test_orthogonalize_in_bfloat16_stays_close_to_the_iteration(shape):
         expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
     expected = u * expected @ vh
     result = orthogonalize((u * values @ vh).bfloat16())
-    assert result.dtype == torch.bfloat16 and (result.double() - expected).norm() < 0.06 * expected.norm()
+    assert result.dtype == torch.bfloat16 and (result.double() - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -165,10 +162,7 @@ def test_processes_send_each_other_the_number_format_they_compute_in(monkeypatch
             for p, first in zip(block.parameters(), models[-1].transformer.h[0].parameters(), strict=True):
                 p.grad = first.grad.clone()
             block.attn.c_proj.weight.grad = block.attn.c_attn.weight.grad[:16].clone()  # of the queries' shape
-        optimizer = make_optimizer(models[-1], 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02)
-        if dtype == torch.bfloat16:  # one at a time: small products are rounded in another way when there are more
-            optimizer.orthogonalize = lambda matrices: torch.cat([orthogonalize(one) for one in matrices.split(1)])
-        optimizer.step()
+        make_optimizer(models[-1], 0.1, 0.3, (0.8, 0.9), muon_learning_rate=0.02).step()
     assert set(sent) == {dtype}
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
