@@ -124,7 +124,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     x = matrices.mT if tall else matrices  # wide: the smaller product
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
     rows, columns = x.shape[1:]
-    if columns >= 2 * rows and not (is_bfloat16 and (rows < 128 or columns < 2.5 * rows)):  # smaller ones gain nothing there
+    if columns >= 2 * rows and not (is_bfloat16 and (rows < 128 or columns < 2.5 * rows)):  # else no gain
         for steps in (3, 2) if is_bfloat16 else (5,):
             x = iterate_gram(x, steps)
     else:
