@@ -3,6 +3,7 @@
     python eval.py --out_dir=out-x                              # the validation split of its dataset
     python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
     python eval.py --out_dir=out-x --split=test                 # what no choice has seen: prepare.py --test_fraction
+    python eval.py --out_dir=out-x --ngram=0.2                  # with counts of the training text: a book's loss falls
     python eval.py --out_dir=out-x --memorised                  # how much of its samples is copied
     python eval.py --out_dir=out-x --input=novel.txt            # any plain UTF-8 text, with the checkpoint's tokenizer
     torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
@@ -76,6 +77,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--memorised", action="store_true", help=copied)
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
+    counts = "mix in counts of the training text with this share, for a book 0.2 (default: 0, off)"
+    add("--ngram", type=float, default=0.0, metavar="SHARE", help=counts)
     penalty = "of the answers in --task=chat, as in sample.py (default: 0, off)"
     add("--no_repeat_ngram", type=int, default=0, help=penalty)
     add("--dry_multiplier", type=float, default=0.0, help=penalty)
@@ -97,7 +100,7 @@ from evaluation.memorised import open_known, overlap_figures
 from evaluation.scoring import score
 from evaluation.text import AS_BYTES, Text, open_task, open_text
 from inference.ensemble import Ensemble, join_models
-from inference.load import make_ready, open_models
+from inference.load import make_ready, open_models, open_ngram
 from inference.sampling import Sampling
 from model import GPT
 from system.device import pick_device, pick_dtype
@@ -149,6 +152,7 @@ def main(argv: list[str]) -> None:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
+        result |= {"ngram": args.ngram} if args.ngram else {}
         result |= text_figures(args, text, nats, n_tokens)
     if known:
         result |= overlap_figures(model, known, args.split)
@@ -169,11 +173,12 @@ def ready_models(
     args: argparse.Namespace, states: list[dict], device: torch.device
 ) -> tuple[GPT | Ensemble, int, torch.dtype]:
     """(the model of one checkpoint or several, its parameters, the format of its products)."""
+    ngram = open_ngram(args.ngram, states[0], args.dataset)
     models, dtype = [build_model(state, dropout=0.0) for state in states], pick_dtype(args.dtype, device)
     n_params = sum(model.get_num_params(non_embedding=False) for model in models)
     for model in models:
         make_ready(model, device, "float32", plain=dtype != torch.float32)  # else autocast converts the weights
-    return join_models(models), n_params, dtype
+    return join_models(models, ngram), n_params, dtype
 
 
 def text_figures(args: argparse.Namespace, text: Text, nats: np.ndarray, n_tokens: int) -> dict:
@@ -199,7 +204,7 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError("--input replaces the dataset: leave --dataset and --split out")
     if args.task in tasks.READ and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
-    for name in ("stride", "per_document", "join_rows", "baselines", "memorised"):
+    for name in ("stride", "per_document", "join_rows", "baselines", "memorised", "ngram"):
         if args.task and getattr(args, name):
             raise ValueError(f"--{name} is for a text, not for --task={args.task}: leave one out")
     if args.memorised and args.input:

@@ -46,6 +46,7 @@ class SampleConfig:
     max_new_tokens: int = 500  # maximum length of a sample, in tokens
     special: Literal["auto", "text", "encode"] = "auto"  # typed special tokens: text or ids; auto = as in training
     stop: str = ""  # end a sample before this string; for several, or a new line, a JSON list: '["\n\n", "def "]'
+    ngram: float = 0.0  # mix in counts of the training text with this share, for a book 0.2; 0 = off
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
     chat: bool = False  # talk to a model that was trained on conversations
@@ -97,7 +98,7 @@ from inference.continuation import Beginning, Continuation
 from inference.ensemble import Ensemble, join_models
 from inference.generate import stream
 from inference.healing import begin_with, prefix_index
-from inference.load import find_tokenizer, first_id_of, make_ready, open_models, open_trained, special_of
+from inference.load import find_tokenizer, first_id_of, make_ready, open_models, open_ngram, open_trained, special_of
 from inference.sampling import Sampling
 from inference.static import CompiledStep, RecordedStep
 from model import GPT
@@ -120,13 +121,16 @@ def main(argv: list[str]) -> None:
     beginnings = [] if config.interactive else for_each(prompts, begin)
     if len(states) > 1 and config.compile is True:
         raise ValueError(f"--compile is for one model, not for the {len(states)} in {config.out_dir}: leave it out")
+    if config.ngram and config.compile is True:
+        raise ValueError("--compile is for a model without counts: leave it out, or --ngram")
+    ngram = open_ngram(config.ngram, states[0])
     models = [build_model(state, dropout=0.0) for state in states]
     del states
     if config.compile is True and not can_compile(device):
         config.compile = "auto"
     for model in models:
         make_ready(model, device, config.dtype, config.quantize, plain=config.compile is True)
-    writer = Writer(config, join_models(models), tokenizer)
+    writer = Writer(config, join_models(models, ngram), tokenizer)
     if config.interactive:
         converse(writer, begin, *prompts.values() if config.start != SampleConfig.start else [""])
     else:
@@ -135,7 +139,7 @@ def main(argv: list[str]) -> None:
 
 def refuse_options_of_texts(config: SampleConfig, explicit: set[str]) -> None:
     """ValueError for what --chat or --messages does not use."""
-    unused = "start prompts num_samples special stop best_of interactive logprobs compile".split()
+    unused = "start prompts num_samples special stop ngram best_of interactive logprobs compile".split()
     unused += ["messages", "output", "batch_size"] if config.chat else ["system"]
     if found := [f"--{key}" for key in unused if key in explicit]:
         option = "--chat" if config.chat else "--messages"

@@ -10,9 +10,8 @@ from benchmarks.report import parser, print_table
 from checkpoints.build import build_model
 from evaluation.chat import runs_of_4
 from evaluation.scoring import score
-from evaluation.text import open_matching_dataset
 from inference.generate import stream
-from inference.load import find_tokenizer, make_ready, open_trained
+from inference.load import find_tokenizer, make_ready, open_matching_dataset, open_trained
 from inference.sampling import Sampling
 from system.distributed import Ranks
 

@@ -15,8 +15,7 @@ from completion import MAX_BYTES, MIN_CONFIDENCE
 from completion.completer import Completer, apart, load_completer
 from data.tokenizer import ByteTokenizer
 from evaluation.fim import texts_of
-from evaluation.text import open_matching_dataset
-from inference.load import make_ready, open_trained
+from inference.load import make_ready, open_matching_dataset, open_trained
 from model import GPT, GPTConfig
 
 CPU = torch.device("cpu")

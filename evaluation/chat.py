@@ -21,9 +21,10 @@ from data.dataset import TARGET, display_path
 from data.windows import conversation_edges
 from evaluation.figures import exp
 from evaluation.tasks import standard_error
-from evaluation.text import Text, open_matching_dataset
+from evaluation.text import Text
 from evaluation.windows import FIRST, START, STOP
 from inference.chat import answer_all, chat_tokenizer_of
+from inference.load import open_matching_dataset
 from inference.sampling import Sampling
 from model import GPT
 from system.distributed import Ranks

@@ -23,11 +23,11 @@ from data.dataset import display_path
 from data.fim import FILE_SEP
 from data.tokenizer import Tokenizer
 from evaluation import tasks
-from evaluation.text import Text, open_matching_dataset
+from evaluation.text import Text
 from evaluation.windows import STOP
 from inference.generate import stream
 from inference.healing import begin_with, prefix_index
-from inference.load import find_tokenizer
+from inference.load import find_tokenizer, open_matching_dataset
 from inference.sampling import Sampling
 from model import GPT
 from system.distributed import Ranks

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from data.dataset import Dataset
 from data.fim import text_ids
 from data.tokenizer import token_table
-from evaluation.text import open_matching_dataset
 from inference.ensemble import Ensemble
 from inference.generate import stream
+from inference.load import open_matching_dataset
 from inference.sampling import Sampling
 from model import GPT
 

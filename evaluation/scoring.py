@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from evaluation.windows import CPU_BATCH, GPU_BATCH, START, STOP, cut
-from inference.ensemble import Ensemble, mean_logits, members
+from inference.ensemble import Ensemble, mean_logits, members, ngram_of
 from model import GPT, logits_at_once
 from system.distributed import Ranks
 
@@ -36,6 +36,7 @@ def score(
             if largest[rows].max() < vocab_size:
                 row = np.nonzero(y >= 0)[0]
                 loss, miss = losses(model, torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), greedy)
+                loss = ngram.mix_nats(loss, x, y) if (ngram := ngram_of(model)) else loss
                 nats[rows], misses[rows] = np.bincount(row, loss, len(rows)), np.bincount(row, miss, len(rows))
             bar.update(len(rows))
     if ranks.world_size > 1:  # exact: all ranks but one have zeros for a window

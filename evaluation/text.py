@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.dataset import GPT2_VOCAB_SIZE, display_path, find_folder, open_dataset
-from data.matching import has_ids_of, has_size_of_gpt2
+from data.dataset import GPT2_VOCAB_SIZE, display_path
+from data.matching import has_size_of_gpt2
 from data.tokenizer import EOT, Tokenizer
 from evaluation import tasks
 from evaluation.windows import document_edges, plan_windows
-from inference.load import find_tokenizer, special_of
+from inference.load import find_tokenizer, open_matching_dataset, special_of
 
 AS_BYTES = " (not UTF-8: read as bytes)"
 ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, decoded with "surrogateescape"
@@ -99,25 +99,3 @@ def open_split(args: argparse.Namespace, state: dict) -> tuple[str, Callable[[],
     if args.per_document and eot is None:
         raise ValueError(f"--per_document: {name} has no end-of-text id: leave it out")
     return name, lambda: dataset.array(split), tokenizer, eot
-
-
-def before_added(state: dict) -> dict:
-    """The checkpoint with its tokenizer as it was before special tokens were added, behind all other ids."""
-    saved = state.get("tokenizer") or {}
-    return {**state, "tokenizer": saved["base"]} if saved.get("kind") == "extended" else state
-
-
-def open_matching_dataset(name: str | None, state: dict):
-    """The dataset, by default the one the model was trained on. Raises ValueError if its ids stand for other text than
-    the checkpoint's."""
-    name = name or state.get("config", {}).get("dataset")
-    if name is None:
-        raise ValueError("the checkpoint does not name its dataset: use --dataset or --input")
-    size, folder = state["model_args"]["vocab_size"], find_folder(name)
-    knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
-    dataset = open_dataset(folder, None if knows_size else size)
-    if not has_ids_of(dataset, state) and not has_ids_of(dataset, before_added(state)):
-        found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
-        instead = "use the text itself (--input=FILE), or a dataset with the same tokenizer"
-        raise ValueError(f"{found}: its ids stand for other text; {instead}")
-    return dataset

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 
 from inference.cache import KVCache
-from inference.ensemble import Ensemble, mean_logits, members
+from inference.ensemble import Ensemble, mean_logits, members, ngram_of
 from inference.repetition import Repetition
 from inference.sampling import Generators, Sampling, sample_next, uniforms
 from inference.static import CompiledStep, RecordedStep, reach_for
@@ -79,9 +79,14 @@ def stream(
             row[ids] = True
         seen[:, list(sampling.unpenalized)] = False
     repetition = Repetition(sampling, prompts) if sampling.looks_back else None
+    ngram = ngram_of(model)
+    runs = ngram.start([row.cpu().numpy() for row in prompts]) if ngram else None
     for _ in range(max_new_tokens):
         parts = [decoder.start() if new is None else decoder.advance(new) for decoder in decoders]
         logits = mean_logits([part[:, :V].float() for part in parts])
+        if ngram:
+            runs = runs if new is None else ngram.follow(runs, new.cpu().numpy())
+            logits = ngram.mix(logits, runs)
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed[:, :V], -math.inf)

@@ -16,11 +16,12 @@ import torch
 from checkpoints.folder import find_checkpoint
 from checkpoints.load import load_checkpoint
 from checkpoints.pretrained import load_pretrained
-from data.dataset import open_dataset
-from data.matching import has_size_of_gpt2, same_ids
+from data.dataset import find_folder, open_dataset
+from data.matching import has_ids_of, has_size_of_gpt2, same_ids
 from data.model_tokenizer import VOCABULARY_FILES
 from data.tokenizer import TiktokenTokenizer, tokenizer_from_json
 from inference.bind import bind
+from inference.ngram import NGram
 from inference.pack import pack
 from inference.quantize import quantize as round_weights
 from model import GPT
@@ -74,6 +75,40 @@ def find_tokenizer(state: dict):
     if tokenizer is None or tokenizer.vocab_size > vocab_size:
         raise ValueError(f"the checkpoint has no tokenizer, and dataset {name!r} has none for its {vocab_size} ids")
     return tokenizer
+
+
+def before_added(state: dict) -> dict:
+    """The checkpoint with its tokenizer as it was before special tokens were added, behind all other ids."""
+    saved = state.get("tokenizer") or {}
+    return {**state, "tokenizer": saved["base"]} if saved.get("kind") == "extended" else state
+
+
+def open_matching_dataset(name: str | None, state: dict):
+    """The dataset, by default the one the model was trained on. Raises ValueError if its ids stand for other text than
+    the checkpoint's."""
+    name = name or state.get("config", {}).get("dataset")
+    if name is None:
+        raise ValueError("the checkpoint does not name its dataset: use --dataset or --input")
+    size, folder = state["model_args"]["vocab_size"], find_folder(name)
+    knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
+    dataset = open_dataset(folder, None if knows_size else size)
+    if not has_ids_of(dataset, state) and not has_ids_of(dataset, before_added(state)):
+        found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
+        instead = "use the text itself (--input=FILE), or a dataset with the same tokenizer"
+        raise ValueError(f"{found}: its ids stand for other text; {instead}")
+    return dataset
+
+
+def open_ngram(share: float, state: dict, name: str | None = None) -> NGram | None:
+    """Counts of the text that open_matching_dataset finds; None for a share of 0. ValueError if they do not help."""
+    if not 0 <= share < 1:
+        raise ValueError(f"ngram={share} must be from 0 (off) to below 1: the counts' share, for a book 0.2")
+    if not share:
+        return None
+    dataset = open_matching_dataset(name, state)
+    if dataset.is_masked:
+        raise ValueError(f"--ngram counts a plain text, but dataset {dataset.name} has conversations: leave it out")
+    return NGram(dataset.array("train"), state["model_args"]["vocab_size"], share)
 
 
 def special_of(state: dict) -> str:
