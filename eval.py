@@ -79,6 +79,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help=batch)
     counts = "mix in counts of the training text with this share, for a book 0.2 (default: 0, off)"
     add("--ngram", type=float, default=0.0, metavar="SHARE", help=counts)
+    texts = "datasets whose training texts are counted: novels,hongloumeng (default: the one the run was trained on)"
+    add("--ngram_data", metavar="DATASETS", help=texts)
     penalty = "of the answers in --task=chat, as in sample.py (default: 0, off)"
     add("--no_repeat_ngram", type=int, default=0, help=penalty)
     add("--dry_multiplier", type=float, default=0.0, help=penalty)
@@ -152,7 +154,7 @@ def main(argv: list[str]) -> None:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
-        result |= {"ngram": args.ngram} if args.ngram else {}
+        result |= {"ngram": args.ngram, "ngram_data": args.ngram_data} if args.ngram else {}
         result |= text_figures(args, text, nats, n_tokens)
     if known:
         result |= overlap_figures(model, known, args.split)
@@ -173,7 +175,7 @@ def ready_models(
     args: argparse.Namespace, states: list[dict], device: torch.device
 ) -> tuple[GPT | Ensemble, int, torch.dtype]:
     """(the model of one checkpoint or several, its parameters, the format of its products)."""
-    ngram = open_ngram(args.ngram, states[0], args.dataset)
+    ngram = open_ngram(args.ngram, args.ngram_data, states[0])
     models, dtype = [build_model(state, dropout=0.0) for state in states], pick_dtype(args.dtype, device)
     n_params = sum(model.get_num_params(non_embedding=False) for model in models)
     for model in models:
@@ -204,7 +206,7 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError("--input replaces the dataset: leave --dataset and --split out")
     if args.task in tasks.READ and not args.input:
         raise ValueError(f"--task={args.task} needs its questions: --input=FILE.jsonl")
-    for name in ("stride", "per_document", "join_rows", "baselines", "memorised", "ngram"):
+    for name in ("stride", "per_document", "join_rows", "baselines", "memorised", "ngram", "ngram_data"):
         if args.task and getattr(args, name):
             raise ValueError(f"--{name} is for a text, not for --task={args.task}: leave one out")
     if args.memorised and args.input:

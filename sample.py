@@ -47,6 +47,7 @@ class SampleConfig:
     special: Literal["auto", "text", "encode"] = "auto"  # typed special tokens: text or ids; auto = as in training
     stop: str = ""  # end a sample before this string; for several, or a new line, a JSON list: '["\n\n", "def "]'
     ngram: float = 0.0  # mix in counts of the training text with this share, for a book 0.2; 0 = off
+    ngram_data: str | None = None  # datasets whose training texts are counted: novels,hongloumeng; None = the run's own
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
     chat: bool = False  # talk to a model that was trained on conversations
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--compile is for one model, not for the {len(states)} in {config.out_dir}: leave it out")
     if config.ngram and config.compile is True:
         raise ValueError("--compile is for a model without counts: leave it out, or --ngram")
-    ngram = open_ngram(config.ngram, states[0])
+    ngram = open_ngram(config.ngram, config.ngram_data, states[0])
     models = [build_model(state, dropout=0.0) for state in states]
     del states
     if config.compile is True and not can_compile(device):
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> None:
 
 def refuse_options_of_texts(config: SampleConfig, explicit: set[str]) -> None:
     """ValueError for what --chat or --messages does not use."""
-    unused = "start prompts num_samples special stop ngram best_of interactive logprobs compile".split()
+    unused = "start prompts num_samples special stop ngram ngram_data best_of interactive logprobs compile".split()
     unused += ["messages", "output", "batch_size"] if config.chat else ["system"]
     if found := [f"--{key}" for key in unused if key in explicit]:
         option = "--chat" if config.chat else "--messages"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from checkpoints.folder import find_checkpoint
@@ -99,16 +100,22 @@ def open_matching_dataset(name: str | None, state: dict):
     return dataset
 
 
-def open_ngram(share: float, state: dict, name: str | None = None) -> NGram | None:
-    """Counts of the text that open_matching_dataset finds; None for a share of 0. ValueError if they do not help."""
+def open_ngram(share: float, names: str | None, state: dict) -> NGram | None:
+    """Counts of the training texts of these datasets, separated by commas, or of the one that the model was trained on;
+    None for a share of 0. ValueError for a share out of range, other ids than the model's, or conversations."""
     if not 0 <= share < 1:
         raise ValueError(f"ngram={share} must be from 0 (off) to below 1: the counts' share, for a book 0.2")
     if not share:
+        if names:
+            raise ValueError(f"--ngram_data={names} names what --ngram=SHARE counts: give a share too, for a book 0.2")
         return None
-    dataset = open_matching_dataset(name, state)
-    if dataset.is_masked:
-        raise ValueError(f"--ngram counts a plain text, but dataset {dataset.name} has conversations: leave it out")
-    return NGram(dataset.array("train"), state["model_args"]["vocab_size"], share)
+    datasets = [open_matching_dataset(name, state) for name in (names.split(",") if names else [None])]
+    for dataset in datasets:
+        if dataset.is_masked:
+            problem = f"dataset {dataset.name} has conversations"
+            raise ValueError(f"--ngram counts plain texts, but {problem}: leave it out, or name others in --ngram_data")
+    ids = np.concatenate([dataset.array("train") for dataset in datasets])
+    return NGram(ids, state["model_args"]["vocab_size"], share)
 
 
 def special_of(state: dict) -> str:
