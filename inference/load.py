@@ -103,8 +103,8 @@ def open_matching_dataset(name: str | None, state: dict):
 def open_ngram(share: float, names: str | None, state: dict) -> NGram | None:
     """Counts of the training texts of these datasets, separated by commas, or of the one that the model was trained on;
     None for a share of 0. ValueError for a share out of range, other ids than the model's, or conversations."""
-    if not 0 <= share < 1:
-        raise ValueError(f"ngram={share} must be from 0 (off) to below 1: the counts' share, for a book 0.2")
+    if not 0 <= share <= 1:
+        raise ValueError(f"ngram={share} must be from 0 (off) to 1 (counts alone): their share, for a book 0.2")
     if not share:
         if names:
             raise ValueError(f"--ngram_data={names} names what --ngram=SHARE counts: give a share too, for a book 0.2")

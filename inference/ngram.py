@@ -31,14 +31,15 @@ class Level:
 
 
 class NGram:
-    """share: what its probabilities weigh in a mixture, above 0 and below 1."""
+    """share: what its probabilities weigh in a mixture, above 0; 1 = the counts alone."""
 
     def __init__(self, ids: np.ndarray, vocab_size: int, share: float):
         """ids (N,), all below vocab_size. ValueError for a text too long or too short to be counted."""
         if not 2 <= len(ids) <= MOST_IDS:
             found = f"the training text has {len(ids):,} ids"
             raise ValueError(f"--ngram counts what a text of 2 to {MOST_IDS:,} ids repeats, {found}: leave it out")
-        self.vocab_size, self.share, self.levels = vocab_size, share, []
+        self.vocab_size, self.levels = vocab_size, []
+        self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the model's
         ends = ids = np.asarray(ids, np.int64)
         counted = [(np.arange(vocab_size), ends)]  # for each k: the keys of its runs, and the run that ends at each id
         for _ in range(min(ORDER, len(ids)) - 1):
@@ -87,8 +88,8 @@ class NGram:
     def mix(self, logits: torch.Tensor, runs: list[np.ndarray]) -> torch.Tensor:
         """Logits (B, up to vocab_size) float32 of a model behind `runs` -> the logarithm of the mixture."""
         counts = torch.from_numpy(self.probabilities(runs)[:, : logits.size(-1)]).to(logits.device)
-        own = logits.log_softmax(-1) + math.log1p(-self.share)
-        return torch.logaddexp(own, counts.log() + math.log(self.share))
+        ours, models = self.log_shares
+        return torch.logaddexp(logits.log_softmax(-1) + models, counts.log() + ours)
 
     def mix_nats(self, nats: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """A model's nats (N,) for the targets in y (B, T) that are not -1 -> those of the mixture. x (B, T): the ids
@@ -102,7 +103,8 @@ class NGram:
                 mixed = np.where(at >= 0, level.own[at], 0) + level.rest[contexts] * p
                 p = np.where(contexts >= 0, mixed, p)
             found[:, t] = p
-        return -np.logaddexp(math.log1p(-self.share) - nats, math.log(self.share) + np.log(found[y >= 0]))
+        ours, models = self.log_shares
+        return -np.logaddexp(models - nats, ours + np.log(found[y >= 0]))
 
 
 def find(level: Level, contexts: np.ndarray, ids: np.ndarray, vocab_size: int) -> np.ndarray:

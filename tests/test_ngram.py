@@ -111,19 +111,19 @@ def mixed(model, oracle: Oracle, ids: list[int], share: float) -> np.ndarray:
     return (1 - share) * own + share * np.array([oracle.p(ids[-8:], id) for id in range(256)])
 
 
-@pytest.mark.parametrize("names", (["data"], ["data", "more"]))
-def test_evals_loss_is_the_mixtures(trained, capsys, names):
+@pytest.mark.parametrize("names, share", ((["data"], 0.25), (["data", "more"], 0.25), (["data"], 1)))
+def test_evals_loss_is_the_mixtures(trained, capsys, names, share):
     folder, model = trained
-    options = [f"--out_dir={folder / 'out'}", "--stride=1", "--ngram=0.25"]
+    options = [f"--out_dir={folder / 'out'}", "--stride=1", f"--ngram={share}"]
     if len(names) > 1:
         options.append("--ngram_data=" + ",".join(str(folder / name) for name in names))
     found = run(capsys, *options)
     counted = [id for name in names for id in np.fromfile(folder / name / "train.bin", "<u2").tolist()]
     oracle, ids = Oracle(counted, 256), np.fromfile(folder / "data" / "val.bin", "<u2").tolist()
-    nats = [-math.log(mixed(model, oracle, ids[:i], 0.25)[ids[i]]) for i in range(1, len(ids))]
+    nats = [-math.log(mixed(model, oracle, ids[:i], share)[ids[i]]) for i in range(1, len(ids))]
     assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
     assert found["loss"] < run(capsys, *options[:2])["loss"]  # val is train, so counts know it
-    assert found["ngram"] == 0.25
+    assert found["ngram"] == share
 
 
 def test_samples_follow_the_mixture(trained, capsys):
@@ -176,7 +176,7 @@ def test_what_cannot_be_counted_is_refused_in_a_line(trained, monkeypatch):
 
     write_dataset(folder / "chars", CharTokenizer("".join(sorted({*TEXT}))), [TEXT])
     for command in (evaluate, sample):
-        refused(r"ngram=1\.0 must be from 0 \(off\) to below 1", "--ngram=1", command=command)
+        refused(r"ngram=1\.5 must be from 0 \(off\) to 1 \(counts alone\)", "--ngram=1.5", command=command)
         refused("names what --ngram=SHARE counts: give a share too", "--ngram_data=novels", command=command)
         options = ["--ngram=0.2", f"--ngram_data={folder / 'data'},{folder / 'chars'}"]
         refused(r"dataset chars .* does not match the checkpoint", *options, command=command)
