@@ -154,10 +154,9 @@ def main(argv: list[str]) -> None:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
-        result |= {"ngram": args.ngram, "ngram_data": args.ngram_data} if args.ngram else {}
+        result |= {"ngram": args.ngram, "counted": model.ngram.text} if args.ngram else {}
         result |= text_figures(args, text, nats, n_tokens)
-    if known:
-        result |= overlap_figures(model, known, args.split)
+    result |= overlap_figures(model, known, args.split) if known else {}
     print(table(result))
     print(json.dumps(finite(result), ensure_ascii=False))
 
@@ -260,6 +259,7 @@ def table(result: dict) -> str:
         rows.append(("text", f"{r['text']}: {r['tokens']:,} tokens scored{documents}"))
         sizes = f"block_size {r['block_size']}, stride {r['stride']}, definition {r['definition']}"
         rows.append(("windows", f"{r['windows']:,} of {sizes}"))
+        rows += [("counts", f"of {r['counted']}, with a share of {r['ngram']:g}")] if "ngram" in r else []
     else:
         left_out = f"; {r['left_out']:,} are longer and left out" if r.get("left_out") else ""
         rows.append((r["task"], f"{r['text']}: {r['questions']:,} questions, block_size {r['block_size']}{left_out}"))

@@ -33,6 +33,8 @@ class ServeConfig:
     out_dir: str = "out"  # folder of the run
     name: str = ""  # of the model, as clients call it; default: the folder's name
     block_size: int | None = None  # a shorter context than the model's, to save memory
+    ngram: float = 0.0  # mix in counts of the training text with this share, for a book 0.2; 0 = off
+    ngram_data: str | None = None  # datasets whose training texts are counted: novels,hongloumeng; None = the run's own
     # Address
     host: str = "127.0.0.1"  # address to listen to; 0.0.0.0 = all of this machine's, which needs an api_key
     port: int = 8000  # 0 = any free one
@@ -86,7 +88,7 @@ from checkpoints.build import build_model
 from completion.completer import apart
 from completion.infill import has_learned, infill_prompt
 from inference.chat import chat_tokenizer_of
-from inference.load import find_tokenizer, first_id_of, make_ready, open_trained, special_of
+from inference.load import find_tokenizer, first_id_of, make_ready, open_ngram, open_trained, special_of
 from model import GPT
 from serving.app import make_app, wake
 from serving.engine import Engine
@@ -127,10 +129,12 @@ def load(config: ServeConfig) -> tuple[Served, GPT]:
         chat = chat_tokenizer_of(state)
     except ValueError:  # not trained on conversations
         chat = None
+    ngram = open_ngram(config.ngram, config.ngram_data, state)
     model = make_ready(build_model(state, dropout=0.0), device, config.dtype, config.quantize, config.block_size)
     name = config.name or Path(config.out_dir if config.init_from == "resume" else str(source)).resolve().name
     infill = infill_prompt if has_learned(state, tokenizer)[0] else None
-    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, first_id_of(state), infill)
+    first = first_id_of(state)
+    served = Served(name, tokenizer, model.config.block_size, special_of(state), chat, first, infill, ngram)
     return served, model
 
 
@@ -148,7 +152,7 @@ async def serve(config: ServeConfig, served: Served, model: GPT, listener: socke
     loop = asyncio.get_running_loop()
     engine = Engine(
         model, served.tokenizer, config.max_batch, config.max_queue,
-        deliver=lambda replies: loop.call_soon_threadsafe(wake, replies),
+        lambda replies: loop.call_soon_threadsafe(wake, replies), served.ngram,
     )  # fmt: skip
     listener.listen(1024)
     host, port = listener.getsockname()[:2]

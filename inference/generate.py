@@ -15,6 +15,7 @@ import torch.nn as nn
 
 from inference.cache import KVCache
 from inference.ensemble import Ensemble, mean_logits, members, ngram_of
+from inference.ngram import Follower
 from inference.repetition import Repetition
 from inference.sampling import Generators, Sampling, sample_next, uniforms
 from inference.static import CompiledStep, RecordedStep, reach_for
@@ -72,21 +73,14 @@ def stream(
     decoders, new = [decoder] if decoder else [Decoder(one, prompts, static) for one in members(model)], None
     B, V, device = len(prompts), sampling.vocab_size or model.config.vocab_size, prompts[0].device
     draws = uniforms(generator, B, device) if sampling.temperature > 0 else None
-    sample, seen = static.sample if static else sample_next, None  # seen: (B, vocab_size) bool
-    if sampling.repetition_penalty != 1:
-        seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=device)
-        for row, ids in zip(seen, prompts, strict=True):
-            row[ids] = True
-        seen[:, list(sampling.unpenalized)] = False
+    sample = static.sample if static else sample_next
+    seen = seen_in(prompts, model.config.vocab_size, sampling) if sampling.repetition_penalty != 1 else None
     repetition = Repetition(sampling, prompts) if sampling.looks_back else None
-    ngram = ngram_of(model)
-    runs = ngram.start([row.cpu().numpy() for row in prompts]) if ngram else None
+    counts = Follower(ngram, prompts) if (ngram := ngram_of(model)) else None
     for _ in range(max_new_tokens):
         parts = [decoder.start() if new is None else decoder.advance(new) for decoder in decoders]
         logits = mean_logits([part[:, :V].float() for part in parts])
-        if ngram:
-            runs = runs if new is None else ngram.follow(runs, new.cpu().numpy())
-            logits = ngram.mix(logits, runs)
+        logits = counts.mix(logits, new) if counts else logits
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed[:, :V], -math.inf)
@@ -100,6 +94,15 @@ def stream(
             repetition.add(new)
         scores = logits.log_softmax(-1).gather(1, new[:, None])[:, 0] if sampling.logprobs else None
         yield new, scores
+
+
+def seen_in(prompts: Prompts, vocab_size: int, sampling: Sampling) -> torch.Tensor:
+    """Which ids each prompt has, but for sampling.unpenalized, (B, vocab_size) bool."""
+    seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=prompts[0].device)
+    for row, ids in zip(seen, prompts, strict=True):
+        row[ids] = True
+    seen[:, list(sampling.unpenalized)] = False
+    return seen
 
 
 class Decoder:

@@ -115,7 +115,8 @@ def open_ngram(share: float, names: str | None, state: dict) -> NGram | None:
             problem = f"dataset {dataset.name} has conversations"
             raise ValueError(f"--ngram counts plain texts, but {problem}: leave it out, or name others in --ngram_data")
     ids = np.concatenate([dataset.array("train") for dataset in datasets])
-    return NGram(ids, state["model_args"]["vocab_size"], share)
+    text = f"{', '.join(dataset.name for dataset in datasets)}: {len(ids):,} tokens"
+    return NGram(ids, state["model_args"]["vocab_size"], share, text)
 
 
 def special_of(state: dict) -> str:

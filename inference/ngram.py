@@ -11,6 +11,7 @@ how often an id was seen behind h, but behind how many ids with h.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +32,14 @@ class Level:
 
 
 class NGram:
-    """share: what its probabilities weigh in a mixture, above 0; 1 = the counts alone."""
+    """share: what its probabilities weigh in a mixture, above 0; 1 = the counts alone. text: what was counted."""
 
-    def __init__(self, ids: np.ndarray, vocab_size: int, share: float):
+    def __init__(self, ids: np.ndarray, vocab_size: int, share: float, text: str = ""):
         """ids (N,), all below vocab_size. ValueError for a text too long or too short to be counted."""
         if not 2 <= len(ids) <= MOST_IDS:
             found = f"the training text has {len(ids):,} ids"
             raise ValueError(f"--ngram counts what a text of 2 to {MOST_IDS:,} ids repeats, {found}: leave it out")
-        self.vocab_size, self.levels = vocab_size, []
+        self.vocab_size, self.text, self.levels = vocab_size, text, []
         self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the model's
         ends = ids = np.asarray(ids, np.int64)
         counted = [(np.arange(vocab_size), ends)]  # for each k: the keys of its runs, and the run that ends at each id
@@ -62,7 +63,7 @@ class NGram:
         longer = zip(self.levels[1:-1], runs[:-1], strict=True)
         return [ids, *(find(level, run, ids, self.vocab_size) for level, run in longer)]
 
-    def start(self, prompts: list[np.ndarray]) -> list[np.ndarray]:
+    def start(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The same for the ends of the prompts, one row each."""
         width, B = len(self.levels) - 1, len(prompts)
         last = np.full((B, width), -1)
@@ -105,6 +106,19 @@ class NGram:
             found[:, t] = p
         ours, models = self.log_shares
         return -np.logaddexp(models - nats, ours + np.log(found[y >= 0]))
+
+
+class Follower:
+    """The ends of growing rows of ids, step by step."""
+
+    def __init__(self, ngram: NGram, prompts: Sequence[torch.Tensor]):
+        self.ngram, self.runs = ngram, ngram.start([row.cpu().numpy() for row in prompts])
+
+    def mix(self, logits: torch.Tensor, new: torch.Tensor | None) -> torch.Tensor:
+        """NGram.mix behind the rows, to which `new` (B,) is appended first."""
+        if new is not None:
+            self.runs = self.ngram.follow(self.runs, new.cpu().numpy())
+        return self.ngram.mix(logits, self.runs)
 
 
 def find(level: Level, contexts: np.ndarray, ids: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -19,12 +19,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, replace
 
+import numpy as np
 import torch
 
 from inference.cache import KVCache
 from inference.chat import shared
 from inference.continuation import Beginning, Continuation
 from inference.healing import prefix_index
+from inference.ngram import ORDER, NGram
 from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
@@ -83,11 +85,20 @@ class Row:
 
 class Engine:
     """deliver(jobs) is called by the engine's thread after each step that has news, with the jobs of these rows.
-    No request can stop the thread: an exception becomes the `error` of the rows concerned."""
+    No request can stop the thread: an exception becomes the `error` of the rows concerned. ngram: counts of a text,
+    to be mixed in."""
 
-    def __init__(self, model: GPT, tokenizer, max_batch: int, max_queue: int, deliver: Callable[[Iterable], None]):
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer,
+        max_batch: int,
+        max_queue: int,
+        deliver: Callable[[Iterable], None],
+        ngram: NGram | None = None,
+    ):
         weight = model.transformer.wte.weight
-        self.model, self.tokenizer, self.device = model, tokenizer, weight.device
+        self.model, self.tokenizer, self.device, self.ngram = model, tokenizer, weight.device, ngram
         self.V, self.max_batch, self.max_queue, self.deliver = tokenizer.vocab_size, max_batch, max_queue, deliver
         self.cache = KVCache(model.config, max_batch, weight.device, weight.dtype, ragged=True)
         self.held: list[list[int]] = [[] for _ in range(max_batch)]  # the ids in each row of the cache, in use or not
@@ -218,11 +229,13 @@ class Engine:
         try:
             if row.scores_prompt:  # targets make the model return all logits
                 logits = self.model(idx, idx, cache=part)[0][0, :, : self.V].float()
+                logits = self.mixed(logits, [row.prompt[: at + n] for n in range(1, len(chunk) + 1)])
                 following = row.prompt[at + 1 : at + len(chunk) + 1]
                 row.prompt_scores += scored(logits[: len(following)], following, row.scores)
                 logits = logits[-1:]
             else:
                 logits = self.model(idx, cache=part)[0][:, -1, : self.V].float()
+                logits = self.mixed(logits, [row.prompt[: at + len(chunk)]])
         except Exception as error:
             self.fail([row], error)
             self.joining, self.held[slot] = None, []
@@ -292,11 +305,17 @@ class Engine:
             logits = self.model(idx, cache=self.part)[0][:, -1, : self.V].float()
             for slot, row in enumerate(self.rows):
                 self.held[slot].append(row.last)
-            self.draw(self.rows, logits)
+            self.draw(self.rows, self.mixed(logits, self.held[:n]))
         except Exception as error:
             self.held[:n] = [[] for _ in range(n)]
             self.fail(self.rows, error)
         self.remove_finished()
+
+    def mixed(self, logits: torch.Tensor, contexts: Sequence[list[int]]) -> torch.Tensor:
+        """Logits (n, V) behind n contexts, with the counts of what follows them."""
+        if self.ngram is None:
+            return logits
+        return self.ngram.mix(logits, self.ngram.start([np.array(ids[-ORDER:]) for ids in contexts]))
 
     def draw(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Appends an id to each of the rows, from logits (len(rows), V): together where they share their settings."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from data.extended import ExtendedTokenizer
 from data.fim import text_ids
 from inference.continuation import Beginning
+from inference.ngram import NGram
 from serving.engine import Row
 from serving.request import MAX_SEED, Fields, RequestError
 
@@ -27,6 +28,7 @@ class Served:
     chat: ExtendedTokenizer | None = None  # the tokenizer, if it has the markers of conversations
     bos: int | None = None  # the id that began every training window, if any
     infill: Callable | None = None  # completion.infill.infill_prompt, if the model learned to fill in the middle
+    ngram: NGram | None = None  # counts to be mixed in
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

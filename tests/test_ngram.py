@@ -123,7 +123,7 @@ def test_evals_loss_is_the_mixtures(trained, capsys, names, share):
     nats = [-math.log(mixed(model, oracle, ids[:i], share)[ids[i]]) for i in range(1, len(ids))]
     assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
     assert found["loss"] < run(capsys, *options[:2])["loss"]  # val is train, so counts know it
-    assert found["ngram"] == share
+    assert found["ngram"] == share and found["counted"] == f"{', '.join(names)}: {len(counted):,} tokens"
 
 
 def test_samples_follow_the_mixture(trained, capsys):

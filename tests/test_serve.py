@@ -15,9 +15,11 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import openai
 import pytest
 import torch
@@ -33,9 +35,12 @@ from checkpoints.build import build_model, model_args_of
 from checkpoints.file import save_checkpoint
 from checkpoints.load import load_checkpoint
 from data.conversations import chat_tokenizer
+from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer
+from evaluation.scoring import losses
 from inference.chat import answer_all, chat_tokenizer_of, room_for_prompt
 from inference.continuation import Beginning
+from inference.ensemble import join_models
 from inference.generate import stream
 from inference.sampling import Sampling
 from model import GPT, GPTConfig
@@ -54,16 +59,15 @@ RECORDS = [{"kind": "train", "iter": i, "loss": 5 - i / 10} for i in range(9)]
 RECORDS += [{"kind": "eval", "iter": 8, "train_loss": 4.0, "val_loss": 4.5}]
 
 
-def save(folder: Path, tokenizer=TOKENIZER, **shape) -> Path:
+def save(folder: Path, tokenizer=TOKENIZER, config: dict | None = None, **shape) -> Path:
     """A model that is sure enough: where ids are almost equally likely, rounding may change their order."""
-    config = GPTConfig(
-        **dict(block_size=BLOCK, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32) | shape
-    )
-    model, generator = GPT(config), torch.Generator().manual_seed(0)
+    shape = GPTConfig(**dict(block_size=BLOCK, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=32) | shape)
+    model, generator = GPT(shape), torch.Generator().manual_seed(0)
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=generator) * 0.35
     model.transformer.ln_f.weight.data *= 6
-    state = {"model": model.state_dict(), "model_args": model_args_of(config), "tokenizer": tokenizer.to_json()}
+    state = {"model": model.state_dict(), "model_args": model_args_of(shape), "tokenizer": tokenizer.to_json()}
+    state |= {"config": config} if config else {}
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder / "ckpt.pt", state)
     return folder
@@ -82,7 +86,7 @@ def running(out_dir: Path, **options):
     async def run():
         loop = asyncio.get_running_loop()
         deliver = lambda replies: loop.call_soon_threadsafe(wake, replies)  # noqa: E731
-        engine = Engine(model, served.tokenizer, config.max_batch, config.max_queue, deliver)
+        engine = Engine(model, served.tokenizer, config.max_batch, config.max_queue, deliver, served.ngram)
         server = serve.make_server(config, served, engine)
         started.put((server, engine))
         await server.serve(sockets=[listener])
@@ -352,6 +356,29 @@ def test_logprobs_are_the_models_and_echo_scores_a_prompt(server):
         0
     ]
     assert new.logprobs.token_logprobs == pytest.approx([logits[-1].log_softmax(-1).max().item()], abs=1e-4)
+
+
+def test_counts_of_the_training_text_are_mixed_in(tmp_path):
+    """As in stream and in eval.py, in texts of several rows and in the scores of a prompt."""
+    with DatasetWriter(tmp_path / "data", TOKENIZER, {"name": "test"}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, TOKENIZER.encode(TEXT * 2), 2 * len(TEXT.encode()))
+    folder = save(tmp_path / "wise", config={"dataset": str(tmp_path / "data")})
+    with running(folder, ngram=0.6) as server:
+        counts = server.served.ngram
+        joined = SimpleNamespace(model=join_models([server.model], counts))
+        prompts = [TOKENIZER.encode_document(text).tolist() for text in ("the cat", "宝玉", "def f(x):\n    return")]
+        with ThreadPoolExecutor(3) as pool:
+            ask = partial(server.client.completions.create, model="wise", max_tokens=30, seed=4)
+            found = [reply.choices[0].text for reply in pool.map(lambda ids: ask(prompt=ids), prompts)]
+        assert found == [alone(joined, ids, 4, 30) for ids in prompts]
+        assert found != [alone(server, ids, 4, 30) for ids in prompts]
+        ids = prompts[2]
+        x, y = np.array([ids[:-1]]), np.array([ids[1:]])
+        with torch.no_grad():
+            nats = losses(server.model, torch.from_numpy(x), torch.from_numpy(y))[0]
+        scores = ask(prompt=ids, max_tokens=0, echo=True, logprobs=0).choices[0].logprobs.token_logprobs
+        assert scores[1:] == pytest.approx(-counts.mix_nats(nats, x, y), abs=1e-4)
 
 
 def test_best_of_returns_the_likeliest(server):
