@@ -51,6 +51,8 @@ class CompleteConfig:
     # Suggestions
     max_bytes: int = MAX_BYTES  # longest suggestion, in bytes of UTF-8
     min_confidence: float = MIN_CONFIDENCE  # lowest probability that the whole suggestion is right
+    ngram: float = 0.0  # mix in counts of the training text with this share, for a small model 0.3; 0 = off
+    ngram_data: str | None = None  # datasets whose training texts are counted; None = the run's own
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available
     dtype: DTypeName = "auto"  # of the weights; auto = bfloat16 where the processor supports it natively, else float32
@@ -88,7 +90,8 @@ def main(argv: list[str]) -> int:
         find_lexer(config.language, config.file, "")  # a mistake is found before the model is loaded
     source = [config.init_from, config.out_dir, config.device, config.dtype, config.quantize, config.block_size]
     name = Path(config.file or "").as_posix()
-    completer, dataset = apart(load_completer, *source, "" if name == "." else name)
+    source += ["" if name == "." else name, config.ngram, config.ngram_data]
+    completer, dataset = apart(load_completer, *source)
     if config.threads != "auto":  # now: a device is picked with what a container's quota allows
         torch.set_num_threads(config.threads)
     options = {"max_bytes": config.max_bytes, "min_confidence": config.min_confidence}

@@ -15,7 +15,8 @@ from completion.infill import SUFFIX_SHARE, first_ids, has_learned, short_name_i
 from data.fim import arrange, find_markers
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
-from inference.load import find_tokenizer, first_id_of, make_ready, open_trained
+from inference.load import find_tokenizer, first_id_of, make_ready, open_ngram, open_trained
+from inference.ngram import ORDER, NGram
 from model import GPT
 from system.device import pick_device
 
@@ -39,12 +40,21 @@ class Completer:
     """Greedy suggestions. The key/value cache is kept between requests, so only the tokens that differ from the last
     request and its suggestion are encoded. Not thread-safe. bos: the id that began every training window, if any.
     infill: whether the model learned to fill in the middle (data/fim.py): then the text after the cursor counts, and is
-    put before the other, so that the cache outlasts a key. name: the file's, for models that have seen names."""
+    put before the other, so that the cache outlasts a key. name: the file's, for models that have seen names. ngram:
+    counts of a text, to be mixed in."""
 
-    def __init__(self, model: GPT, tokenizer, bos: int | None = None, infill: bool = False, name: str = ""):
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer,
+        bos: int | None = None,
+        infill: bool = False,
+        name: str = "",
+        ngram: NGram | None = None,
+    ):
         weight = model.transformer.wte.weight
         self.model, self.tokenizer, self.bos, self.device = model, tokenizer, bos, weight.device
-        self.infill, self.name = infill, name
+        self.infill, self.name, self.ngram = infill, name, ngram
         self.cache = KVCache(model.config, 1, device=weight.device, dtype=weight.dtype)
         self.ids: list[int] = []  # what the cache holds
         self.rows: dict[int, torch.Tensor] = {}  # n: probabilities (V,) of the id that follows ids[:n]
@@ -184,7 +194,11 @@ class Completer:
             with torch.inference_mode():  # targets make the model return the logits of all positions
                 logits = self.model(idx, idx if with_more else None, cache=self.cache)[0][0, :, : len(self.bytes)]
             self.ids += chunk
-        self.rows.update(enumerate(logits.float().softmax(dim=-1), start=n))
+        logits = logits.float()
+        if self.ngram:
+            contexts = [self.ids[max(0, end - ORDER) : end] for end in range(n, n + len(logits))]
+            logits = self.ngram.mix(logits, self.ngram.start(contexts))
+        self.rows.update(enumerate(logits.softmax(dim=-1), start=n))
         return self.rows[n]
 
     def context(self, before: str, after: str = "") -> list[int]:
@@ -258,15 +272,25 @@ def whole_suggestion(completer: Completer, before: str, suffix: str = "", **opti
 
 
 def load_completer(
-    init_from: str, out_dir: str, device="auto", dtype="auto", quantize="auto", block_size: int | None = None, name=""
+    init_from: str,
+    out_dir: str,
+    device="auto",
+    dtype="auto",
+    quantize="auto",
+    block_size: int | None = None,
+    name: str = "",
+    ngram: float = 0.0,
+    ngram_data: str | None = None,
 ) -> tuple[Completer, str]:
-    """A completer for a trained model (see open_trained and make_ready), and its dataset's name ("" if unknown)."""
+    """A completer for a trained model, and its dataset's name ("" if unknown). The arguments are those of open_trained,
+    make_ready, Completer and open_ngram."""
     picked = pick_device(device)
     _, state = open_trained(init_from, out_dir)
     tokenizer, dataset = find_tokenizer(state), (state.get("config") or {}).get("dataset", "")
+    counts = open_ngram(ngram, ngram_data, state)
     model = make_ready(build_model(state, dropout=0.0), picked, dtype, quantize, block_size)
     infill, names = has_learned(state, tokenizer)
-    return Completer(model, tokenizer, first_id_of(state), infill, name if names else ""), str(dataset)
+    return Completer(model, tokenizer, first_id_of(state), infill, name if names else "", counts), str(dataset)
 
 
 def apart(function: Callable, *args):

@@ -63,7 +63,7 @@ class NGram:
         longer = zip(self.levels[1:-1], runs[:-1], strict=True)
         return [ids, *(find(level, run, ids, self.vocab_size) for level, run in longer)]
 
-    def start(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def start(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The same for the ends of the prompts, one row each."""
         width, B = len(self.levels) - 1, len(prompts)
         last = np.full((B, width), -1)

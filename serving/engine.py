@@ -19,14 +19,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, replace
 
-import numpy as np
 import torch
 
 from inference.cache import KVCache
 from inference.chat import shared
 from inference.continuation import Beginning, Continuation
 from inference.healing import prefix_index
-from inference.ngram import ORDER, NGram
+from inference.ngram import NGram
 from inference.repetition import Repetition
 from inference.sampling import Sampling, sample_next, uniforms
 from model import GPT
@@ -313,9 +312,7 @@ class Engine:
 
     def mixed(self, logits: torch.Tensor, contexts: Sequence[list[int]]) -> torch.Tensor:
         """Logits (n, V) behind n contexts, with the counts of what follows them."""
-        if self.ngram is None:
-            return logits
-        return self.ngram.mix(logits, self.ngram.start([np.array(ids[-ORDER:]) for ids in contexts]))
+        return self.ngram.mix(logits, self.ngram.start(contexts)) if self.ngram else logits
 
     def draw(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Appends an id to each of the rows, from logits (len(rows), V): together where they share their settings."""

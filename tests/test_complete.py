@@ -36,6 +36,7 @@ from completion.completer import (
 from completion.editor import Editor, Highlighter, Worker, edit, find_lexer
 from completion.textfile import TextFile
 from data.bpe import CODE_PATTERN
+from data.dataset import DatasetWriter
 from data.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, JsonTokenizer
 from inference.healing import BACK, PrefixIndex
 from inference.pack import PackedLinear, can_pack
@@ -357,6 +358,26 @@ def test_after_any_edit_the_probabilities_are_those_of_a_model_without_cache(com
         ids = completer.context(before)
         assert len(ids) <= completer.room
         assert completer.after(ids).tolist() == pytest.approx(probabilities(completer, ids), abs=1e-4)
+
+
+def test_counts_of_the_training_text_are_mixed_in(learned, tmp_path, capsys):
+    model, tokenizer = learned["byte"]
+    with DatasetWriter(tmp_path / "data", tokenizer, {"name": "test"}) as writer:
+        for split in ("train", "val"):
+            writer.write(split, tokenizer.encode("import numbers as nn\n" * 3), 63)
+    out_dir = save(tmp_path, model, tokenizer, dataset=str(tmp_path / "data"))
+    mixed, _ = load_completer("resume", str(out_dir), device="cpu", quantize="none", dtype="float32", ngram=0.6)
+    for before in edits(np.random.default_rng(6), CODE, 20):
+        last(mixed, before, min_confidence=0.3)
+        ids = mixed.context(before)
+        counts = mixed.ngram.probabilities(mixed.ngram.start([ids]))[0]
+        expected = 0.4 * np.array(probabilities(mixed, ids)) + 0.6 * counts[: len(mixed.bytes)]
+        assert mixed.after(ids).tolist() == pytest.approx(expected, abs=1e-4)
+    command = [f"--out_dir={out_dir}", "--device=cpu", "--prompt=import num"]
+    for options in ([], ["--ngram=0.9"]):
+        assert complete.main(command + options) == 0
+    alone, together = capsys.readouterr().out.splitlines()
+    assert alone == "py as np" and together.startswith("bers as ")
 
 
 def test_only_what_changed_is_encoded_again(byte_completer, monkeypatch):
