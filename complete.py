@@ -51,7 +51,7 @@ class CompleteConfig:
     # Suggestions
     max_bytes: int = MAX_BYTES  # longest suggestion, in bytes of UTF-8
     min_confidence: float = MIN_CONFIDENCE  # lowest probability that the whole suggestion is right
-    ngram: float = 0.0  # mix in counts of the training text with this share, for a small model 0.3; 0 = off
+    ngram: float = 0.0  # mix in an n-gram model of the training text with this share, for a small model 0.3; 0 = off
     ngram_data: str | None = None  # datasets whose training texts are counted; None = the run's own
     # System
     device: str = "auto"  # 'cuda', 'cuda:1', 'mps', 'cpu'; auto = the best available

@@ -3,7 +3,7 @@
     python eval.py --out_dir=out-x                              # the validation split of its dataset
     python eval.py --out_dir=out-x --stride=64 --baselines      # more context per token; also gzip, bzip2, xz and zstd
     python eval.py --out_dir=out-x --split=test                 # what no choice has seen: prepare.py --test_fraction
-    python eval.py --out_dir=out-x --ngram=0.2                  # with counts of the training text: a book's loss falls
+    python eval.py --out_dir=out-x --ngram=0.2                  # with an n-gram model of the training text
     python eval.py --out_dir=out-x --memorised                  # how much of its samples is copied
     python eval.py --out_dir=out-x --input=novel.txt            # any plain UTF-8 text, with the checkpoint's tokenizer
     torchrun --standalone --nproc_per_node=4 eval.py --out_dir=out-x    # the same numbers, faster
@@ -77,7 +77,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--memorised", action="store_true", help=copied)
     batch = f"windows per batch (default: as many as hold {CPU_BATCH:,} tokens, on a GPU {GPU_BATCH:,})"
     add("--batch_size", type=int, help=batch)
-    counts = "mix in counts of the training text with this share, for a book 0.2 (default: 0, off)"
+    counts = "mix in an n-gram model of the training text with this share, for a book 0.2 (default: 0, off)"
     add("--ngram", type=float, default=0.0, metavar="SHARE", help=counts)
     texts = "datasets whose training texts are counted: novels,hongloumeng (default: the one the run was trained on)"
     add("--ngram_data", metavar="DATASETS", help=texts)
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> None:
         result |= {"questions": len(text.questions)} | tasks.COUNT[args.task](text.questions, nats, misses)
     else:
         result |= {"stride": stride, "documents": text.documents, "definition": args.definition}
-        result |= {"ngram": args.ngram, "counted": model.ngram.text} if args.ngram else {}
+        result |= {"ngram": args.ngram, "counted": model.ngram.name} if args.ngram else {}
         result |= text_figures(args, text, nats, n_tokens)
     result |= overlap_figures(model, known, args.split) if known else {}
     print(table(result))
@@ -214,6 +214,8 @@ def validate(args: argparse.Namespace) -> None:
         raise ValueError(
             "--memorised compares samples with the train split, which is no held-out text: leave --split out"
         )
+    if args.ngram and args.split == "train":
+        raise ValueError("--ngram counts the train split, so its loss there says nothing: leave one of them out")
     if args.join_rows and not args.input:
         raise ValueError("--join_rows joins the lines of a text file: use it with --input=FILE")
     if args.definition == "huggingface" and (args.task or args.per_document or args.baselines):

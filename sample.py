@@ -46,7 +46,7 @@ class SampleConfig:
     max_new_tokens: int = 500  # maximum length of a sample, in tokens
     special: Literal["auto", "text", "encode"] = "auto"  # typed special tokens: text or ids; auto = as in training
     stop: str = ""  # end a sample before this string; for several, or a new line, a JSON list: '["\n\n", "def "]'
-    ngram: float = 0.0  # mix in counts of the training text with this share, for a book 0.2; 0 = off
+    ngram: float = 0.0  # mix in an n-gram model of the training text with this share, for a book 0.2; 0 = off
     ngram_data: str | None = None  # datasets whose training texts are counted: novels,hongloumeng; None = the run's own
     best_of: int = 1  # draw this many candidates for each sample; keep the one with the best mean log-probability
     interactive: bool = False  # take turns with the model
@@ -96,7 +96,7 @@ from inference.chat import (
     typed_lines,
 )
 from inference.continuation import Beginning, Continuation
-from inference.ensemble import Ensemble, join_models
+from inference.ensemble import Ensemble, join_models, members
 from inference.generate import stream
 from inference.healing import begin_with, prefix_index
 from inference.load import find_tokenizer, first_id_of, make_ready, open_models, open_ngram, open_trained, special_of
@@ -122,8 +122,6 @@ def main(argv: list[str]) -> None:
     beginnings = [] if config.interactive else for_each(prompts, begin)
     if len(states) > 1 and config.compile is True:
         raise ValueError(f"--compile is for one model, not for the {len(states)} in {config.out_dir}: leave it out")
-    if config.ngram and config.compile is True:
-        raise ValueError("--compile is for a model without counts: leave it out, or --ngram")
     ngram = open_ngram(config.ngram, config.ngram_data, states[0])
     models = [build_model(state, dropout=0.0) for state in states]
     del states
@@ -232,10 +230,11 @@ class Writer:
 
     def static_step(self, batch_size: int) -> CompiledStep | RecordedStep | None:
         """What --compile asks for; None for the plain way."""
-        on_cuda = self.device.type == "cuda" and not isinstance(self.model, Ensemble)
+        first, *others = members(self.model)
+        on_cuda = self.device.type == "cuda" and not others
         if self.config.compile is True:
-            return CompiledStep(self.model, batch_size, **({"mode": "reduce-overhead"} if on_cuda else {}))
-        return RecordedStep(self.model, batch_size) if self.config.compile == "auto" and on_cuda else None
+            return CompiledStep(first, batch_size, **({"mode": "reduce-overhead"} if on_cuda else {}))
+        return RecordedStep(first, batch_size) if self.config.compile == "auto" and on_cuda else None
 
     def heal(self, texts: list[Continuation]):
         """The `constrain` of stream() that makes the ids drawn begin with the healed texts; None if there are none."""

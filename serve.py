@@ -33,7 +33,7 @@ class ServeConfig:
     out_dir: str = "out"  # folder of the run
     name: str = ""  # of the model, as clients call it; default: the folder's name
     block_size: int | None = None  # a shorter context than the model's, to save memory
-    ngram: float = 0.0  # mix in counts of the training text with this share, for a book 0.2; 0 = off
+    ngram: float = 0.0  # mix in an n-gram model of the training text with this share, for a book 0.2; 0 = off
     ngram_data: str | None = None  # datasets whose training texts are counted: novels,hongloumeng; None = the run's own
     # Address
     host: str = "127.0.0.1"  # address to listen to; 0.0.0.0 = all of this machine's, which needs an api_key

@@ -127,7 +127,7 @@ def line_accuracy(argv: list[str]) -> None:
     add("--seed", type=int, default=1, help="of the choice of lines and places (default: 1)")
     add("--min_confidence", type=float, default=MIN_CONFIDENCE, help="of a suggestion (default: the editor's)")
     add("--device", default="auto", help="as in complete.py (default: auto)")
-    add("--ngram", type=float, default=0.0, help="the share of counts of the training text (default: 0)")
+    add("--ngram", type=float, default=0.0, help="share of an n-gram model of the training text (default: 0)")
     args = made.parse_args(argv)
 
     from tqdm import tqdm

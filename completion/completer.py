@@ -16,7 +16,7 @@ from data.fim import arrange, find_markers
 from inference.cache import KVCache
 from inference.healing import BACK, prefix_index
 from inference.load import find_tokenizer, first_id_of, make_ready, open_ngram, open_trained
-from inference.ngram import ORDER, NGram
+from inference.ngram import NGram
 from model import GPT
 from system.device import pick_device
 
@@ -41,7 +41,7 @@ class Completer:
     request and its suggestion are encoded. Not thread-safe. bos: the id that began every training window, if any.
     infill: whether the model learned to fill in the middle (data/fim.py): then the text after the cursor counts, and is
     put before the other, so that the cache outlasts a key. name: the file's, for models that have seen names. ngram:
-    counts of a text, to be mixed in."""
+    an n-gram model, to be mixed in."""
 
     def __init__(
         self,
@@ -192,13 +192,12 @@ class Completer:
             chunk = ids[at:] + more if with_more else ids[at : min(at + ENCODE_STEP, n - bool(more))]
             idx = torch.tensor([chunk], device=self.device)
             with torch.inference_mode():  # targets make the model return the logits of all positions
-                logits = self.model(idx, idx if with_more else None, cache=self.cache)[0][0, :, : len(self.bytes)]
+                logits = self.model(idx, idx if with_more else None, cache=self.cache)[0][0]
             self.ids += chunk
         logits = logits.float()
         if self.ngram:
-            contexts = [self.ids[max(0, end - ORDER) : end] for end in range(n, n + len(logits))]
-            logits = self.ngram.mix(logits, self.ngram.start(contexts))
-        self.rows.update(enumerate(logits.softmax(dim=-1), start=n))
+            logits = self.ngram.mix(logits, [self.ids[:end] for end in range(n, n + len(logits))])
+        self.rows.update(enumerate(logits[:, : len(self.bytes)].softmax(dim=-1), start=n))
         return self.rows[n]
 
     def context(self, before: str, after: str = "") -> list[int]:

@@ -1,7 +1,7 @@
 """Several models as one, whose probabilities are averaged: a lower loss than the best of them alone.
 
     model = join_models([model_1, model_2])             # in eval mode; a single one stays itself
-    model = join_models([model_1], ngram)               # with counts of the training text
+    model = join_models([model_1], ngram)               # with an n-gram model (ngram.py)
     for ids, _ in stream(model, prompts, 100): ...
 
 Lakshminarayanan et al. 2017 (arXiv:1612.01474). train.py's --distill_from makes one model of them.

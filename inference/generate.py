@@ -15,7 +15,6 @@ import torch.nn as nn
 
 from inference.cache import KVCache
 from inference.ensemble import Ensemble, mean_logits, members, ngram_of
-from inference.ngram import Follower
 from inference.repetition import Repetition
 from inference.sampling import Generators, Sampling, sample_next, uniforms
 from inference.static import CompiledStep, RecordedStep, reach_for
@@ -58,10 +57,11 @@ def stream(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Continues the prompts; yields (ids (B,), their log-probabilities (B,)) for each new position as soon as drawn.
 
-    Both stay on the device, so a caller that reads them rarely does not stall a GPU. With a list of B generators, a
-    row's ids do not depend on the other rows; a single generator, or None for torch's global one, serves all rows.
-    Log-probabilities are the model's own, before temperature and filters; None unless sampling.logprobs. `constrain`
-    gets the ids just drawn (first None) and returns which ids may follow: (B, V or more) bool, None: any from now on.
+    Both stay on the device, and a caller that reads them rarely does not stall a GPU (an n-gram model does). With a
+    list of B generators, a row's ids do not depend on the other rows; a single generator, or None for torch's global
+    one, serves all rows. Log-probabilities are the model's own, before temperature and filters; None unless
+    sampling.logprobs. `constrain` gets the ids just drawn (first None) and returns which ids may follow: (B, V or more)
+    bool, None: any from now on.
 
     The model sees at most the last block_size ids: when a row's cache is full, its last half is encoded again, once
     every block_size / 2 tokens. `decoder` replaces a new Decoder. Raises ValueError if a row is empty.
@@ -76,22 +76,23 @@ def stream(
     sample = static.sample if static else sample_next
     seen = seen_in(prompts, model.config.vocab_size, sampling) if sampling.repetition_penalty != 1 else None
     repetition = Repetition(sampling, prompts) if sampling.looks_back else None
-    counts = Follower(ngram, prompts) if (ngram := ngram_of(model)) else None
+    texts = [row.tolist() for row in prompts] if (ngram := ngram_of(model)) else []
     for _ in range(max_new_tokens):
         parts = [decoder.start() if new is None else decoder.advance(new) for decoder in decoders]
-        logits = mean_logits([part[:, :V].float() for part in parts])
-        logits = counts.mix(logits, new) if counts else logits
+        logits = mean_logits([part[:, : None if ngram else V].float() for part in parts])
+        logits = ngram.mix(logits, texts)[:, :V] if ngram else logits
         allowed = constrain(new) if constrain else None
         constrain = constrain if allowed is not None else None
         possible = logits if allowed is None else logits.masked_fill(~allowed[:, :V], -math.inf)
         possible = repetition.apply(possible) if repetition else possible
-        uniform = next(draws) if draws else None
-        new = sample(possible, sampling, uniform, None if seen is None else seen[:, :V])  # (B,)
+        new = sample(possible, sampling, next(draws) if draws else None, None if seen is None else seen[:, :V])  # (B,)
         if seen is not None:
             seen.scatter_(1, new[:, None], True)
             seen[:, list(sampling.unpenalized)] = False
         if repetition:
             repetition.add(new)
+        for text, id in zip(texts, new.tolist() if ngram else (), strict=True):
+            text.append(id)
         scores = logits.log_softmax(-1).gather(1, new[:, None])[:, 0] if sampling.logprobs else None
         yield new, scores
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from checkpoints.folder import find_checkpoint
@@ -84,39 +83,41 @@ def before_added(state: dict) -> dict:
     return {**state, "tokenizer": saved["base"]} if saved.get("kind") == "extended" else state
 
 
-def open_matching_dataset(name: str | None, state: dict):
+def open_matching_dataset(name: str | None, state: dict, instead: str = "--dataset or --input"):
     """The dataset, by default the one the model was trained on. Raises ValueError if its ids stand for other text than
-    the checkpoint's."""
+    the checkpoint's; instead: what its message tells to use."""
     name = name or state.get("config", {}).get("dataset")
     if name is None:
-        raise ValueError("the checkpoint does not name its dataset: use --dataset or --input")
+        raise ValueError(f"the checkpoint does not name its dataset: use {instead}")
     size, folder = state["model_args"]["vocab_size"], find_folder(name)
     knows_size = (folder / "meta.json").exists() or (folder / "meta.pkl").exists()
     dataset = open_dataset(folder, None if knows_size else size)
     if not has_ids_of(dataset, state) and not has_ids_of(dataset, before_added(state)):
         found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
-        instead = "use the text itself (--input=FILE), or a dataset with the same tokenizer"
-        raise ValueError(f"{found}: its ids stand for other text; {instead}")
+        raise ValueError(f"{found}: its ids stand for other text; use {instead}, with the checkpoint's tokenizer")
     return dataset
 
 
 def open_ngram(share: float, names: str | None, state: dict) -> NGram | None:
-    """Counts of the training texts of these datasets, separated by commas, or of the one that the model was trained on;
-    None for a share of 0. ValueError for a share out of range, other ids than the model's, or conversations."""
+    """An n-gram model of the training texts of these datasets, separated by commas, or of the one that the model was
+    trained on; None for a share of 0. ValueError for a share out of range, other ids than the model's, or
+    conversations."""
     if not 0 <= share <= 1:
         raise ValueError(f"ngram={share} must be from 0 (off) to 1 (counts alone): their share, for a book 0.2")
     if not share:
         if names:
             raise ValueError(f"--ngram_data={names} names what --ngram=SHARE counts: give a share too, for a book 0.2")
         return None
-    datasets = [open_matching_dataset(name, state) for name in (names.split(",") if names else [None])]
-    for dataset in datasets:
-        if dataset.is_masked:
-            problem = f"dataset {dataset.name} has conversations"
-            raise ValueError(f"--ngram counts plain texts, but {problem}: leave it out, or name others in --ngram_data")
-    ids = np.concatenate([dataset.array("train") for dataset in datasets])
-    text = f"{', '.join(dataset.name for dataset in datasets)}: {len(ids):,} tokens"
-    return NGram(ids, state["model_args"]["vocab_size"], share, text)
+    listed = names.split(",") if names else [None]
+    if "" in listed or len({*listed}) < len(listed):
+        raise ValueError(f"--ngram_data={names} must name each dataset once, separated by commas")
+    datasets = [open_matching_dataset(name, state, "--ngram_data=DATASET") for name in listed]
+    if masked := [dataset.name for dataset in datasets if dataset.is_masked]:
+        problem = f"dataset {masked[0]} has conversations"
+        raise ValueError(f"--ngram counts plain texts, but {problem}: leave it out, or name others in --ngram_data")
+    n_tokens = sum(dataset.tokens("train") for dataset in datasets)
+    name = f"{', '.join(dataset.name for dataset in datasets)}: {n_tokens:,} tokens"
+    return NGram([dataset.array("train") for dataset in datasets], state["model_args"]["vocab_size"], share, name)
 
 
 def special_of(state: dict) -> str:

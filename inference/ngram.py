@@ -1,13 +1,13 @@
-"""Counts of the training text beside a model: how often the last few ids were followed by which.
+"""An n-gram model of the training text, whose probabilities are mixed into a GPT's.
 
-    ngram = NGram(dataset.array("train"), vocab_size, share=0.2)
-    model = join_models([model], ngram)             # 0.8 of the model's probabilities and 0.2 of the counts'
+    ngram = NGram([dataset.array("train")], vocab_size, share=0.2)
+    model = join_models([model], ngram)             # 0.8 of the GPT's probabilities and 0.2 of the n-gram model's
 
-A model of one book learns its common words well and its rare ones hardly; counts know what was there once. They are
-smoothed by the interpolated Kneser-Ney method with three discounts (Chen & Goodman 1999, "An Empirical Study of
-Smoothing Techniques for Language Modeling"): an id seen c times behind h has the probability (c - D(c)) / n(h), and
-what the discounts took from all that were seen is dealt out by the same rule for h without its first id. There c is not
-how often an id was seen behind h, but behind how many ids with h.
+A model of one book learns its common words well and its rare ones badly; counts remember what occurred only once. They
+are smoothed by the interpolated Kneser-Ney method with three discounts (Chen & Goodman 1999, "An Empirical Study of
+Smoothing Techniques for Language Modeling"). An id that was seen c times after the context h has the probability
+(c - D(c)) / n(h); what the discounts took from all ids seen there is dealt out by the same rule for h without its first
+id, where c counts not how often an id was seen after h, but after how many ids with h.
 """
 
 import math
@@ -17,129 +17,98 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-ORDER = 6  # ids of the longest run that is counted
-MOST_IDS = 2**25  # which take a minute and 6 GB
+ORDER = 6  # ids of the longest n-gram
+MOST_IDS = 2**25  # which take a minute and 7 GB, of which 2.5 stay, in each process
 DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), where the text is too short or odd to say
 
 
 @dataclass
 class Level:
-    """The distinct runs of k ids, numbered in order."""
+    """The distinct n-grams of one length, numbered in order."""
 
-    keys: np.ndarray  # (n,) int64: the number of a run's first k - 1 ids times vocab_size, plus its last id
-    own: np.ndarray  # (n,) float32: (c - D(c)) / n(h) of each, where h is its first k - 1 ids
-    rest: np.ndarray  # (runs of k - 1,) float32: for each h, the share that is left for shorter ones
+    keys: np.ndarray  # (N,) int64: the number of an n-gram's context times vocab_size, plus its last id
+    own: np.ndarray  # (N,) float32: (c - D(c)) / n(h) of each
+    backoff: np.ndarray  # (contexts,) float32: of each, the share that is left to the next shorter one
 
 
 class NGram:
-    """share: what its probabilities weigh in a mixture, above 0; 1 = the counts alone. text: what was counted."""
+    """share: what its probabilities weigh in a mixture, above 0; 1 = the counts alone. name: what was counted."""
 
-    def __init__(self, ids: np.ndarray, vocab_size: int, share: float, text: str = ""):
-        """ids (N,), all below vocab_size. ValueError for a text too long or too short to be counted."""
-        if not 2 <= len(ids) <= MOST_IDS:
-            found = f"the training text has {len(ids):,} ids"
-            raise ValueError(f"--ngram counts what a text of 2 to {MOST_IDS:,} ids repeats, {found}: leave it out")
-        self.vocab_size, self.text, self.levels = vocab_size, text, []
-        self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the model's
-        ends = ids = np.asarray(ids, np.int64)
-        counted = [(np.arange(vocab_size), ends)]  # for each k: the keys of its runs, and the run that ends at each id
-        for _ in range(min(ORDER, len(ids)) - 1):
-            keys, ends = np.unique(ends[:-1] * vocab_size + ids[len(ids) - len(ends) + 1 :], return_inverse=True)
-            counted.append((keys, ends))
-        for k, (keys, ends) in enumerate(counted, 1):
-            if k == len(counted):
-                counts = np.bincount(ends, minlength=len(keys))
-            else:  # of each run, the different ids before it: the distinct longer runs that end with it
-                longer_keys, longer_ends = counted[k]
-                one_more = np.empty(len(longer_keys), np.int64)
-                one_more[longer_ends] = ends[1:]
-                counts = np.bincount(one_more, minlength=len(keys))
-            contexts = len(counted[k - 2][0]) if k > 1 else 1
-            self.levels.append(level_of(keys, counts, vocab_size, contexts))
+    def __init__(self, texts: Sequence[np.ndarray], vocab_size: int, share: float, name: str = ""):
+        """texts: ids (N,) each, all below vocab_size. ValueError if they are too long or too short to be counted."""
+        if not 2 <= (n_ids := sum(map(len, texts))) <= MOST_IDS:
+            limits = f"--ngram counts from 2 to {MOST_IDS:,} tokens"
+            raise ValueError(f"{limits}, but {name or 'the text'} has {n_ids:,}: name others in --ngram_data")
+        self.vocab_size, self.name, self.levels = vocab_size, name, []
+        self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the GPT's
+        ids = np.concatenate(texts).astype(np.int64)
+        keys, at = np.arange(vocab_size), ids  # of all n-grams; the number of the one that begins at each place
+        for n in range(2, min(ORDER, n_ids) + 1):
+            longer, longer_at = np.unique(at[:-1] * vocab_size + ids[n - 1 :], return_inverse=True)
+            ending = np.empty(len(longer), np.int64)
+            ending[longer_at] = at[1:]  # what each longer one is without its first id
+            self.levels.append(self.level(keys, np.bincount(ending, minlength=len(keys))))
+            keys, at = longer, longer_at
+        self.levels.append(self.level(keys, np.bincount(at, minlength=len(keys))))
 
-    def follow(self, runs: list[np.ndarray], ids: np.ndarray) -> list[np.ndarray]:
-        """The numbers of the runs of 1, 2, ... ids that end with `ids` (B,), given those of the runs right before; -1
-        where the text has no such run."""
-        longer = zip(self.levels[1:-1], runs[:-1], strict=True)
-        return [ids, *(find(level, run, ids, self.vocab_size) for level, run in longer)]
+    def level(self, keys: np.ndarray, counts: np.ndarray) -> Level:
+        taken = np.array([0, *discounts(counts)])[np.minimum(counts, 3)]
+        context, n_contexts = keys // self.vocab_size, len(self.levels[-1].keys) if self.levels else 1
+        total, left = (np.bincount(context, weights, n_contexts) for weights in (counts, taken))
+        left[total == 0] = 1  # nothing was seen after it
+        total[total == 0] = 1
+        return Level(keys, ((counts - taken) / total[context]).astype(np.float32), (left / total).astype(np.float32))
 
-    def start(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """The same for the ends of the prompts, one row each."""
-        width, B = len(self.levels) - 1, len(prompts)
-        last = np.full((B, width), -1)
-        for row, prompt in zip(last, prompts, strict=True):
-            row[width - min(width, len(prompt)) :] = prompt[-width:] if width else []
-        runs = [np.full(B, -1)] * width
-        for ids in last.T:
-            runs = self.follow(runs, ids)
-        return runs
+    def find(self, level: Level, contexts: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The numbers of the n-grams made of contexts, given by number, and ids; -1 for those the text lacks."""
+        keys = contexts * self.vocab_size + ids
+        at = np.searchsorted(level.keys, keys).clip(max=len(level.keys) - 1)
+        return np.where((contexts >= 0) & (ids >= 0) & (level.keys[at] == keys), at, -1)
 
-    def probabilities(self, runs: list[np.ndarray]) -> np.ndarray:
-        """Of each id behind `runs` (see follow), (B, vocab_size) float32."""
-        first, B = self.levels[0], len(runs[0])
-        found = np.tile(first.own + first.rest / self.vocab_size, (B, 1))
-        for level, contexts in zip(self.levels[1:], runs, strict=True):
-            edges = np.searchsorted(level.keys, np.stack([contexts, contexts + 1]) * self.vocab_size)
-            for row, context, begin, end in zip(found, contexts, *edges, strict=True):
+    def contexts(self, x: np.ndarray) -> list[np.ndarray]:
+        """For each length below the longest, the numbers of the n-grams that end at the ids x (B, T), (B, T) each."""
+        found = [x]
+        for level in self.levels[1:-1]:
+            before = np.pad(found[-1][:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+            found.append(self.find(level, before, x))
+        return found
+
+    def probabilities(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Of each id after texts of at least one id, (B, vocab_size) float32."""
+        width = len(self.levels) - 1
+        last = np.full((len(texts), width), -1)
+        for row, text in zip(last, texts, strict=True):
+            row[-len(text) :] = text[-width:]
+        found = np.tile(self.levels[0].own + self.levels[0].backoff / self.vocab_size, (len(texts), 1))
+        for level, contexts in zip(self.levels[1:], self.contexts(last), strict=True):
+            ends = contexts[:, -1]
+            edges = np.searchsorted(level.keys, np.stack([ends, ends + 1]) * self.vocab_size)
+            for row, context, begin, end in zip(found, ends, *edges, strict=True):
                 if context >= 0:
-                    row *= level.rest[context]
+                    row *= level.backoff[context]
                     row[level.keys[begin:end] - context * self.vocab_size] += level.own[begin:end]
         return found
 
-    def mix(self, logits: torch.Tensor, runs: list[np.ndarray]) -> torch.Tensor:
-        """Logits (B, up to vocab_size) float32 of a model behind `runs` -> the logarithm of the mixture."""
-        counts = torch.from_numpy(self.probabilities(runs)[:, : logits.size(-1)]).to(logits.device)
-        ours, models = self.log_shares
-        return torch.logaddexp(logits.log_softmax(-1) + models, counts.log() + ours)
+    def mix(self, logits: torch.Tensor, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """A model's logits (B, vocab_size) float32 after texts -> the logarithm of the mixture. A GPU waits for it."""
+        counts, (ours, models) = torch.from_numpy(self.probabilities(texts)), self.log_shares
+        return torch.logaddexp(logits.log_softmax(-1) + models, counts.log().to(logits.device) + ours)
 
     def mix_nats(self, nats: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """A model's nats (N,) for the targets in y (B, T) that are not -1 -> those of the mixture. x (B, T): the ids
-        before them; what is before a row is not known."""
-        runs, found = [np.full(x.shape[:1], -1)] * (len(self.levels) - 1), np.empty(x.shape)
-        for t in range(x.shape[1]):
-            runs, target = self.follow(runs, x[:, t]), np.maximum(y[:, t], 0)
-            p = self.levels[0].own[target] + self.levels[0].rest / self.vocab_size
-            for level, contexts in zip(self.levels[1:], runs, strict=True):
-                at = find(level, contexts, target, self.vocab_size)
-                mixed = np.where(at >= 0, level.own[at], 0) + level.rest[contexts] * p
-                p = np.where(contexts >= 0, mixed, p)
-            found[:, t] = p
-        ours, models = self.log_shares
-        return -np.logaddexp(models - nats, ours + np.log(found[y >= 0]))
-
-
-class Follower:
-    """The ends of growing rows of ids, step by step."""
-
-    def __init__(self, ngram: NGram, prompts: Sequence[torch.Tensor]):
-        self.ngram, self.runs = ngram, ngram.start([row.cpu().numpy() for row in prompts])
-
-    def mix(self, logits: torch.Tensor, new: torch.Tensor | None) -> torch.Tensor:
-        """NGram.mix behind the rows, to which `new` (B,) is appended first."""
-        if new is not None:
-            self.runs = self.ngram.follow(self.runs, new.cpu().numpy())
-        return self.ngram.mix(logits, self.runs)
-
-
-def find(level: Level, contexts: np.ndarray, ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The numbers of the runs made of `contexts` (B,), numbers of shorter runs, and `ids` (B,); -1 if there is none."""
-    keys = contexts * vocab_size + ids
-    at = np.searchsorted(level.keys, keys).clip(max=len(level.keys) - 1)
-    return np.where((contexts >= 0) & (ids >= 0) & (level.keys[at] == keys), at, -1)
-
-
-def level_of(keys: np.ndarray, counts: np.ndarray, vocab_size: int, contexts: int) -> Level:
-    """The level of runs with these counts. contexts: how many runs are one id shorter."""
-    taken = np.array([0, *discounts(counts)])[np.minimum(counts, 3)]
-    context = keys // vocab_size
-    total, left = (np.bincount(context, weights, contexts) for weights in (counts, taken))
-    left[total == 0] = 1  # nothing was seen behind it
-    total[total == 0] = 1
-    return Level(keys, ((counts - taken) / total[context]).astype(np.float32), (left / total).astype(np.float32))
+        before them; what precedes a row is not used."""
+        is_target, (ours, models) = y >= 0, self.log_shares
+        target, first = y[is_target], self.levels[0]
+        p = first.own[target] + first.backoff / self.vocab_size
+        for level, contexts in zip(self.levels[1:], self.contexts(x), strict=True):
+            context = contexts[is_target]
+            at = self.find(level, context, target)
+            p = np.where(context >= 0, np.where(at >= 0, level.own[at], 0) + level.backoff[context] * p, p)
+        return -np.logaddexp(models - nats, ours + np.log(p))
 
 
 def discounts(counts: np.ndarray) -> tuple[float, float, float]:
-    """What is taken from counts of 1, 2, and 3 or more, by the numbers of runs with counts of 1 to 4."""
+    """What is taken from counts of 1, 2, and 3 or more, by the numbers of n-grams with counts of 1 to 4."""
     n1, n2, n3, n4 = (int((counts == c).sum()) for c in range(1, 5))
     if not n1 * n2 * n3:
         return DISCOUNTS

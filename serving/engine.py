@@ -84,8 +84,8 @@ class Row:
 
 class Engine:
     """deliver(jobs) is called by the engine's thread after each step that has news, with the jobs of these rows.
-    No request can stop the thread: an exception becomes the `error` of the rows concerned. ngram: counts of a text,
-    to be mixed in."""
+    No request can stop the thread: an exception becomes the `error` of the rows concerned. ngram: an n-gram model, to
+    be mixed in."""
 
     def __init__(
         self,
@@ -227,14 +227,13 @@ class Engine:
         part.length = at
         try:
             if row.scores_prompt:  # targets make the model return all logits
-                logits = self.model(idx, idx, cache=part)[0][0, :, : self.V].float()
-                logits = self.mixed(logits, [row.prompt[: at + n] for n in range(1, len(chunk) + 1)])
+                logits = self.model(idx, idx, cache=part)[0][0]
+                logits = self.finish(logits, [row.prompt[: at + n] for n in range(1, len(chunk) + 1)])
                 following = row.prompt[at + 1 : at + len(chunk) + 1]
                 row.prompt_scores += scored(logits[: len(following)], following, row.scores)
                 logits = logits[-1:]
             else:
-                logits = self.model(idx, cache=part)[0][:, -1, : self.V].float()
-                logits = self.mixed(logits, [row.prompt[: at + len(chunk)]])
+                logits = self.finish(self.model(idx, cache=part)[0][:, -1], [row.prompt[: at + len(chunk)]])
         except Exception as error:
             self.fail([row], error)
             self.joining, self.held[slot] = None, []
@@ -301,18 +300,19 @@ class Engine:
         self.part.reach = self.longest
         idx = torch.tensor([[row.last] for row in self.rows], device=self.device)
         try:
-            logits = self.model(idx, cache=self.part)[0][:, -1, : self.V].float()
+            logits = self.model(idx, cache=self.part)[0][:, -1]
             for slot, row in enumerate(self.rows):
                 self.held[slot].append(row.last)
-            self.draw(self.rows, self.mixed(logits, self.held[:n]))
+            self.draw(self.rows, self.finish(logits, self.held[:n]))
         except Exception as error:
             self.held[:n] = [[] for _ in range(n)]
             self.fail(self.rows, error)
         self.remove_finished()
 
-    def mixed(self, logits: torch.Tensor, contexts: Sequence[list[int]]) -> torch.Tensor:
-        """Logits (n, V) behind n contexts, with the counts of what follows them."""
-        return self.ngram.mix(logits, self.ngram.start(contexts)) if self.ngram else logits
+    def finish(self, logits: torch.Tensor, texts: Sequence[list[int]]) -> torch.Tensor:
+        """The model's logits after n texts -> logits (n, V) float32 of the tokenizer's ids, with the n-gram model's."""
+        logits = logits.float()
+        return (self.ngram.mix(logits, texts) if self.ngram else logits)[:, : self.V]
 
     def draw(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Appends an id to each of the rows, from logits (len(rows), V): together where they share their settings."""

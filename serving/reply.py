@@ -28,7 +28,7 @@ class Served:
     chat: ExtendedTokenizer | None = None  # the tokenizer, if it has the markers of conversations
     bos: int | None = None  # the id that began every training window, if any
     infill: Callable | None = None  # completion.infill.infill_prompt, if the model learned to fill in the middle
-    ngram: NGram | None = None  # counts to be mixed in
+    ngram: NGram | None = None  # an n-gram model, to be mixed in
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property

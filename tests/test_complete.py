@@ -370,7 +370,7 @@ def test_counts_of_the_training_text_are_mixed_in(learned, tmp_path, capsys):
     for before in edits(np.random.default_rng(6), CODE, 20):
         last(mixed, before, min_confidence=0.3)
         ids = mixed.context(before)
-        counts = mixed.ngram.probabilities(mixed.ngram.start([ids]))[0]
+        counts = mixed.ngram.probabilities([ids])[0]
         expected = 0.4 * np.array(probabilities(mixed, ids)) + 0.6 * counts[: len(mixed.bytes)]
         assert mixed.after(ids).tolist() == pytest.approx(expected, abs=1e-4)
     command = [f"--out_dir={out_dir}", "--device=cpu", "--prompt=import num"]

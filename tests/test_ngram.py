@@ -1,4 +1,4 @@
-"""--ngram: counts of the training text beside a model, against the formulas in float64, one dictionary per level."""
+"""--ngram: an n-gram model beside a GPT, against the formulas in float64, with a dictionary for each length."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from inference.generate import stream
 from inference.ngram import DISCOUNTS, NGram
 from inference.sampling import Sampling
 
-SIX = 6  # ids in the longest run
+SIX = 6  # ids in the longest n-gram
 TEXT = "the cat sat on the mat. the cat sat on the hat. a rat sat on the cat! "
 
 
@@ -65,8 +65,8 @@ texts = st.lists(st.integers(0, 3), min_size=2, max_size=60)
 @settings(max_examples=150, deadline=None)
 @given(texts, st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_probabilities_are_those_of_the_formulas(ids, prompts):
-    oracle, counts = Oracle(ids, 5), NGram(np.array(ids, np.uint16), 5, 0.2)
-    found = counts.probabilities(counts.start([np.array(prompt) for prompt in prompts]))
+    oracle, counts = Oracle(ids, 5), NGram([np.array(ids, np.uint16)], 5, 0.2)
+    found = counts.probabilities(prompts)
     for row, prompt in zip(found, prompts, strict=True):
         assert row == pytest.approx([oracle.p(prompt, id) for id in range(5)], rel=1e-5)
         assert row.sum() == pytest.approx(1, abs=1e-5)
@@ -75,7 +75,7 @@ def test_probabilities_are_those_of_the_formulas(ids, prompts):
 @settings(max_examples=60, deadline=None)
 @given(texts, st.integers(0, 2**32 - 1))
 def test_the_nats_of_a_mixture_need_no_context_from_before_the_row(ids, seed):
-    rng, oracle, counts = np.random.default_rng(seed), Oracle(ids, 5), NGram(np.array(ids), 5, 0.3)
+    rng, oracle, counts = np.random.default_rng(seed), Oracle(ids, 5), NGram([np.array(ids)], 5, 0.3)
     x, y = rng.integers(0, 5, (2, 7)), rng.integers(-1, 5, (2, 7))
     nats = rng.random((y >= 0).sum()) * 4
     expected = [
@@ -130,15 +130,14 @@ def test_samples_follow_the_mixture(trained, capsys):
     """Greedy ids of rows of different lengths, past the end of the model's context, and log-probabilities as JSON."""
     folder, model = trained
     train = np.fromfile(folder / "data" / "train.bin", "<u2")
-    oracle, counts = Oracle(train.tolist(), 256), NGram(train, 256, 0.5)
+    oracle, counts = Oracle(train.tolist(), 256), NGram([train], 256, 0.5)
     prompts = [list(b"the"), list(b"a"), list(b"x rat sat on th")]
     rows = [torch.tensor(prompt) for prompt in prompts]
     drawn = [ids for ids, _ in stream(join_models([model], counts), rows, 6, Sampling(temperature=0))]
     for row, prompt in zip(torch.stack(drawn, 1).tolist(), prompts, strict=True):
         ids, context = list(prompt), prompt[-8:]
         for id in row:
-            p = mixed(model, oracle, context, 0.5)  # a full context is cut to its half; the counts see all ids
-            own = mixed(model, oracle, context, 0)
+            own = mixed(model, oracle, context, 0)  # of a full context the model sees half, the counts all
             p = 0.5 * own + 0.5 * np.array([oracle.p(ids, id) for id in range(256)])
             assert p[id] == pytest.approx(p.max(), rel=1e-5)
             ids.append(id)
@@ -152,9 +151,33 @@ def test_samples_follow_the_mixture(trained, capsys):
             ids.append(token["id"])
 
 
+def test_several_models_and_counts_work_together(trained, capsys):
+    folder, model = trained
+    other = build(seed=4, n_layer=1)
+    save(folder / "other", other, ByteTokenizer(eot=255), config={"dataset": str(folder / "data")})
+    found = run(capsys, f"--out_dir={folder / 'out'},{folder / 'other'}", "--stride=1", "--ngram=0.25")
+    oracle = Oracle(np.fromfile(folder / "data" / "train.bin", "<u2").tolist(), 256)
+    ids, nats = np.fromfile(folder / "data" / "val.bin", "<u2").tolist(), []
+    for i in range(1, len(ids)):
+        both = [mixed(one, oracle, ids[:i], 0.25)[ids[i]] for one in (model, other)]
+        nats.append(-math.log(sum(both) / 2))
+    assert found["loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+
+
+def test_ids_that_are_not_drawn_are_left_out_after_mixing(trained):
+    """As in serving/engine.py, and eval.py, which leaves none out."""
+    _, model = trained
+    train = np.frombuffer(TEXT.encode(), np.uint8)
+    oracle, counts = Oracle(train.tolist(), 256), NGram([train], 256, 0.5)
+    sampling = Sampling(temperature=0, vocab_size=ord("t"), logprobs=True)  # neither t nor what is above it
+    ((id, score),) = stream(join_models([model], counts), [torch.tensor(list(b"the ca"))], 1, sampling)
+    p = mixed(model, oracle, list(b"the ca"), 0.5)[: ord("t")]
+    assert id.item() == p.argmax() and score.item() == pytest.approx(math.log(p.max() / p.sum()), abs=1e-5)
+
+
 def test_a_row_does_not_depend_on_the_others(trained):
     _, model = trained
-    counts = NGram(np.frombuffer((TEXT * 2).encode(), np.uint8), 256, 0.4)
+    counts = NGram([np.frombuffer((TEXT * 2).encode(), np.uint8)], 256, 0.4)
 
     def draw(prompts: list[bytes]) -> list[list[int]]:
         generators = [torch.Generator().manual_seed(len(prompt)) for prompt in prompts]
@@ -182,9 +205,11 @@ def test_what_cannot_be_counted_is_refused_in_a_line(trained, monkeypatch):
         refused(r"dataset chars .* does not match the checkpoint", *options, command=command)
     refused("--ngram is for a text, not for --task=fim", "--ngram=0.2", "--task=fim")
     refused("--chat cannot be combined with --ngram", "--ngram=0.2", "--chat", command=sample)
-    refused("--compile is for a model without counts", "--ngram=0.2", "--compile", "--start=a", command=sample)
+    refused("so its loss there says nothing", "--ngram=0.2", "--split=train")
+    for names in ("data,", "data,data"):
+        refused(f"--ngram_data={names} must name each dataset once", "--ngram=0.2", f"--ngram_data={names}")
     monkeypatch.setattr(ngram, "MOST_IDS", 50)
-    refused("2 to 50 ids repeats, the training text has 102 ids: leave it out", "--ngram=0.2")
+    refused("counts from 2 to 50 tokens, but data: 102 tokens has 102: name others", "--ngram=0.2")
     with DatasetWriter(folder / "talk", ByteTokenizer(eot=255), {"name": "test"}) as writer:
         for split in ("train", "val"):
             writer.write_conversation(split, np.frombuffer(b"hello", np.uint8), np.ones(5, bool), 5)
