@@ -5,9 +5,10 @@
 
 A model of one book learns its common words well and its rare ones badly; counts remember what occurred only once. They
 are smoothed by the interpolated Kneser-Ney method with three discounts (Chen & Goodman 1999, "An Empirical Study of
-Smoothing Techniques for Language Modeling"). An id that was seen c times after the context h has the probability
-(c - D(c)) / n(h); what the discounts took from all ids seen there is dealt out by the same rule for h without its first
-id, where c counts not how often an id was seen after h, but after how many ids with h.
+Smoothing Techniques for Language Modeling"). An id that was seen c times after the context h gets
+(c - D(c)) / n(h), where n(h) is the sum of these c. What the discounts took is shared among all ids by the same rule,
+for h without its first id. For these shorter contexts, c is not how often the id followed, but how many different ids
+stood before the context and the id.
 """
 
 import math
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 ORDER = 6  # ids of the longest n-gram
-MOST_IDS = 2**25  # which take a minute and 7 GB, of which 2.5 stay, in each process
-DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), where the text is too short or odd to say
+MOST_IDS = 2**25  # counting them takes a minute and 7 GB in each process; 2.5 GB stay in use
+DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), used where a text is too short or too unusual to estimate them
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Level:
 
     keys: np.ndarray  # (N,) int64: the number of an n-gram's context times vocab_size, plus its last id
     own: np.ndarray  # (N,) float32: (c - D(c)) / n(h) of each
-    backoff: np.ndarray  # (contexts,) float32: of each, the share that is left to the next shorter one
+    backoff: np.ndarray  # (contexts,) float32: for each context, the share left to the next shorter one
 
 
 class NGram:
