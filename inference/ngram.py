@@ -20,7 +20,7 @@ import torch
 
 ORDER = 6  # ids of the longest n-gram
 MOST_IDS = 2**25  # counting them takes a minute and 7 GB in each process; 2.5 GB stay in use
-DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), used where a text is too short or too unusual to estimate them
+DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), where a text is too short or unusual to tell
 
 
 @dataclass
