@@ -94,7 +94,7 @@ def open_matching_dataset(name: str | None, state: dict, instead: str = "--datas
     dataset = open_dataset(folder, None if knows_size else size)
     if not has_ids_of(dataset, state) and not has_ids_of(dataset, before_added(state)):
         found = f"dataset {dataset.name} ({dataset.vocab_size} ids) does not match the checkpoint ({size} ids)"
-        raise ValueError(f"{found}: its ids stand for other text; use {instead}, with the checkpoint's tokenizer")
+        raise ValueError(f"{found}: its ids stand for other text, as its tokenizer is another: use {instead}")
     return dataset
 
 

@@ -38,8 +38,8 @@ class NGram:
     def __init__(self, texts: Sequence[np.ndarray], vocab_size: int, share: float, name: str = ""):
         """texts: ids (N,) each, all below vocab_size. ValueError if they are too long or too short to be counted."""
         if not 2 <= (n_ids := sum(map(len, texts))) <= MOST_IDS:
-            limits = f"--ngram counts from 2 to {MOST_IDS:,} tokens"
-            raise ValueError(f"{limits}, but {name or 'the text'} has {n_ids:,}: name others in --ngram_data")
+            found = name or f"{n_ids:,} tokens"
+            raise ValueError(f"--ngram counts from 2 to {MOST_IDS:,} tokens, found {found}: change --ngram_data")
         self.vocab_size, self.name, self.levels = vocab_size, name, []
         self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the GPT's
         ids = np.concatenate(texts).astype(np.int64)

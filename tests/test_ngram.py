@@ -209,7 +209,7 @@ def test_what_cannot_be_counted_is_refused_in_a_line(trained, monkeypatch):
     for names in ("data,", "data,data"):
         refused(f"--ngram_data={names} must name each dataset once", "--ngram=0.2", f"--ngram_data={names}")
     monkeypatch.setattr(ngram, "MOST_IDS", 50)
-    refused("counts from 2 to 50 tokens, but data: 102 tokens has 102: name others", "--ngram=0.2")
+    refused("counts from 2 to 50 tokens, found data: 102 tokens: change --ngram_data", "--ngram=0.2")
     with DatasetWriter(folder / "talk", ByteTokenizer(eot=255), {"name": "test"}) as writer:
         for split in ("train", "val"):
             writer.write_conversation(split, np.frombuffer(b"hello", np.uint8), np.ones(5, bool), 5)
