@@ -45,9 +45,8 @@ class NGram:
         ids = np.concatenate(texts).astype(np.int64)
         keys, at = np.arange(vocab_size), ids  # of all n-grams; the number of the one that begins at each place
         for n in range(2, min(ORDER, n_ids) + 1):
-            longer, longer_at = np.unique(at[:-1] * vocab_size + ids[n - 1 :], return_inverse=True)
-            ending = np.empty(len(longer), np.int64)
-            ending[longer_at] = at[1:]  # what each longer one is without its first id
+            longer, first, longer_at = distinct(at[:-1] * vocab_size + ids[n - 1 :])
+            ending = at[first + 1]  # what each longer one is without its first id
             self.levels.append(self.level(keys, np.bincount(ending, minlength=len(keys))))
             keys, at = longer, longer_at
         self.levels.append(self.level(keys, np.bincount(at, minlength=len(keys))))
@@ -106,6 +105,20 @@ class NGram:
             at = self.find(level, context, target)
             p = np.where(context >= 0, np.where(at >= 0, level.own[at], 0) + level.backoff[context] * p, p)
         return -np.logaddexp(models - nats, ours + np.log(p))
+
+
+def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct keys in order, where each is found first, and each key's number among them. np.unique too would do,
+    but numbers sort several times as fast as what points to them."""
+    bits = len(keys).bit_length()
+    if int(keys.max()) >> (63 - bits):  # a key and its place do not fit into one number
+        return np.unique(keys, return_index=True, return_inverse=True)
+    both = np.sort(keys << bits | np.arange(len(keys)))
+    ordered, order = both >> bits, both & ((1 << bits) - 1)
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    numbers = np.empty_like(keys)
+    numbers[order] = np.cumsum(is_first) - 1
+    return ordered[is_first], order[is_first], numbers
 
 
 def discounts(counts: np.ndarray) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from data.tokenizer import ByteTokenizer, CharTokenizer
 from inference import ngram
 from inference.ensemble import join_models
 from inference.generate import stream
-from inference.ngram import DISCOUNTS, NGram
+from inference.ngram import DISCOUNTS, NGram, distinct
 from inference.sampling import Sampling
 
 SIX = 6  # ids in the longest n-gram
@@ -70,6 +70,14 @@ def test_probabilities_are_those_of_the_formulas(ids, prompts):
     for row, prompt in zip(found, prompts, strict=True):
         assert row == pytest.approx([oracle.p(prompt, id) for id in range(5)], rel=1e-5)
         assert row.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("largest", [50, 2**40, 2**62])  # the last does not fit into one number with its place
+def test_distinct_is_numpys_unique(largest):
+    rng = np.random.default_rng(1)
+    keys = rng.choice(rng.integers(0, largest, 300, endpoint=True), 1000)
+    for found, expected in zip(distinct(keys), np.unique(keys, return_index=True, return_inverse=True), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @settings(max_examples=60, deadline=None)
