@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 ORDER = 6  # ids of the longest n-gram
 MOST_IDS = 2**25  # counting them takes a minute and 7 GB in each process; 2.5 GB stay in use
@@ -44,7 +45,8 @@ class NGram:
         self.log_shares = math.log(share), math.log(1 - share) if share < 1 else -math.inf  # the counts', the GPT's
         ids = np.concatenate(texts).astype(np.int64)
         keys, at = np.arange(vocab_size), ids  # of all n-grams; the number of the one that begins at each place
-        for n in range(2, min(ORDER, n_ids) + 1):
+        lengths = range(2, min(ORDER, n_ids) + 1)
+        for n in tqdm(lengths, desc="counting n-grams", leave=False, disable=None, delay=1):  # many books take a while
             longer, first, longer_at = distinct(at[:-1] * vocab_size + ids[n - 1 :])
             ending = at[first + 1]  # what each longer one is without its first id
             self.levels.append(self.level(keys, np.bincount(ending, minlength=len(keys))))
