@@ -128,13 +128,14 @@ def line_accuracy(argv: list[str]) -> None:
     add("--min_confidence", type=float, default=MIN_CONFIDENCE, help="of a suggestion (default: the editor's)")
     add("--device", default="auto", help="as in complete.py (default: auto)")
     add("--ngram", type=float, default=0.0, help="share of an n-gram model of the training text (default: 0)")
+    add("--ngram_data", metavar="DATASETS", help="whose training texts are counted (default: those of --dataset)")
     args = made.parse_args(argv)
 
     from tqdm import tqdm
 
     _, state = open_trained("resume", args.out_dir)
     dataset = open_matching_dataset(args.dataset, state)
-    counts = {"ngram": args.ngram, "ngram_data": args.dataset if args.ngram else None}
+    counts = {"ngram": args.ngram, "ngram_data": args.ngram_data or (args.dataset if args.ngram else None)}
     completer, _ = load_completer("resume", args.out_dir, args.device, **counts)
     places = choose_places(dataset.array("val"), completer.tokenizer, args.lines, args.seed)
     found, n_characters = [], 0  # per place: next token right, rest right, suggestion shown, suggestion right
