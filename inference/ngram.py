@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 ORDER = 6  # ids of the longest n-gram
-MOST_IDS = 2**25  # counting them takes a minute and 7 GB in each process; 2.5 GB stay in use
+MOST_IDS = 2**25  # counting novels of this length takes half a minute and 4 GB; 1.4 GB stay in use, in each process
 DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's (Heafield et al. 2013), where a text is too short or unusual to tell
 
 
@@ -110,17 +110,20 @@ class NGram:
 
 
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct keys in order, where each is found first, and each key's number among them. np.unique too would do,
-    but numbers sort several times as fast as what points to them."""
+    """The distinct keys, all at least 0, in order; where each is found first; each key's number among them: what
+    np.unique returns, in about half the time, as a key and its place are sorted as one number, without an argsort."""
     bits = len(keys).bit_length()
-    if int(keys.max()) >> (63 - bits):  # a key and its place do not fit into one number
+    if int(keys.max()) >> (63 - bits):  # the two do not fit into one number
         return np.unique(keys, return_index=True, return_inverse=True)
-    both = np.sort(keys << bits | np.arange(len(keys)))
-    ordered, order = both >> bits, both & ((1 << bits) - 1)
-    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    both = keys << bits
+    both |= np.arange(len(keys))
+    both.sort()
+    order = both & ((1 << bits) - 1)
+    both >>= bits  # the keys, in order
+    is_first = np.concatenate([[True], both[1:] != both[:-1]])
     numbers = np.empty_like(keys)
     numbers[order] = np.cumsum(is_first) - 1
-    return ordered[is_first], order[is_first], numbers
+    return both[is_first], order[is_first], numbers
 
 
 def discounts(counts: np.ndarray) -> tuple[float, float, float]:

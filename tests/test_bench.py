@@ -281,6 +281,8 @@ def test_a_dataset_with_other_ids_or_too_few_is_refused(letters, tmp_path):
     assert train.main([CONFIG, *SMALL, f"--dataset={letters}", out_dir, "--max_iters=1", "--eval_iters=1"]) == 0
     with pytest.raises(ValueError, match="other .* does not match the checkpoint"):
         bench.main(["lines", out_dir, f"--dataset={other}", "--device=cpu"])
+    with pytest.raises(ValueError, match="other .* does not match the checkpoint"):
+        bench.main(["lines", out_dir, f"--dataset={letters}", "--ngram=0.2", f"--ngram_data={letters},{other}"])
     with pytest.raises(ValueError, match="has 164 tokens, --given=4 and --new=160 need 165"):
         bench.main(["repetition", out_dir, f"--scorer={tmp_path / 'out'}", "--given=4"])
 
